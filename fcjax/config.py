@@ -1,0 +1,462 @@
+"""What a composer is made of: frozen dataclasses whose field names follow diffusers' and transformers' config keys.
+
+`sd15()` is the paper's setting, `mini()` the model that ships in the package, `tiny()` a few thousand parameters for
+tests. Derive others with `dataclasses.replace`; every combination is checked where it is made.
+"""
+
+import dataclasses
+from typing import Literal
+
+BindingVariant = Literal["none", "conv_in", "smallest", "all"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Condition = Literal["pose", "tryon"]
+
+CROSS_ATTENTION_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
+CROSS_ATTENTION_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _require_choice(owner: str, field: str, value: object, choices: tuple[object, ...]) -> None:
+    _require(value in choices, f"{owner}.{field} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _require_positive(config: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        values = value if isinstance(value, tuple) else (value,)
+        _require(
+            len(values) > 0 and all(isinstance(v, int) and v > 0 for v in values),
+            f"{type(config).__name__}.{field} must be positive whole numbers, got {value!r}",
+        )
+
+
+def _require_groups(config: object, channels: tuple[int, ...], groups: int) -> None:
+    for width in channels:
+        _require(
+            width % groups == 0,
+            f"{type(config).__name__}: {width} channels cannot be split into norm_num_groups={groups} equal groups; "
+            "choose block_out_channels that are multiples of it",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Keys of diffusers' AutoencoderKL. The VAE's factor is 2 ** (len(block_out_channels) - 1)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block"
+        )
+        _require_positive(self, "norm_num_groups")
+        _require_groups(self, self.block_out_channels, self.norm_num_groups)
+        _require(self.scaling_factor > 0, f"VAEConfig.scaling_factor must be positive, got {self.scaling_factor!r}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent token along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Keys of transformers' CLIPTextModel."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 49407
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _require_positive(self, "num_attention_heads", "max_position_embeddings")
+        _require_choice("TextConfig", "hidden_act", self.hidden_act, ("quick_gelu", "gelu"))
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"TextConfig.hidden_size={self.hidden_size} must be a multiple of "
+            f"num_attention_heads={self.num_attention_heads}",
+        )
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, field)
+            _require(
+                0 <= value < self.vocab_size,
+                f"TextConfig.{field}={value} is no row of a vocabulary of {self.vocab_size} tokens",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Keys of diffusers' UNet2DConditionModel, as far as SD1.x and SD2.x use them.
+
+    `attention_head_dim` is the NUMBER of heads, one for all levels or one per level: diffusers' own misnomer, which
+    every checkpoint follows. `ff_mult` (the width of the transformer's feed-forward over its input) is 4 in diffusers
+    and not a key there.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = (CROSS_ATTENTION_DOWN,) * 3 + (PLAIN_DOWN,)
+    up_block_types: tuple[str, ...] = (PLAIN_UP,) + (CROSS_ATTENTION_UP,) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    ff_mult: int = 4
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
+        _require_positive(self, "cross_attention_dim", "attention_head_dim", "norm_num_groups", "ff_mult")
+        _require_groups(self, self.block_out_channels, self.norm_num_groups)
+        levels = len(self.block_out_channels)
+        for field, choices in (
+            ("down_block_types", (CROSS_ATTENTION_DOWN, PLAIN_DOWN)),
+            ("up_block_types", (CROSS_ATTENTION_UP, PLAIN_UP)),
+        ):
+            types = getattr(self, field)
+            _require(
+                len(types) == levels, f"UNetConfig.{field} names {len(types)} blocks but block_out_channels {levels}"
+            )
+            for block_type in types:
+                _require_choice("UNetConfig", field, block_type, choices)
+        heads = self.attention_head_dim
+        _require(
+            isinstance(heads, int) or len(heads) == levels,
+            f"UNetConfig.attention_head_dim must be one number or {levels} (one per level), got {heads!r}",
+        )
+        for level, width in enumerate(self.block_out_channels):
+            _require(
+                width % self.heads(level) == 0,
+                f"UNetConfig: {width} channels of level {level} do not split into {self.heads(level)} heads "
+                "(attention_head_dim is the number of heads)",
+            )
+
+    @property
+    def levels(self) -> int:
+        return len(self.block_out_channels)
+
+    def heads(self, level: int) -> int:
+        """Attention heads at a level (0 is the finest)."""
+        return self.attention_head_dim if isinstance(self.attention_head_dim, int) else self.attention_head_dim[level]
+
+    @property
+    def attention_blocks(self) -> tuple[tuple[str, int, int], ...]:
+        """(block name, level, attention layers) of every block with self-attention, in forward order."""
+        blocks = [
+            (f"down_blocks_{level}", level, self.layers_per_block)
+            for level, block_type in enumerate(self.down_block_types)
+            if block_type == CROSS_ATTENTION_DOWN
+        ]
+        blocks.append(("mid_block", self.levels - 1, 1))
+        blocks += [
+            (f"up_blocks_{index}", self.levels - 1 - index, self.layers_per_block + 1)
+            for index, block_type in enumerate(self.up_block_types)
+            if block_type == CROSS_ATTENTION_UP
+        ]
+        return tuple(blocks)
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """The level of every self-attention layer, in forward order."""
+        return tuple(level for _, level, layers in self.attention_blocks for _ in range(layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class BinderConfig:
+    """Subject binding: which blocks add a phrase's vector to the keys and values of its asset's tokens.
+
+    `none`; `conv_in` (through the reference UNet's first convolution); `smallest` (down and up blocks of the smallest
+    resolution that has attention there, the paper's Bind(1)); `all` (Bind(1,2,3), the mid block too).
+    """
+
+    variant: BindingVariant = "all"
+    hidden_size: int = 768
+
+    def __post_init__(self) -> None:
+        _require_choice("BinderConfig", "variant", self.variant, ("none", "conv_in", "smallest", "all"))
+        _require_positive(self, "hidden_size")
+
+    def blocks(self, unet: UNetConfig) -> tuple[tuple[str, int], ...]:
+        """(block name, level) of every block of `unet` whose keys and values are bound, in forward order."""
+        named = [(name, level) for name, level, _ in unet.attention_blocks]
+        if self.variant == "all":
+            # Choice: Bind(1,2,3) speaks of the three resolutions' blocks; the mid block's attention is bound too.
+            return tuple(named)
+        if self.variant == "smallest":
+            outer = [(name, level) for name, level in named if name != "mid_block"] or named
+            smallest = max(level for _, level in outer)
+            return tuple((name, level) for name, level in outer if level == smallest)
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Keys of diffusers' schedulers: the forward process, and what the denoiser predicts."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: PredictionType = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    rescale_betas_zero_snr: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_train_timesteps")
+        _require_choice(
+            "DiffusionConfig", "beta_schedule", self.beta_schedule, ("scaled_linear", "linear", "squaredcos_cap_v2")
+        )
+        _require_choice(
+            "DiffusionConfig", "prediction_type", self.prediction_type, ("epsilon", "v_prediction", "sample")
+        )
+        _require_choice(
+            "DiffusionConfig", "timestep_spacing", self.timestep_spacing, ("leading", "trailing", "linspace")
+        )
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"DiffusionConfig needs 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}",
+        )
+        _require(
+            not (self.rescale_betas_zero_snr and self.prediction_type == "epsilon"),
+            "DiffusionConfig.rescale_betas_zero_snr leaves no signal at the last timestep, which epsilon prediction "
+            "cannot recover: use prediction_type='v_prediction' or 'sample'",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComposerConfig:
+    """The whole model. `height` and `width` are pixels; `unet` is the denoiser.
+
+    condition: what joins the noisy latent at the denoiser's conv_in. "pose": the UV map, `pose_patch` x `pose_patch`
+      points per latent token, 2 channels each. "tryon": the person's latent and a 1-channel mask.
+    attend_blank: whether the denoiser sees reference tokens that no asset covers.
+    reference_coordinates: two more input channels of the reference UNet, each asset's own coordinates.
+    max_assets: the number of assets to which every canvas is padded.
+    """
+
+    unet: UNetConfig
+    reference_unet: UNetConfig
+    vae: VAEConfig
+    text_encoder: TextConfig
+    binder: BinderConfig
+    diffusion: DiffusionConfig
+    height: int = 512
+    width: int = 384
+    max_assets: int = 8
+    condition: Condition = "pose"
+    attend_blank: bool = False
+    pose_patch: int = 1
+    reference_coordinates: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "height", "width", "max_assets", "pose_patch")
+        _require_choice("ComposerConfig", "condition", self.condition, ("pose", "tryon"))
+        factor = self.vae.factor * 2 ** (self.unet.levels - 1)
+        _require(
+            self.height % factor == 0 and self.width % factor == 0,
+            f"ComposerConfig: height={self.height} and width={self.width} must be multiples of {factor} "
+            f"(VAE factor {self.vae.factor} x {2 ** (self.unet.levels - 1)} of the UNet)",
+        )
+        _require(
+            self.vae.factor % self.pose_patch == 0,
+            f"ComposerConfig.pose_patch={self.pose_patch} must divide the VAE's factor {self.vae.factor}",
+        )
+        latent, condition = self.vae.latent_channels, self.condition_channels
+        _require(
+            self.unet.in_channels == latent + condition,
+            f"ComposerConfig: unet.in_channels={self.unet.in_channels}, but {latent} latent channels and {condition} "
+            f"of condition {self.condition!r} (pose_patch={self.pose_patch}) make {latent + condition}",
+        )
+        _require(
+            self.unet.out_channels == latent,
+            f"ComposerConfig: unet.out_channels={self.unet.out_channels} but the VAE has {latent} latent channels",
+        )
+        reference_channels = latent + 2 * self.reference_coordinates
+        _require(
+            self.reference_unet.in_channels == reference_channels,
+            f"ComposerConfig: reference_unet.in_channels={self.reference_unet.in_channels}, but {latent} latent "
+            f"channels with reference_coordinates={self.reference_coordinates} make {reference_channels}",
+        )
+        differ = [
+            field.name
+            for field in dataclasses.fields(UNetConfig)
+            if field.name not in ("in_channels", "out_channels")
+            and getattr(self.unet, field.name) != getattr(self.reference_unet, field.name)
+        ]
+        _require(
+            not differ, f"ComposerConfig: unet and reference_unet must be alike, but differ in {', '.join(differ)}"
+        )
+        _require(
+            self.unet.cross_attention_dim == self.text_encoder.hidden_size,
+            f"ComposerConfig: unet.cross_attention_dim={self.unet.cross_attention_dim} must equal "
+            f"text_encoder.hidden_size={self.text_encoder.hidden_size}",
+        )
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels that join the noisy latent at the denoiser's conv_in."""
+        return 2 * self.pose_patch**2 if self.condition == "pose" else self.vae.latent_channels + 1
+
+    @property
+    def latent_height(self) -> int:
+        return self.height // self.vae.factor
+
+    @property
+    def latent_width(self) -> int:
+        return self.width // self.vae.factor
+
+
+def _composer(unet: UNetConfig, vae: VAEConfig, *, condition: Condition, pose_patch: int, **others) -> ComposerConfig:
+    """Give both UNets the input channels that the conditions ask for."""
+    latent = vae.latent_channels
+    condition_channels = 2 * pose_patch**2 if condition == "pose" else latent + 1
+    return ComposerConfig(
+        unet=dataclasses.replace(unet, in_channels=latent + condition_channels, out_channels=latent),
+        reference_unet=dataclasses.replace(
+            unet, in_channels=latent + 2 * others.get("reference_coordinates", False), out_channels=latent
+        ),
+        vae=vae,
+        condition=condition,
+        pose_patch=pose_patch,
+        **others,
+    )
+
+
+def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> ComposerConfig:
+    """The paper's model: two Stable Diffusion v1.5 UNets at 512x384, a 2-channel pose map or 5 try-on channels."""
+    return _composer(
+        UNetConfig(),
+        VAEConfig(),
+        condition=condition,
+        pose_patch=1,
+        text_encoder=TextConfig(),
+        binder=BinderConfig(variant=binding),
+        diffusion=DiffusionConfig(),
+    )
+
+
+def mini(
+    binding: BindingVariant = "all", condition: Condition = "pose", vocab_size: int = 1536, max_assets: int = 6
+) -> ComposerConfig:
+    """The model in the package: 256x192, at most 13 M parameters (26 MB in bfloat16).
+
+    Attention at every level, because garments must be matched in place at 32x24 tokens; 4x4 UV points per token,
+    because one point per 8x8 pixels loses arms and legs; coordinates of each asset, because so small a UNet does not
+    find them by itself.
+    """
+    return _composer(
+        UNetConfig(
+            sample_size=32,
+            down_block_types=(CROSS_ATTENTION_DOWN,) * 3,
+            up_block_types=(CROSS_ATTENTION_UP,) * 3,
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=(2, 4, 6),
+            use_linear_projection=True,
+            norm_num_groups=16,
+            ff_mult=2,
+        ),
+        VAEConfig(
+            latent_channels=8,
+            block_out_channels=(16, 32, 64, 128),
+            layers_per_block=1,
+            norm_num_groups=8,
+            sample_size=256,
+            scaling_factor=1.0,
+        ),
+        condition=condition,
+        pose_patch=4,
+        reference_coordinates=True,
+        text_encoder=TextConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            bos_token_id=vocab_size - 2,
+            eos_token_id=vocab_size - 1,
+            pad_token_id=vocab_size - 1,
+        ),
+        binder=BinderConfig(variant=binding, hidden_size=128),
+        # Choice: a model trained from nothing predicts v, with no signal left at the last timestep, so that plain
+        # backgrounds come out in their colour; SD1.5's epsilon prediction cannot.
+        diffusion=DiffusionConfig(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
+        height=256,
+        width=192,
+        max_assets=max_assets,
+    )
+
+
+def tiny(binding: BindingVariant = "all", condition: Condition = "pose") -> ComposerConfig:
+    """A composer of a few ten thousand parameters for tests: 32x32 pixels, VAE factor 4, two levels."""
+    return _composer(
+        UNetConfig(
+            sample_size=8,
+            down_block_types=(CROSS_ATTENTION_DOWN,) * 2,
+            up_block_types=(CROSS_ATTENTION_UP,) * 2,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            ff_mult=2,
+        ),
+        VAEConfig(
+            latent_channels=4,
+            block_out_channels=(4, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=32,
+            scaling_factor=1.0,
+        ),
+        condition=condition,
+        pose_patch=2,
+        reference_coordinates=True,
+        text_encoder=TextConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=62,
+            eos_token_id=63,
+            pad_token_id=63,
+        ),
+        binder=BinderConfig(variant=binding, hidden_size=16),
+        diffusion=DiffusionConfig(prediction_type="v_prediction"),
+        height=32,
+        width=32,
+        max_assets=3,
+    )
