@@ -1,0 +1,226 @@
+"""The composer as pure functions over parameters: what training and sampling call, and jit.
+
+Parameters: {"unet" (the denoiser), "reference_unet", "vae", "text_encoder", "binder"}. `dtype` is the dtype of
+computation; latents, predictions and images come back in float32. Latents here are scaled (and shifted) as the
+denoiser sees them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from fcjax.config import ComposerConfig, VAEConfig
+from fcjax.models.attention import KeyValue
+from fcjax.models.binder import Binder
+from fcjax.models.layers import FLOAT32, Dtype
+from fcjax.models.text import TextEncoder
+from fcjax.models.unet import UNet
+from fcjax.models.vae import VAE
+
+
+class ReferenceFeatures(NamedTuple):
+    """Keys and values of every self-attention layer of the reference UNet in forward order, and which may be seen."""
+
+    layers: tuple[KeyValue, ...]
+    masks: tuple[Bool[Array, "b k"], ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+def encode_prompt(
+    params: dict[str, Any], config: ComposerConfig, ids: Int[Array, "b k"], *, dtype: Dtype = FLOAT32
+) -> Float[Array, "b k e"]:
+    """The text encoder's embeddings of token ids."""
+    return TextEncoder(config.text_encoder, dtype=dtype).apply({"params": params["text_encoder"]}, ids)
+
+
+def phrase_vectors(text: Float[Array, "b k e"], spans: Float[Array, "b a k"]) -> Float[Array, "b a e"]:
+    """P_i: the mean of the prompt's embeddings over each phrase's tokens (`spans`: weights that sum to 1, or 0)."""
+    # Choice: the paper feeds the phrase's embeddings (l x c) to the MLP and does not say how they become one vector.
+    return jnp.einsum("bak,bke->bae", spans.astype(text.dtype), text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def pose_channels(
+    uv: Float[Array, "b H W 2"], latent_height: int, latent_width: int, patch: int
+) -> Float[Array, "b h w p"]:
+    """The UV map at patch x patch points per latent token, nearest pixel, stacked into 2 * patch**2 channels.
+
+    Channel order: row of the patch, column of the patch, (u, v). With patch 1 these are the paper's 2 channels.
+    Nearest, never averaged: between two body parts a mean of (u, v) is a place elsewhere on the body.
+    """
+    # Choice: the paper does not say how the map comes to the latent's resolution.
+    batch, height, width, _ = uv.shape
+    rows, columns = latent_height * patch, latent_width * patch
+    if height < rows or width < columns:
+        raise ValueError(f"a UV map of {height}x{width} is smaller than the {rows}x{columns} points to sample from it")
+    row = (jnp.arange(rows) * 2 + 1) * height // (2 * rows)
+    column = (jnp.arange(columns) * 2 + 1) * width // (2 * columns)
+    points = uv[:, row][:, :, column].reshape(batch, latent_height, patch, latent_width, patch, 2)
+    return points.transpose(0, 1, 3, 2, 4, 5).reshape(batch, latent_height, latent_width, 2 * patch**2)
+
+
+def tryon_channels(person_latents: Float[Array, "b h w c"], masks: Float[Array, "b H W"]) -> Float[Array, "b h w c1"]:
+    """The cloth-agnostic person's latent and, behind it, the area-averaged mask (1: to be filled)."""
+    height, width = person_latents.shape[1:3]
+    return jnp.concatenate([person_latents, area_average(masks[:, None], height, width)[:, 0, :, :, None]], axis=-1)
+
+
+def area_average(masks: Float[Array, "b a H W"], height: int, width: int) -> Float[Array, "b a h w"]:
+    """Mean coverage of each cell of a coarser grid that divides the masks' grid."""
+    batch, assets, rows, columns = masks.shape
+    if rows % height or columns % width:
+        raise ValueError(f"masks of {rows}x{columns} do not divide into a grid of {height}x{width}")
+    cells = masks.astype(FLOAT32).reshape(batch, assets, height, rows // height, width, columns // width)
+    return cells.mean(axis=(3, 5))
+
+
+def level_masks(config: ComposerConfig, masks: Float[Array, "b a H W"]) -> tuple[Float[Array, "b a h w"], ...]:
+    """Coverage of the tokens at every level of the UNet, the finest first.
+
+    An average is above 0 wherever the asset covers anything of the token, so no asset loses all its tokens at a
+    coarse level: it keeps the tokens it touches, with the share it has of them.
+    """
+    height, width = config.latent_height, config.latent_width
+    return tuple(area_average(masks, height >> level, width >> level) for level in range(config.unet.levels))
+
+
+def asset_coordinates(masks: Float[Array, "b a h w"]) -> Float[Array, "b h w 2"]:
+    """(x, y) in [-1, 1] of each token inside the bounding box of the asset that covers it, weighed by its coverage.
+
+    Zero where no asset is. Boxes are those of the tokens with any coverage.
+    """
+
+    # Choice: a small UNet does not work out by itself where on its garment a token lies; off for SD1.5.
+    def inside(covered: Bool[Array, "b a t"]) -> Float[Array, "b a t"]:
+        length = covered.shape[-1]
+        place = jnp.arange(length, dtype=FLOAT32)
+        first = jnp.min(jnp.where(covered, place, length), axis=-1, keepdims=True)
+        last = jnp.max(jnp.where(covered, place, -1), axis=-1, keepdims=True)
+        return jnp.clip(2 * (place + 0.5 - first) / jnp.maximum(last + 1 - first, 1) - 1, -1, 1)
+
+    masks = masks.astype(FLOAT32)
+    x, y = inside(jnp.any(masks > 0, axis=-2)), inside(jnp.any(masks > 0, axis=-1))
+    return jnp.stack([jnp.einsum("bahw,baw->bhw", masks, x), jnp.einsum("bahw,bah->bhw", masks, y)], axis=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two UNets
+
+
+def reference_features(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    canvas_latents: Float[Array, "b h w c"],
+    text: Float[Array, "b k e"],
+    spans: Float[Array, "b a k"],
+    masks: Float[Array, "b a H W"],
+    *,
+    dtype: Dtype = FLOAT32,
+) -> ReferenceFeatures:
+    """Bound keys and values of the asset canvas, once per image.
+
+    text: the embeddings of the FULL prompt, also where the denoiser's text is dropped. spans: per asset the weights
+    over the prompt's tokens; masks: per asset its coverage, at the latent's resolution or a multiple of it. Assets
+    that pad to `max_assets` have zero masks.
+    """
+    coverage = level_masks(config, masks)
+    bound = Binder(config.binder, config.unet, dtype=dtype).apply(
+        {"params": params["binder"]}, phrase_vectors(text, spans), coverage
+    )
+    sample = canvas_latents
+    if config.reference_coordinates:
+        sample = jnp.concatenate([sample, asset_coordinates(coverage[0]).astype(sample.dtype)], axis=-1)
+    # Choice: the reference UNet reads the clean latent, at timestep 0.
+    timesteps = jnp.zeros(sample.shape[0])
+    layers = UNet(config.reference_unet, dtype=dtype).apply(
+        {"params": params["reference_unet"]}, sample, timesteps, text, bound=bound, emit=True
+    )
+    batch = masks.shape[0]
+    if config.attend_blank:
+        seen = [jnp.ones((batch, m.shape[2] * m.shape[3]), bool) for m in coverage]
+    else:
+        seen = [jnp.any(m > 0, axis=1).reshape(batch, -1) for m in coverage]
+    return ReferenceFeatures(layers, tuple(seen[level] for level in config.unet.attention_levels))
+
+
+def keep_reference(features: ReferenceFeatures, keep: Bool[Array, "b"]) -> ReferenceFeatures:
+    """Hide the whole reference from the samples where `keep` is False (guidance, conditioning drop-out)."""
+    return features._replace(masks=tuple(mask & keep[:, None] for mask in features.masks))
+
+
+def repeat_reference(features: ReferenceFeatures, times: int) -> ReferenceFeatures:
+    """Each sample's features `times` times in a row, for several images of one reference."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), features)
+
+
+def denoise(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    noisy: Float[Array, "b h w c"],
+    timesteps: Float[Array, "b"],
+    text: Float[Array, "b k e"],
+    condition: Float[Array, "b h w p"],
+    features: ReferenceFeatures | None = None,
+    *,
+    dtype: Dtype = FLOAT32,
+) -> Float[Array, "b h w c"]:
+    """The denoiser's raw prediction (what it is of: `config.diffusion.prediction_type`), in float32.
+
+    condition: `pose_channels` or `tryon_channels`, by `config.condition`. features None: no reference at all.
+    """
+    sample = jnp.concatenate([noisy, condition.astype(noisy.dtype)], axis=-1)
+    return UNet(config.unet, dtype=dtype).apply(
+        {"params": params["unet"]},
+        sample,
+        timesteps,
+        text,
+        reference=None if features is None else features.layers,
+        reference_mask=None if features is None else features.masks,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images and latents
+
+
+def scale_latents(config: VAEConfig, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The VAE's latents as the denoiser sees them."""
+    return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def unscale_latents(config: VAEConfig, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The reverse of `scale_latents`."""
+    return latents / config.scaling_factor + (config.shift_factor or 0.0)
+
+
+def encode_images(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    images: Float[Array, "b H W 3"],
+    key: Key[Array, ""] | None = None,
+    *,
+    dtype: Dtype = FLOAT32,
+) -> Float[Array, "b h w c"]:
+    """Scaled latents of images in [-1, 1]: the distribution's mean, or a draw from it with `key`."""
+    vae = VAE(config.vae, dtype=dtype)
+    mean, log_variance = vae.apply({"params": params["vae"]}, images, method=VAE.encode)
+    if key is not None:
+        mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+    return scale_latents(config.vae, mean)
+
+
+def decode_latents(
+    params: dict[str, Any], config: ComposerConfig, latents: Float[Array, "b h w c"], *, dtype: Dtype = FLOAT32
+) -> Float[Array, "b H W 3"]:
+    """Images clipped to [-1, 1] of scaled latents."""
+    vae = VAE(config.vae, dtype=dtype)
+    images = vae.apply({"params": params["vae"]}, unscale_latents(config.vae, latents), method=VAE.decode)
+    return jnp.clip(images, -1.0, 1.0)

@@ -1,0 +1,152 @@
+"""The autoencoder between images and latents, with the structure and the names of diffusers' AutoencoderKL."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fcjax.config import VAEConfig
+from fcjax.models.attention import attend, split_heads
+from fcjax.models.layers import FLOAT32, Conv, Dense, Downsample, Dtype, GroupNorm, ResnetBlock, Upsample
+
+EPSILON = 1e-6
+
+
+class _Block(nn.Module):
+    """Resnets of one level, then the change of resolution."""
+
+    features: int
+    resnets: int
+    num_groups: int
+    resample: str | None = None
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        for index in range(self.resnets):
+            x = ResnetBlock(self.features, self.num_groups, EPSILON, name=f"resnets_{index}", **dtypes)(x)
+        if self.resample == "down":
+            x = Downsample(self.features, padding=((0, 1), (0, 1)), name="downsamplers_0", **dtypes)(x)
+        elif self.resample == "up":
+            x = Upsample(self.features, name="upsamplers_0", **dtypes)(x)
+        return x
+
+
+class _GridAttention(nn.Module):
+    """Single-head attention over the grid's tokens behind a group norm, with a residual."""
+
+    num_groups: int
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        normed = GroupNorm(self.num_groups, EPSILON, name="group_norm", **dtypes)(x)
+        channels, tokens = x.shape[-1], normed.reshape(x.shape[0], -1, x.shape[-1])
+        query, key, value = (
+            split_heads(Dense(channels, name=name, **dtypes)(tokens), 1) for name in ("to_q", "to_k", "to_v")
+        )
+        y = attend(query, key, value).reshape(tokens.shape)
+        return x + Dense(channels, name="to_out_0", **dtypes)(y).reshape(x.shape)
+
+
+class _MidBlock(nn.Module):
+    features: int
+    num_groups: int
+    attention: bool
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = ResnetBlock(self.features, self.num_groups, EPSILON, name="resnets_0", **dtypes)(x)
+        if self.attention:
+            x = _GridAttention(self.num_groups, name="attentions_0", **dtypes)(x)
+        return ResnetBlock(self.features, self.num_groups, EPSILON, name="resnets_1", **dtypes)(x)
+
+
+class Encoder(nn.Module):
+    """Image to the mean and log variance of the latent, before `quant_conv`."""
+
+    config: VAEConfig
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 moments"]:
+        config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        groups, widths = config.norm_num_groups, config.block_out_channels
+        x = Conv(widths[0], name="conv_in", **dtypes)(x)
+        for level, width in enumerate(widths):
+            resample = "down" if level < len(widths) - 1 else None
+            x = _Block(width, config.layers_per_block, groups, resample, name=f"down_blocks_{level}", **dtypes)(x)
+        x = _MidBlock(widths[-1], groups, config.mid_block_add_attention, name="mid_block", **dtypes)(x)
+        x = nn.silu(GroupNorm(groups, EPSILON, name="conv_norm_out", **dtypes)(x))
+        return Conv(2 * config.latent_channels, name="conv_out", **dtypes)(x)
+
+
+class Decoder(nn.Module):
+    """Latent (behind `post_quant_conv`) to image."""
+
+    config: VAEConfig
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        groups, widths = config.norm_num_groups, config.block_out_channels[::-1]
+        x = Conv(widths[0], name="conv_in", **dtypes)(x)
+        x = _MidBlock(widths[0], groups, config.mid_block_add_attention, name="mid_block", **dtypes)(x)
+        for index, width in enumerate(widths):
+            resample = "up" if index < len(widths) - 1 else None
+            x = _Block(width, config.layers_per_block + 1, groups, resample, name=f"up_blocks_{index}", **dtypes)(x)
+        x = nn.silu(GroupNorm(groups, EPSILON, name="conv_norm_out", **dtypes)(x))
+        return Conv(config.out_channels, name="conv_out", **dtypes)(x)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder; latents here are NOT scaled by `scaling_factor` (models.composer does that)."""
+
+    config: VAEConfig
+    dtype: Dtype = FLOAT32
+    param_dtype: Dtype = FLOAT32
+
+    def setup(self) -> None:
+        config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = Encoder(config, **dtypes)
+        self.decoder = Decoder(config, **dtypes)
+        if config.use_quant_conv:
+            self.quant_conv = Conv(2 * config.latent_channels, kernel_size=1, **dtypes)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = Conv(config.latent_channels, kernel_size=1, **dtypes)
+
+    def encode(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b h2 w2 latent"], Float[Array, "b h2 w2 latent"]]:
+        """Mean and log variance (clipped to [-30, 20]) of the latents of images in [-1, 1], in float32."""
+        moments = self.encoder(images)
+        if self.config.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, log_variance = jnp.split(moments.astype(FLOAT32), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def decode(self, latents: Float[Array, "b h2 w2 latent"]) -> Float[Array, "b h w c"]:
+        """Images in about [-1, 1] (not clipped), in float32."""
+        if self.config.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(FLOAT32)
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], key: Array | None = None
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 latent"], Float[Array, "b h2 w2 latent"]]:
+        """Reconstruction from a latent drawn with `key` (the mean when None), with mean and log variance."""
+        mean, log_variance = self.encode(images)
+        latents = mean
+        if key is not None:
+            latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+        return self.decode(latents), mean, log_variance
