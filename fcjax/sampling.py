@@ -102,7 +102,7 @@ def image_keys(seed: int, num_images: int) -> Key[Array, "b"]:
     return jax.vmap(partial(jax.random.key, impl="threefry2x32"))(seeds)
 
 
-def _noise(keys: Key[Array, "b"], use: int, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+def _noise(keys: Key[Array, "b"], use: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Unit Gaussian noise, each image's from its own key; `use` 0 is the start, i + 1 what step i adds."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, use), shape, jnp.float32))(keys)
 
