@@ -25,7 +25,7 @@ SMALLEST_COVERAGE = 0.5
 """What `token_masks` raises an asset's best token to, where no token is covered by more than that."""
 
 # How many divisions of the canvas are compared.
-_CANDIDATES, _VARIED_CANDIDATES = 48, 3
+_CANDIDATES = 48
 
 
 class Box(NamedTuple):
@@ -227,7 +227,8 @@ def _random_places(
         if score > best_score:
             best_score, best_shares = score, shares
         possible += score > -math.inf
-        if varied and possible == _VARIED_CANDIDATES:
+        # Fewer to choose from make more variety; many assets need more, lest some become specks.
+        if varied and possible == 2 * len(sizes) - 1:
             break
     if best_shares is None:
         raise ValueError(f"a canvas of {height}x{width} pixels has no room for {len(sizes)} assets: use a larger one")
