@@ -104,15 +104,15 @@ class Tokenizer:
                 raise ValueError(f"the phrase {wanted[index]!r} has no token: write it in letters or digits")
             if inside[-1] >= room:
                 raise ValueError(
-                    f"the phrase {wanted[index]!r} does not fit: the prompt has {len(tokens)} tokens, of which {room} are "
-                    "read; shorten it, or move the phrase towards its beginning"
+                    f"the phrase {wanted[index]!r} does not fit: {room} tokens of a prompt are read and this one has "
+                    f"{len(tokens)}; shorten it, or move the phrase towards its beginning"
                 )
             # One on: the start mark stands before the first token.
             spans[index, np.asarray(inside) + 1] = 1.0 / len(inside)
         return PromptTokens(ids, spans, prompt, appended, truncated, self.unknown_words(prompt))
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """The words of a text that the model never learnt, each once, in order; empty if the tokenizer does not know."""
+        """The words of a text that the model never learnt, each once, in order; empty where that is not known."""
         if self.words is None:
             return ()
         # As CLIP cuts words: runs of letters, and the endings 's, 't, 're ... on their own.
