@@ -1,0 +1,52 @@
+"""Random poses around the pose library, and which of them are kept for the held-out split."""
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from fcjax.body.embedded import SMPL_JOINTS
+from fcjax.body.poses import POSES, mirror_rotations
+from fcjax.body.rotations import rotation_matrices
+
+HELD_OUT_POSES = frozenset(name for index, name in enumerate(sorted(POSES)) if index % 4 == 2)
+"""Named poses around which no training picture is taken."""
+
+# Standard deviation of the random turns in radians, by a part of the joint's name.
+JITTER = {
+    "pelvis": 0.04, "spine": 0.05, "neck": 0.07, "head": 0.10, "collar": 0.03, "shoulder": 0.14, "elbow": 0.16, "wrist": 0.14,
+    "hip": 0.07, "knee": 0.08, "ankle": 0.05, "foot": 0.0, "hand": 0.0,
+}  # fmt: skip
+
+
+def seated(rotations: Float[ndarray, "24 3"]) -> bool:
+    """Whether a thigh is lifted so far that a skirt would look wrong."""
+    thighs = rotation_matrices(rotations[1:3])[:, 1, 1]
+    return bool(thighs.min() < 0.72)
+
+
+_STANDING = tuple(name for name in sorted(POSES) if not seated(POSES[name].rotations))
+
+
+def names(split: str, skirts: bool) -> tuple[str, ...]:
+    """The named poses around which a split's pictures are taken; `skirts` leaves seated ones out."""
+    chosen = _STANDING if skirts else tuple(sorted(POSES))
+    return tuple(name for name in chosen if (name in HELD_OUT_POSES) == (split == "heldout"))
+
+
+def draw_pose(rng: np.random.Generator, split: str, skirts: bool) -> tuple[Float[ndarray, "24 3"], str]:
+    """A random pose: a named one, or a mixture of two of the same split, mirrored half the time, with every joint turned
+    a little. Returns axis-angle rotations and the name of the nearer pose."""
+    choice = names(split, skirts)
+    name = str(rng.choice(choice))
+    rotations = np.array(POSES[name].rotations, np.float64)
+    others = [other for other in choice if other != name and seated(POSES[other].rotations) == seated(rotations)]
+    if others and rng.random() < 0.5:
+        # Axis-angles of neighbouring poses mix well: no joint of the library turns by much over a right angle.
+        share = rng.uniform(0.1, 0.5)
+        rotations += share * (np.array(POSES[str(rng.choice(others))].rotations) - rotations)
+    if rng.random() < 0.5:
+        rotations = mirror_rotations(rotations)
+    spread = [next(size for part, size in JITTER.items() if part in joint) for joint in SMPL_JOINTS]
+    rotations = rotations + rng.normal(0, 1, (24, 3)).clip(-2, 2) * np.array(spread)[:, None]
+    # The pelvis may carry a turn of the whole body; the view angle is drawn apart.
+    return rotations, name

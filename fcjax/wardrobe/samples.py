@@ -1,0 +1,390 @@
+"""Wardrobe: dressed people with their garments' flat pictures, phrases, captions and body maps, all drawn by code."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int8, UInt8
+from numpy import ndarray
+
+from fcjax.body.camera import Camera, frame_full, view_rotation
+from fcjax.body.embedded import ShapedBody, embedded_model, skin
+from fcjax.body.maps import BodyMaps, body_maps
+from fcjax.wardrobe import captions, scene, shading
+from fcjax.wardrobe.scene import Scene
+from fcjax.wardrobe.backgrounds import Background, draw_background
+from fcjax.wardrobe.garments import Garment
+from fcjax.wardrobe.hair import Hair, grow_hair
+from fcjax.wardrobe.meshes import Landmarks, landmarks, smoothstep
+from fcjax.wardrobe.outfits import Wear, draw_outfit
+from fcjax.wardrobe.people import Person, draw_person
+from fcjax.wardrobe.poses import draw_pose
+from fcjax.wardrobe.shading import Light, Texture, draw_light
+
+SPLITS = ("train", "heldout")
+POSES_PER_OUTFIT = {"train": 3, "heldout": 1}
+"""How many neighbouring samples show one person in one outfit: cutting and painting are shared among them."""
+SUPERSAMPLING = 2
+TEXTURE_DENSITY = 1.4  # texture pixels per metre, per pixel of picture height
+FLAT_SHARE = 0.75  # greatest size of a flat picture, of the sample's size
+FACE_SHARE = 0.40
+SWATCH_SHARE = 0.34  # of the width
+LEAST_REGION = 5e-4  # share of the picture that an asset must cover to count as visible
+COLORLESS_SAMPLES = 0.30  # share of samples with flats whose phrases name no colour
+SWATCH_SAMPLES = 0.25
+FACE_SAMPLES = 0.75
+SHOE_SAMPLES = 0.35
+
+
+@dataclass(frozen=True, eq=False)
+class WardrobeAsset:
+    """One reference picture: a garment's flat, a swatch of its fabric, or a face."""
+
+    image: UInt8[ndarray, "h w 4"]  # straight alpha, transparent around
+    phrase: str
+    kind: str  # "top", "jacket", "trousers", "skirt", "dress", "shoes", "face" or "swatch"
+    garment: str = ""  # the garment's name, for swatches too
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One dressed person and everything that describes the picture."""
+
+    image: UInt8[ndarray, "h w 3"]
+    assets: tuple[WardrobeAsset, ...]
+    caption: str  # holds every asset's phrase word for word
+    maps: BodyMaps
+    regions: Int8[ndarray, "h w"]  # 0 none, i + 1 the pixels of asset i
+    foreground: Bool[ndarray, "h w"]
+    background: str  # as the caption names it
+    backdrop: UInt8[ndarray, "h w 3"]  # the picture without the person (and without the shadow)
+    colorless: bool  # no phrase names a colour
+    pose: str  # the nearest named pose
+    view: float  # degrees about the vertical axis
+
+
+@dataclass(frozen=True, eq=False)
+class Outfit:
+    """A person, dressed; what the samples of one outfit share."""
+
+    person: Person
+    shaped: ShapedBody
+    marks: Landmarks
+    hair: Hair | None
+    wears: tuple[Wear, ...]
+    height: int
+    width: int
+
+    @property
+    def garments(self) -> tuple[Garment, ...]:
+        return tuple(wear.garment for wear in self.wears)
+
+    @functools.cached_property
+    def dressed(self) -> Scene:
+        return scene.assemble(self.shaped, self.marks, self.hair, self.garments)
+
+    @functools.cached_property
+    def textures(self) -> tuple[Texture, ...]:
+        return tuple(wear.texture(TEXTURE_DENSITY * self.height) for wear in self.wears)
+
+    @functools.cached_property
+    def eye_centers(self) -> Float[ndarray, "2 3"]:
+        eyes = self.shaped.vertices[embedded_model().ranges["eyes"]]
+        return np.stack([eyes[eyes[:, 0] > 0].mean(axis=0), eyes[eyes[:, 0] < 0].mean(axis=0)])
+
+    @property
+    def skirted(self) -> bool:
+        return any(wear.cut.kind in ("skirt", "dress") for wear in self.wears)
+
+    def render(
+        self, shown: Scene, posed: ndarray, camera: Camera, size: tuple[int, int], light: Light, flat: int | None = None
+    ) -> tuple[Float[ndarray, "h w 4"], ndarray]:
+        """A picture with premultiplied alpha in [0, 1], and per subpixel (2h, 2w) what is seen: -1 or the face's kind.
+
+        `flat` says which garment's flat scene this is; None is the person.
+        """
+        height, width = (SUPERSAMPLING * side for side in size)
+        garments = self.garments if flat is None else self.garments[flat : flat + 1]
+        textures = self.textures if flat is None else self.textures[flat : flat + 1]
+        surface = scene.draw(
+            shown, posed, camera.resized(SUPERSAMPLING), height, width, garments, self.marks, self.person
+        )
+        color = shading.shade(
+            shown, surface, light, self.person, self.marks, self.eye_centers, garments, textures, flat is not None
+        )
+        image = np.zeros((height * width, 4), np.float32)
+        image[surface.pixels, :3] = color
+        image[surface.pixels, 3] = 1
+        kinds = np.full(height * width, -1, np.int8)
+        kinds[surface.pixels] = surface.kind
+        image = image.reshape(size[0], SUPERSAMPLING, size[1], SUPERSAMPLING, 4).mean(axis=(1, 3))
+        return image, kinds.reshape(height, width)
+
+    @functools.cached_property
+    def flats(self) -> tuple[UInt8[ndarray, "h w 4"], ...]:
+        """Each garment's in-shop picture: laid out, from the front, cut out."""
+        return tuple(self._flat(index) for index in range(len(self.wears)))
+
+    def _flat(self, index: int) -> UInt8[ndarray, "h w 4"]:
+        garment = self.wears[index].garment
+        flat = scene.flat_scene(garment)
+        points, rotation = flat.points, np.eye(3)
+        if garment.cut.kind == "shoes":
+            # A pair, closer together than the feet stood, seen from above and from the side.
+            points = points.copy()
+            inner = np.abs(points[:, 0]).min()
+            points[:, 0] -= np.sign(points[:, 0]) * (inner - 0.02)
+            rotation = view_rotation(35, 28)
+        local = points @ rotation.T
+        (left, bottom, _), (right, top, _) = local.min(axis=0), local.max(axis=0)
+        if garment.cut.kind != "shoes":
+            left, right, bottom, top = garment.extent
+        bound_height, bound_width = int(self.height * FLAT_SHARE), int(self.width * FLAT_SHARE)
+        scale = 0.92 * min(bound_height / (top - bottom), bound_width / (right - left))
+        size = tuple(min(int(np.ceil(length * scale / 0.92)), bound) for length, bound in
+                     ((top - bottom, bound_height), (right - left, bound_width)))  # fmt: skip
+        middle = rotation.T @ np.array([(left + right) / 2, (bottom + top) / 2, 0.0])
+        camera = Camera(scale, (size[1] / 2, size[0] / 2), tuple(middle), rotation)
+        image, _ = self.render(flat, points, camera, size, Light(), flat=index)
+        return _straight(image)
+
+    @functools.cached_property
+    def face(self) -> UInt8[ndarray, "h w 4"]:
+        """The head from the front, cut out at the neck."""
+        bare = scene.assemble(self.shaped, self.marks, self.hair, (), bare=True)
+        side = int(self.height * FACE_SHARE)
+        seed = np.random.default_rng(self.person.hair_seed)
+        turn = view_rotation(float(seed.uniform(-16, 16)), float(seed.uniform(-5, 5)))
+        joints = self.marks.joints
+        center = (0.0, float(joints["head"][1]) + 0.025, float(joints["head"][2]) + 0.05)
+        reach = 0.215 if self.person.hair_style not in ("long", "wavy") else 0.235
+        camera = Camera(side / (2 * reach), (side / 2, side / 2), center, turn)
+        image, _ = self.render(bare, bare.points, camera, (side, side), Light())
+        # The picture ends in an oval, so that no hair is cut by its border.
+        line = (np.arange(side) + 0.5) / side * 2 - 1
+        oval = smoothstep(0.97, 0.93, np.hypot(line[None] * 1.02, np.maximum(np.abs(line), 0)[:, None]))
+        return _straight(image * oval[..., None])
+
+    def swatch(self, index: int) -> UInt8[ndarray, "h w 4"]:
+        """A square of a garment's fabric with a transparent border."""
+        side = int(self.width * SWATCH_SHARE)
+        image = np.zeros((side + 4, side + 4, 4), np.uint8)
+        image[2:-2, 2:-2, :3] = np.round(self.wears[index].swatch(side) * 255)
+        image[2:-2, 2:-2, 3] = 255
+        return image
+
+
+def _straight(image: Float[ndarray, "h w 4"]) -> UInt8[ndarray, "h w 4"]:
+    """Premultiplied float to straight 8-bit colours."""
+    alpha = image[..., 3:]
+    color = np.divide(image[..., :3], alpha, out=np.zeros_like(image[..., :3]), where=alpha > 0)
+    return np.round(np.concatenate([color, alpha], axis=-1) * 255).astype(np.uint8)
+
+
+class Wardrobe:
+    """An endless set of dressed people.
+
+    `Wardrobe(split, seed, height, width)[index]` is the same sample on every machine and in every process; the train and the
+    heldout split share no colour pairs, no pattern variants and no poses (see `palette`, `textures`, `poses`). `backgrounds`
+    limits the kinds of background (see `backgrounds.KINDS`).
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        height: int = 256,
+        width: int = 192,
+        backgrounds: tuple[str, ...] | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        if height < 64 or width < 48:
+            raise ValueError(f"size is {height}x{width}; Wardrobe's people need at least 64x48 pixels (height x width)")
+        self.split, self.seed, self.height, self.width, self.backgrounds = split, seed, height, width, backgrounds
+        self._latest: tuple[int, Outfit] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_latest": None}
+
+    def _rng(self, index: int, use: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), use, index])
+
+    def outfit(self, number: int) -> Outfit:
+        """The outfit that samples `number * n` to `number * n + n - 1` show, n being POSES_PER_OUTFIT of the split."""
+        if self._latest is not None and self._latest[0] == number:
+            return self._latest[1]
+        rng = self._rng(number, 0)
+        person = draw_person(rng)
+        shaped = person.shape()
+        marks = landmarks(shaped)
+        wears = draw_outfit(rng, self.split, shaped, marks, person.woman, skirts=rng.random() < 0.9)
+        hair = grow_hair(person, shaped, marks)
+        outfit = Outfit(person, shaped, marks, hair, wears, self.height, self.width)
+        self._latest = (number, outfit)
+        return outfit
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < 0:
+            raise IndexError(f"index is {index}; Wardrobe's samples count from 0 without end")
+        outfit = self.outfit(index // POSES_PER_OUTFIT[self.split])
+        rng = self._rng(index, 1)
+        rotations, pose = draw_pose(rng, self.split, outfit.skirted)
+        view = _draw_view(rng)
+        transforms = embedded_model().bone_transforms(outfit.shaped, rotations)
+        posed = scene.pose_scene(outfit.dressed, transforms)
+        camera = _draw_camera(rng, posed, self.height, self.width, view)
+        light = draw_light(rng)
+        backdrop = draw_background(rng, self.backgrounds)
+        image, kinds = outfit.render(outfit.dressed, posed, camera, (self.height, self.width), light)
+        maps = body_maps(outfit.shaped, rotations, camera, self.height, self.width)
+        body = skin(outfit.shaped.vertices[:13380:7], embedded_model().weights[:13380:7], transforms)
+        painted, foreground, plate = _compose(image, camera, body, backdrop, light)
+        return self._describe(outfit, rng, painted, foreground, plate, kinds, maps, backdrop, pose, view)
+
+    def _describe(self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view) -> Sample:
+        """Choose what becomes an asset, name everything, and mark the assets' regions."""
+        person, wears = outfit.person, outfit.wears
+        seen = _majority(kinds)
+        least = LEAST_REGION * seen.size
+        swatches = rng.random() < SWATCH_SAMPLES
+        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
+        level = str(rng.choice(("pattern", "noun"))) if colorless else "colors"
+        with_shoes = rng.random() < SHOE_SAMPLES
+        phrases, assets, labels = [], [], []
+        for index, wear in reversed(list(enumerate(wears))):
+            label = scene.FIRST_GARMENT + index
+            shoes = wear.cut.kind == "shoes"
+            visible = np.count_nonzero(seen == label) >= least
+            if not visible or (shoes and not with_shoes and rng.random() < 0.6):
+                continue
+            name = wear.described.name
+            as_asset = with_shoes if shoes else rng.random() < 0.95 or len(wears) < 3
+            if as_asset and swatches and not shoes:
+                phrase = captions.swatch_phrase(wear.described, rng)
+                assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", name))
+            else:
+                phrase = captions.garment_phrase(wear.described, rng, level if as_asset else "colors")
+                if as_asset:
+                    assets.append(WardrobeAsset(outfit.flats[index], phrase, wear.cut.kind, name))
+            phrases.append(phrase)
+            if as_asset:
+                labels.append((label,))
+        face = None
+        bare_face = maps.face_mask & np.isin(seen, (scene.SKIN, scene.EYES))
+        if rng.random() < FACE_SAMPLES and np.count_nonzero(bare_face) >= least:
+            face = captions.face_phrase(person, rng)
+            assets.append(WardrobeAsset(outfit.face, face, "face"))
+            labels.append(())
+        order = rng.permutation(len(assets))
+        regions = np.zeros(seen.shape, np.int8)
+        for place, chosen in enumerate(order):
+            covered = np.isin(seen, labels[chosen]) if labels[chosen] else bare_face
+            regions[covered] = place + 1
+        place = captions.background_words(backdrop, rng)
+        caption = captions.caption_words(
+            captions.person_words(person, rng), face, tuple(phrases), _view_words(view), place, rng
+        )
+        return Sample(
+            image=painted,
+            assets=tuple(assets[chosen] for chosen in order),
+            caption=caption,
+            maps=maps,
+            regions=regions,
+            foreground=foreground,
+            background=place,
+            backdrop=plate,
+            colorless=bool(colorless),
+            pose=pose,
+            view=view,
+        )
+
+
+def _draw_view(rng: np.random.Generator) -> float:
+    """Mostly from the front, within 60 degrees, now and then from behind."""
+    if rng.random() < 0.07:
+        return float(180 + rng.normal(0, 15))
+    return float(np.clip(rng.normal(0, 24), -60, 60))
+
+
+def _view_words(view: float) -> str:
+    if abs(view) > 120:
+        return "behind"
+    return "the side" if abs(view) > 45 else ""
+
+
+def _draw_camera(rng: np.random.Generator, posed: ndarray, height: int, width: int, view: float) -> Camera:
+    """Full body, sometimes from the knees up, with a little freedom of place and perspective."""
+    distance = None if rng.random() < 0.3 else float(rng.uniform(3.0, 6.0))
+    elevation = float(np.clip(rng.normal(2, 4), -6, 12))
+    margin = float(rng.uniform(0.03, 0.09))
+    camera = frame_full(posed, height, width, view=view, elevation=elevation, distance=distance, margin=margin)
+    if rng.random() < 0.12:
+        # Closer: the upper two thirds.
+        zoom = float(rng.uniform(1.25, 1.55))
+        local = posed @ camera.rotation.T
+        top = camera.project(posed)[:, 1].min()
+        x = (camera.center[0] - width / 2) * zoom + width / 2
+        y = height * margin + (camera.center[1] - top) * zoom
+        return replace(camera, scale=camera.scale * zoom, center=(float(x), float(y))) if len(local) else camera
+    slack = margin * np.array([width, height]) * 0.6
+    shift = rng.uniform(-1, 1, 2) * slack
+    return replace(camera, center=(camera.center[0] + float(shift[0]), camera.center[1] + float(shift[1])))
+
+
+def _compose(image, camera: Camera, body: ndarray, backdrop: Background, light: Light):
+    """Put the person before the background, with a soft shadow on the floor."""
+    height, width = image.shape[:2]
+    floor = body.copy()
+    low = body[:, 1].min()
+    # The shadow falls away from the key light and a little backwards, where the picture shows the floor.
+    rise = body[:, 1] - low
+    toward = np.asarray(camera.rotation).T @ np.array([light.key[0], 0.0, 0.0])
+    floor[:, 1] = low
+    floor[:, [0, 2]] -= 0.28 * rise[:, None] * toward[[0, 2]]
+    projected = camera.project(floor)
+    feet = float(np.percentile(projected[:, 1], 90))
+    plate = backdrop.paint(height, width, feet)
+    # The floor is seen nearly edge-on; give it the foreshortening of a camera at eye height.
+    depth = (projected[:, 2] - projected[:, 2].mean()) * camera.scale * 0.25
+    cell = max(height // 64, 1)
+    rows = ((projected[:, 1] - depth) / cell).astype(int)
+    columns = (projected[:, 0] / cell).astype(int)
+    inside = (rows >= 0) & (rows < height // cell) & (columns >= 0) & (columns < width // cell)
+    weight = np.exp(-rise[inside] / 0.45)
+    shadow = np.zeros((height // cell + 1, width // cell + 1), np.float32)
+    np.add.at(shadow, (rows[inside], columns[inside]), weight)
+    for _ in range(2):
+        for axis in (0, 1):
+            padded = np.pad(shadow, [(2, 2) if side == axis else (0, 0) for side in (0, 1)])
+            shadow = sum(
+                np.take(padded, range(shift, shift + shadow.shape[axis]), axis=axis) for shift in range(5)
+            ) / 5  # fmt: skip
+    shadow = np.clip(shadow * (0.0028 * 13380 / 7 / len(body)) * 18, 0, 1)
+    shadow = 0.42 * shadow / (0.35 + shadow)
+    grown = _enlarge(shadow, height, width, cell)
+    alpha = image[..., 3:]
+    behind = plate * (1 - grown[..., None])
+    painted = image[..., :3] + behind * (1 - alpha)
+    return _bytes(painted), alpha[..., 0] > 0.5, _bytes(plate)
+
+
+def _bytes(image: ndarray) -> UInt8[ndarray, "h w 3"]:
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _enlarge(values: ndarray, height: int, width: int, cell: int) -> ndarray:
+    """Bilinear enlargement by `cell`."""
+    for axis, count in ((0, height), (1, width)):
+        place = np.clip((np.arange(count) + 0.5) / cell - 0.5, 0, values.shape[axis] - 1.001)
+        low = place.astype(int)
+        share = (place - low).astype(np.float32)
+        share = share[:, None] if axis == 0 else share[None]
+        values = np.take(values, low, axis=axis) * (1 - share) + np.take(values, low + 1, axis=axis) * share
+    return values
+
+
+def _majority(kinds: ndarray) -> ndarray:
+    """Per pixel the label that most of its four subpixels carry."""
+    a, b, c, d = kinds[::2, ::2], kinds[::2, 1::2], kinds[1::2, ::2], kinds[1::2, 1::2]
+    return np.where((a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
