@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -37,6 +37,7 @@ class Box(NamedTuple):
     right: int
 
 
+@runtime_checkable
 class Placeable(Protocol):
     """What `lay_out` needs of an asset; Wardrobe's assets fit as they are."""
 
@@ -50,10 +51,10 @@ class Placeable(Protocol):
 class Asset:
     """A picture cut from its background and the phrase that describes it.
 
-    `image` is RGBA with straight alpha; its transparent margins do not matter.
+    `image` is uint8 RGBA (h, w, 4) with straight alpha; its transparent margins do not matter.
     """
 
-    image: UInt8[np.ndarray, "h w 4"]
+    image: np.ndarray
     phrase: str
 
     def __post_init__(self) -> None:

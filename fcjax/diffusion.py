@@ -56,7 +56,7 @@ def make_alphas_cumprod(config: DiffusionConfig) -> Float[np.ndarray, "t"]:
     return alphas_cumprod
 
 
-def _per_sample(alphas_cumprod: Array, timesteps: Array, ndim: int) -> tuple[Array, Array]:
+def _per_sample(alphas_cumprod: Array | np.ndarray, timesteps: Array, ndim: int) -> tuple[Array, Array]:
     """alpha_t and sigma_t of each sample, shaped to broadcast over an array of `ndim` axes with the batch in front."""
     share = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps].reshape(-1, *[1] * (ndim - 1))
     return jnp.sqrt(share), jnp.sqrt(1.0 - share)
@@ -67,7 +67,7 @@ def _per_sample(alphas_cumprod: Array, timesteps: Array, ndim: int) -> tuple[Arr
 
 
 def add_noise(
-    alphas_cumprod: Float[Array, "t"],
+    alphas_cumprod: Float[Array | np.ndarray, "t"],
     clean: Float[Array, "b ..."],
     noise: Float[Array, "b ..."],
     timesteps: Int[Array, "b"],
@@ -79,7 +79,7 @@ def add_noise(
 
 def training_target(
     prediction_type: str,
-    alphas_cumprod: Float[Array, "t"],
+    alphas_cumprod: Float[Array | np.ndarray, "t"],
     clean: Float[Array, "b ..."],
     noise: Float[Array, "b ..."],
     timesteps: Int[Array, "b"],
@@ -97,7 +97,7 @@ def training_target(
 
 def to_clean(
     prediction_type: str,
-    alphas_cumprod: Float[Array, "t"],
+    alphas_cumprod: Float[Array | np.ndarray, "t"],
     prediction: Float[Array, "b ..."],
     noisy: Float[Array, "b ..."],
     timesteps: Int[Array, "b"],
@@ -115,7 +115,7 @@ def to_clean(
 
 def to_noise(
     prediction_type: str,
-    alphas_cumprod: Float[Array, "t"],
+    alphas_cumprod: Float[Array | np.ndarray, "t"],
     prediction: Float[Array, "b ..."],
     noisy: Float[Array, "b ..."],
     timesteps: Int[Array, "b"],
@@ -131,7 +131,7 @@ def to_noise(
     raise _unknown_prediction_type(prediction_type)
 
 
-def signal_to_noise(alphas_cumprod: Float[Array, "t"], timesteps: Int[Array, "b"]) -> Float[Array, "b"]:
+def signal_to_noise(alphas_cumprod: Float[Array | np.ndarray, "t"], timesteps: Int[Array, "b"]) -> Float[Array, "b"]:
     """alpha^2 / sigma^2 of each sample."""
     share = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
     return share / (1.0 - share)
@@ -139,7 +139,7 @@ def signal_to_noise(alphas_cumprod: Float[Array, "t"], timesteps: Int[Array, "b"
 
 def loss_weight(
     prediction_type: str,
-    alphas_cumprod: Float[Array, "t"],
+    alphas_cumprod: Float[Array | np.ndarray, "t"],
     timesteps: Int[Array, "b"],
     gamma: float = 5.0,
 ) -> Float[Array, "b"]:
