@@ -71,12 +71,16 @@ class Background:
             image[:] = np.where(floor[..., None], sand, np.where((y > horizon)[:, None, None], water, sky))
             image[(np.abs(y - ground) < 0.004)] = (0.96, 0.97, 0.97)
         elif self.kind == "brick":
-            rows = np.floor(y / 0.035)
-            column = np.floor(x / 0.085 + 0.5 * (rows % 2)[:, None])
-            tones = rng.random((64, 64))[rows.astype(int)[:, None] % 64, column.astype(int) % 64]
+            tall, wide = 0.045, 0.11
+            row = np.floor(y / tall)
+            across = x / wide + 0.5 * (row % 2)[:, None]
+            tones = rng.random((64, 64))[row.astype(int)[:, None] % 64, np.floor(across).astype(int) % 64]
             brick = np.array((0.66, 0.38, 0.30)) * (0.85 + 0.25 * tones)[..., None]
-            joint = (y % 0.035 < 0.005)[:, None] | ((x / 0.085 + 0.5 * (rows % 2)[:, None]) % 1 < 0.055)
-            brick[joint] = (0.78, 0.74, 0.70)
+            # Distances to the middle of the joints above and beside, so that they stay smooth at any size.
+            above = np.abs((y / tall + 0.5) % 1 - 0.5) * tall
+            beside = np.abs((across + 0.5) % 1 - 0.5) * wide
+            joint = np.clip(0.5 - (np.minimum(above[:, None], beside) - 0.003) * height, 0, 1)
+            brick += joint[..., None] * ((0.78, 0.74, 0.70) - brick)
             pavement = np.array((0.66, 0.65, 0.64)) * (0.97 + 0.06 * motifs.noise(x, y, (0.04, 0.02), rng))[..., None]
             image[:] = np.where(floor[..., None], pavement, brick)
         elif self.kind == "street":

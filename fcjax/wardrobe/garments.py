@@ -9,7 +9,7 @@ texture coordinates too, so the flat picture and the worn garment share every pi
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from fcjax.body.embedded import ShapedBody, embedded_model, skin
@@ -26,7 +26,7 @@ SKIRT_MARGIN = 0.07
 class Cut:
     """The shape of a garment. Lengths are metres at the average body; heights are absolute, in the rest pose."""
 
-    kind: str  # "top" | "jacket" | "trousers" | "skirt" | "dress" | "shoes"
+    kind: str  # "top" | "jacket" | "trousers" | "skirt" | "dress" | "shoes" | "hat" | "bag"
     hem: float  # height of the lower end
     waist: float = 0.0  # height of the upper end (trousers, skirt), or of a dress's seam
     sleeve: float = 0.6  # 0 shoulder, 1 elbow, 2 wrist
@@ -48,16 +48,19 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A displaced copy of one helper mesh that a garment shows."""
+    """A mesh that a garment shows: a displaced copy of a helper mesh, or one of its own (hats, bags)."""
 
-    mesh: HelperMesh
+    source: str  # "tights", "skirt", "hat" or "bag"
+    faces: Int[ndarray, "f 3"]
+    weights: Float[ndarray, "v 53"]
     rest: Float[ndarray, "v 3"]  # the helper mesh itself
     points: Float[ndarray, "v 3"]  # displaced, rest pose: what fields are evaluated on
-    flat: Float[ndarray, "v 3"]  # laid out; x and y are texture coordinates in metres
+    laid: Float[ndarray, "v 3"]  # as the flat picture shows it
+    texture: Float[ndarray, "v 2"]  # texture coordinates in metres: x and y as laid out
     fields: Float[ndarray, "v 3"]  # ends of the cloth, neckline, cover by outer garments; positive is cloth
     arms: Float[ndarray, "v"]
-    exact_neck: bool
-    is_skirt: bool
+    exact_neck: bool = False
+    hangs_from: str = ""  # a bone under which the piece hangs upright, if any
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +68,12 @@ class Garment:
     cut: Cut
     pieces: tuple[Piece, ...]
     depth: float  # rest z that parts front from back
-    extent: tuple[float, float, float, float] = (0, 0, 0, 0)  # flat x low, x high, y low, y high
+    extent: tuple[float, float, float, float] = (0, 0, 0, 0)  # texture x low, x high, y low, y high
+    crown: tuple[ndarray, ndarray] | None = None  # a hat's edge: azimuths and polar angles, radians
 
     @property
     def tights(self) -> Piece | None:
-        return next((piece for piece in self.pieces if not piece.is_skirt), None)
+        return next((piece for piece in self.pieces if piece.source == "tights"), None)
 
 
 def neckline(cut: Cut, marks: Landmarks, x: ndarray, y: ndarray, z: ndarray, arms: ndarray) -> ndarray:
@@ -238,20 +242,22 @@ def tailor(cut: Cut, shaped: ShapedBody, marks: Landmarks, inner: Piece | None =
         ends = fields(cut, marks, points, mesh.arms, sleeve)
         pieces.append(
             Piece(
-                mesh=mesh,
+                source="tights",
+                faces=mesh.faces,
+                weights=mesh.weights,
                 rest=rest,
                 points=points.astype(np.float32),
-                flat=flat.astype(np.float32),
+                laid=flat.astype(np.float32),
+                texture=flat[:, :2].astype(np.float32),
                 fields=np.concatenate([ends, np.full((len(rest), 1), FAR, np.float32)], axis=1),
                 arms=mesh.arms,
                 exact_neck=cut.kind in ("top", "jacket", "dress"),
-                is_skirt=False,
             )
         )
     if cut.kind in ("skirt", "dress"):
         pieces.append(_skirt(cut, shaped, marks, transforms))
     depth = marks.joints["spine_03" if cut.kind in ("top", "jacket", "dress") else "thigh_l"][2]
-    return _measure(Garment(cut, tuple(pieces), float(depth)))
+    return measured(Garment(cut, tuple(pieces), float(depth)))
 
 
 def _skirt(cut: Cut, shaped: ShapedBody, marks: Landmarks, transforms: ndarray) -> Piece:
@@ -273,27 +279,29 @@ def _skirt(cut: Cut, shaped: ShapedBody, marks: Landmarks, transforms: ndarray) 
         ends = np.minimum(ends, cut.waist - points[:, 1])
     far = np.full(len(rest), FAR)
     return Piece(
-        mesh=mesh,
+        source="skirt",
+        faces=mesh.faces,
+        weights=mesh.weights,
         rest=rest,
         points=points.astype(np.float32),
-        flat=flat.astype(np.float32),
+        laid=flat.astype(np.float32),
+        texture=flat[:, :2].astype(np.float32),
         fields=np.stack([ends, far, far], axis=1).astype(np.float32),
         arms=arms,
-        exact_neck=False,
-        is_skirt=True,
     )
 
 
-def _measure(garment: Garment) -> Garment:
-    shown = [piece.flat[np.unique(piece.mesh.faces[shown_faces(piece)])] for piece in garment.pieces]
+def measured(garment: Garment) -> Garment:
+    """The garment with the bounds of its texture coordinates."""
+    shown = [piece.texture[np.unique(piece.faces[shown_faces(piece)])] for piece in garment.pieces]
     outline = np.concatenate(shown)
-    (left, bottom, _), (right, top, _) = outline.min(axis=0), outline.max(axis=0)
+    (left, bottom), (right, top) = outline.min(axis=0), outline.max(axis=0)
     return replace(garment, extent=(float(left), float(right), float(bottom), float(top)))
 
 
 def shown_faces(piece: Piece) -> Bool[ndarray, "f"]:
     """Faces of which some part is cloth."""
-    return piece.fields[piece.mesh.faces].max(axis=1).min(axis=1) > 0
+    return piece.fields[piece.faces].max(axis=1).min(axis=1) > 0
 
 
 def cover(garments: tuple[Garment, ...], marks: Landmarks, rest: ndarray, rows: str) -> Float[ndarray, "v"]:
@@ -321,6 +329,8 @@ def hidden_skin(
     hidden = np.full(len(rest), -FAR, np.float32)
     for garment in garments:
         cut = garment.cut
+        if cut.kind in ("hat", "bag"):
+            continue
         if cut.kind in ("skirt", "dress"):
             top = cut.waist - 0.02 if cut.kind == "skirt" else marks.waist - 0.045
             under = np.minimum(rest[:, 1] - cut.hem - SKIRT_MARGIN, top - rest[:, 1])

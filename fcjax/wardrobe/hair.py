@@ -32,7 +32,7 @@ class Style:
     fringe: float = 0.0  # polar degrees that hair in front reaches over the hairline
     wave: float = 0.0  # metres that strands swing
     noise: float = 1.0  # raggedness of the hairline
-    front_limit: float = 62.0  # azimuth in degrees behind which the curtain hangs
+    front_limit: float = 68.0  # azimuth in degrees behind which the curtain hangs
     knot: str = "none"  # "bun" | "ponytail"
     curls: float = 0.0
 
@@ -60,15 +60,20 @@ class Hair:
     weights: Float[ndarray, "v 53"]
     strand: Float[ndarray, "v 2"]  # around (radians) and along (metres from the crown)
     margin: Float[ndarray, "v"]  # metres left until the hair ends; the shader adds a strand's own difference
+    polar: Float[ndarray, "v"]  # angle from the crown, radians
+
+    def below(self, edge: tuple[ndarray, ndarray]) -> Float[ndarray, "v"]:
+        """How far (metres) below a hat's edge, given as polar angles over azimuths, the hair lies."""
+        return (0.1 * (self.polar - np.interp(self.strand[:, 0], *edge)) + 0.006).astype(np.float32)
 
 
-def _grid_faces(rows: int, columns: int) -> Int[ndarray, "f 3"]:
+def grid_faces(rows: int, columns: int) -> Int[ndarray, "f 3"]:
     index = np.arange(rows * columns).reshape(rows, columns)
     a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
     return np.concatenate([np.stack(corner, axis=-1).reshape(-1, 3) for corner in ((a, b, c), (a, c, d))])
 
 
-def _skull(shaped: ShapedBody, azimuth: ndarray, polar: ndarray) -> tuple[ndarray, ndarray]:
+def skull(shaped: ShapedBody, azimuth: ndarray, polar: ndarray) -> tuple[ndarray, ndarray]:
     """Centre of the skull, and its radius over a grid (rows of polar angles, columns of azimuths)."""
     model = embedded_model()
     body = model.ranges["body"]
@@ -105,7 +110,7 @@ def grow_hair(person: Person, shaped: ShapedBody, marks: Landmarks) -> Hair | No
     rng = np.random.default_rng(person.hair_seed)
     azimuth = np.linspace(-np.pi, np.pi, COLUMNS)
     polar = np.linspace(0.02, SKULL_END, SKULL_ROWS)
-    center, radius = _skull(shaped, azimuth, polar)
+    center, radius = skull(shaped, azimuth, polar)
     around = np.degrees(np.abs(azimuth))
     hairline = np.radians(np.interp(around, *HAIRLINE)) + rng.normal(0, 0.02)
     side = rng.choice((-1, 1)) * rng.uniform(0.3, 0.6)  # the parting's azimuth
@@ -127,7 +132,7 @@ def grow_hair(person: Person, shaped: ShapedBody, marks: Landmarks) -> Hair | No
     part_depth = np.exp(-(((azimuth - side) / 0.10) ** 2))[None] * np.exp(-(((polar - 0.35) / 0.45) ** 2))[:, None]
     lift = lift - 0.5 * style.thickness * part_depth * (style.curls == 0)
     if style.curls:
-        lift = lift + style.curls * np.sin(azimuth * 11)[None] * np.sin(polar * 13 + 2 * np.sin(azimuth * 3)[None].T.T[0, 0])[:, None]
+        lift = lift + style.curls * np.sin(azimuth * 11)[None] * np.sin(polar * 13)[:, None]
     shell = radius + lift
     points = np.stack(
         [
@@ -150,10 +155,11 @@ def grow_hair(person: Person, shaped: ShapedBody, marks: Landmarks) -> Hair | No
     count = rows * COLUMNS
     hair = Hair(
         points.reshape(count, 3).astype(np.float32),
-        _grid_faces(rows, COLUMNS),
+        grid_faces(rows, COLUMNS),
         _weights(points.reshape(count, 3), marks),
         strand.reshape(count, 2).astype(np.float32),
         margin.reshape(count).astype(np.float32),
+        np.repeat(np.concatenate([polar, np.full(rows - SKULL_ROWS, 3.0)]), COLUMNS).astype(np.float32),
     )
     return _tie(hair, style, center, radius, marks) if style.knot != "none" else hair
 
@@ -232,8 +238,9 @@ def _tie(hair: Hair, style: Style, center: ndarray, radius: ndarray, marks: Land
     strand = np.stack([np.broadcast_to(around * 0.5, along.shape), along], axis=-1).reshape(count, 2)
     return Hair(
         np.concatenate([hair.points, knot]),
-        np.concatenate([hair.faces, _grid_faces(rows, columns) + len(hair.points)]),
+        np.concatenate([hair.faces, grid_faces(rows, columns) + len(hair.points)]),
         np.concatenate([hair.weights, _weights(knot + (0, 0.25, 0), marks)]),
         np.concatenate([hair.strand, strand]).astype(np.float32),
         np.concatenate([hair.margin, np.full(count, 0.1)]).astype(np.float32),
+        np.concatenate([hair.polar, np.full(count, 3.0)]).astype(np.float32),
     )

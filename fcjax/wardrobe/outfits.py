@@ -7,6 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fcjax.body.embedded import ShapedBody
+from fcjax.wardrobe.accessories import HATS, make_bag, make_hat
 from fcjax.wardrobe.captions import Described
 from fcjax.wardrobe.garments import Cut, Garment, tailor
 from fcjax.wardrobe.meshes import Landmarks
@@ -144,7 +145,7 @@ def _draw_bottom(
     wrinkles = float(rng.uniform(0.4, 0.7))
     if name == "skirt":
         length = str(rng.choice(("long", "", "short"), p=(0.3, 0.45, 0.25)))
-        reach = {"long": 0.86, "": rng.uniform(0.42, 0.52), "short": rng.uniform(0.24, 0.30)}[length]
+        reach = {"long": 0.86, "": rng.uniform(0.42, 0.52), "short": rng.uniform(0.32, 0.37)}[length]
         hem = marks.waist - reach * (marks.waist - marks.floor) / 1.0
         cut = Cut(
             kind="skirt", hem=hem, waist=marks.waist + 0.005, offset=0.011, spread=float(rng.uniform(0.12, 0.42)),
@@ -243,9 +244,10 @@ def _denim_color(rng: np.random.Generator) -> str:
 
 
 def draw_outfit(
-    rng: np.random.Generator, split: str, shaped: ShapedBody, marks: Landmarks, woman: bool, skirts: bool
+    rng: np.random.Generator, split: str, shaped: ShapedBody, marks: Landmarks, woman: bool, skirts: bool, hat_fits: bool
 ) -> tuple[Wear, ...]:
-    """Garments from the innermost to the outermost. `skirts` False leaves out what looks wrong on seated people."""
+    """Garments from the innermost to the outermost. `skirts` False leaves out what looks wrong on seated people,
+    `hat_fits` False what does not go over the hair."""
     chosen: list[tuple[Described, Cut, Fabric]] = []
     if woman and skirts and rng.random() < 0.26:
         name, cut, patterns, length = _draw_dress(rng, marks)
@@ -271,10 +273,25 @@ def draw_outfit(
         fabric = draw_fabric(rng, split, ("solid",), ground=str(rng.choice(("black", "white", "brown", *COLORS))))
         # Under everything: trousers fall over shoes.
         chosen.insert(0, (Described(name, fabric), cut, fabric))
+    if hat_fits and rng.random() < 0.16:
+        name = str(rng.choice(tuple(HATS)))
+        cut = Cut(kind="hat", hem=0.0, wrinkles=0.12)
+        fabric = draw_fabric(rng, split, ("knit", "stripes", "solid") if name == "beanie" else ("solid", "dots", "checks"))
+        chosen.append((Described(name, fabric), cut, fabric))
+    if rng.random() < 0.14:
+        cut = Cut(kind="bag", hem=0.0, wrinkles=0.15)
+        fabric = draw_fabric(rng, split, ("solid", "solid", "stripes", "dots", "floral", "checks", "shapes"))
+        chosen.append((Described("bag", fabric), cut, fabric))
     wears: list[Wear] = []
     inner = None
     for described, cut, fabric in chosen:
-        garment = tailor(cut, shaped, marks, inner)
+        if cut.kind == "hat":
+            garment = make_hat(cut, described.name, shaped, marks)
+        elif cut.kind == "bag":
+            size = (float(rng.uniform(0.22, 0.32)), float(rng.uniform(0.18, 0.30)), float(rng.uniform(0.07, 0.11)))
+            garment = make_bag(cut, shaped, marks, str(rng.choice(("l", "r"))), size)
+        else:
+            garment = tailor(cut, shaped, marks, inner)
         if garment.tights is not None and cut.kind != "shoes":
             inner = garment.tights
         wears.append(Wear(described, cut, fabric, garment))

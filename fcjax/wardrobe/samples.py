@@ -12,7 +12,7 @@ from fcjax.body.embedded import ShapedBody, embedded_model, skin
 from fcjax.body.maps import BodyMaps, body_maps
 from fcjax.wardrobe import captions, scene, shading
 from fcjax.wardrobe.scene import Scene
-from fcjax.wardrobe.backgrounds import Background, draw_background
+from fcjax.wardrobe.backgrounds import KINDS, Background, draw_background
 from fcjax.wardrobe.garments import Garment
 from fcjax.wardrobe.hair import Hair, grow_hair
 from fcjax.wardrobe.meshes import Landmarks, landmarks, smoothstep
@@ -24,9 +24,10 @@ from fcjax.wardrobe.shading import Light, Texture, draw_light
 SPLITS = ("train", "heldout")
 POSES_PER_OUTFIT = {"train": 3, "heldout": 1}
 """How many neighbouring samples show one person in one outfit: cutting and painting are shared among them."""
-SUPERSAMPLING = 2
+SUPERSAMPLING = 2  # subpixels a side; the averages below are written for two
 TEXTURE_DENSITY = 1.4  # texture pixels per metre, per pixel of picture height
 FLAT_SHARE = 0.75  # greatest size of a flat picture, of the sample's size
+SMALL_SHARE = 0.5  # the same for shoes, hats and bags
 FACE_SHARE = 0.40
 SWATCH_SHARE = 0.34  # of the width
 LEAST_REGION = 5e-4  # share of the picture that an asset must cover to count as visible
@@ -42,7 +43,7 @@ class WardrobeAsset:
 
     image: UInt8[ndarray, "h w 4"]  # straight alpha, transparent around
     phrase: str
-    kind: str  # "top", "jacket", "trousers", "skirt", "dress", "shoes", "face" or "swatch"
+    kind: str  # "top", "jacket", "trousers", "skirt", "dress", "shoes", "hat", "bag", "face" or "swatch"
     garment: str = ""  # the garment's name, for swatches too
 
 
@@ -83,6 +84,17 @@ class Outfit:
     def dressed(self) -> Scene:
         return scene.assemble(self.shaped, self.marks, self.hair, self.garments)
 
+    def fitting(self, transforms: Float[ndarray, "53 3 4"]) -> Scene:
+        """The scene for a pose: without the bag where its hand is raised above the waist."""
+        for index, garment in enumerate(self.garments):
+            bone = garment.pieces[0].hangs_from
+            if bone:
+                moved = transforms[embedded_model().bone_index[bone]]
+                height = float(moved[1, :3] @ self.marks.joints[bone] + moved[1, 3])
+                if height > self.marks.waist - 0.06:
+                    return self.dressed.select(self.dressed.kind != scene.FIRST_GARMENT + index)
+        return self.dressed
+
     @functools.cached_property
     def textures(self) -> tuple[Texture, ...]:
         return tuple(wear.texture(TEXTURE_DENSITY * self.height) for wear in self.wears)
@@ -117,7 +129,11 @@ class Outfit:
         image[surface.pixels, 3] = 1
         kinds = np.full(height * width, -1, np.int8)
         kinds[surface.pixels] = surface.kind
-        image = image.reshape(size[0], SUPERSAMPLING, size[1], SUPERSAMPLING, 4).mean(axis=(1, 3))
+        image = image.reshape(height, width, 4)
+        # Four strided sums are ten times as fast as a mean over two axes.
+        image = (image[::2, ::2] + image[::2, 1::2] + image[1::2, ::2] + image[1::2, 1::2]) * np.float32(0.25)
+        if flat is None:
+            image[..., :3] *= shading.ambient_occlusion(surface)[..., None]
         return image, kinds.reshape(height, width)
 
     @functools.cached_property
@@ -135,11 +151,14 @@ class Outfit:
             inner = np.abs(points[:, 0]).min()
             points[:, 0] -= np.sign(points[:, 0]) * (inner - 0.02)
             rotation = view_rotation(35, 28)
+        elif garment.cut.kind in ("hat", "bag"):
+            rotation = view_rotation(18, 10)
         local = points @ rotation.T
         (left, bottom, _), (right, top, _) = local.min(axis=0), local.max(axis=0)
-        if garment.cut.kind != "shoes":
+        if garment.cut.kind not in ("shoes", "hat", "bag"):
             left, right, bottom, top = garment.extent
-        bound_height, bound_width = int(self.height * FLAT_SHARE), int(self.width * FLAT_SHARE)
+        share = FLAT_SHARE if garment.cut.kind not in ("shoes", "hat", "bag") else SMALL_SHARE
+        bound_height, bound_width = int(self.height * share), int(self.width * share)
         scale = 0.92 * min(bound_height / (top - bottom), bound_width / (right - left))
         size = tuple(min(int(np.ceil(length * scale / 0.92)), bound) for length, bound in
                      ((top - bottom, bound_height), (right - left, bound_width)))  # fmt: skip
@@ -201,6 +220,9 @@ class Wardrobe:
             raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
         if height < 64 or width < 48:
             raise ValueError(f"size is {height}x{width}; Wardrobe's people need at least 64x48 pixels (height x width)")
+        unknown = set(backgrounds or ()) - set(KINDS)
+        if unknown or backgrounds == ():
+            raise ValueError(f"backgrounds are {backgrounds}; expected some of {', '.join(KINDS)}")
         self.split, self.seed, self.height, self.width, self.backgrounds = split, seed, height, width, backgrounds
         self._latest: tuple[int, Outfit] | None = None
 
@@ -218,7 +240,8 @@ class Wardrobe:
         person = draw_person(rng)
         shaped = person.shape()
         marks = landmarks(shaped)
-        wears = draw_outfit(rng, self.split, shaped, marks, person.woman, skirts=rng.random() < 0.9)
+        hat_fits = person.hair_style not in ("curly", "bun")
+        wears = draw_outfit(rng, self.split, shaped, marks, person.woman, rng.random() < 0.9, hat_fits)
         hair = grow_hair(person, shaped, marks)
         outfit = Outfit(person, shaped, marks, hair, wears, self.height, self.width)
         self._latest = (number, outfit)
@@ -232,11 +255,12 @@ class Wardrobe:
         rotations, pose = draw_pose(rng, self.split, outfit.skirted)
         view = _draw_view(rng)
         transforms = embedded_model().bone_transforms(outfit.shaped, rotations)
-        posed = scene.pose_scene(outfit.dressed, transforms)
+        dressed = outfit.fitting(transforms)
+        posed = scene.pose_scene(dressed, transforms, outfit.shaped.joints)
         camera = _draw_camera(rng, posed, self.height, self.width, view)
         light = draw_light(rng)
         backdrop = draw_background(rng, self.backgrounds)
-        image, kinds = outfit.render(outfit.dressed, posed, camera, (self.height, self.width), light)
+        image, kinds = outfit.render(dressed, posed, camera, (self.height, self.width), light)
         maps = body_maps(outfit.shaped, rotations, camera, self.height, self.width)
         body = skin(outfit.shaped.vertices[:13380:7], embedded_model().weights[:13380:7], transforms)
         painted, foreground, plate = _compose(image, camera, body, backdrop, light)
@@ -245,7 +269,7 @@ class Wardrobe:
     def _describe(self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view) -> Sample:
         """Choose what becomes an asset, name everything, and mark the assets' regions."""
         person, wears = outfit.person, outfit.wears
-        seen = _majority(kinds)
+        seen = np.where(foreground, _majority(kinds), -1)
         least = LEAST_REGION * seen.size
         swatches = rng.random() < SWATCH_SAMPLES
         colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
@@ -255,12 +279,13 @@ class Wardrobe:
         for index, wear in reversed(list(enumerate(wears))):
             label = scene.FIRST_GARMENT + index
             shoes = wear.cut.kind == "shoes"
+            main = wear.cut.kind not in ("shoes", "hat", "bag")
             visible = np.count_nonzero(seen == label) >= least
             if not visible or (shoes and not with_shoes and rng.random() < 0.6):
                 continue
             name = wear.described.name
-            as_asset = with_shoes if shoes else rng.random() < 0.95 or len(wears) < 3
-            if as_asset and swatches and not shoes:
+            as_asset = with_shoes if shoes else rng.random() < (0.95 if main else 0.8) or len(wears) < 3
+            if as_asset and swatches and main:
                 phrase = captions.swatch_phrase(wear.described, rng)
                 assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", name))
             else:
@@ -340,26 +365,21 @@ def _compose(image, camera: Camera, body: ndarray, backdrop: Background, light: 
     # The shadow falls away from the key light and a little backwards, where the picture shows the floor.
     rise = body[:, 1] - low
     toward = np.asarray(camera.rotation).T @ np.array([light.key[0], 0.0, 0.0])
-    floor[:, 1] = low
+    floor[:, 1] = low + 0.012
     floor[:, [0, 2]] -= 0.28 * rise[:, None] * toward[[0, 2]]
     projected = camera.project(floor)
     feet = float(np.percentile(projected[:, 1], 90))
     plate = backdrop.paint(height, width, feet)
     # The floor is seen nearly edge-on; give it the foreshortening of a camera at eye height.
-    depth = (projected[:, 2] - projected[:, 2].mean()) * camera.scale * 0.25
+    depth = (projected[:, 2] - projected[:, 2].mean()) * camera.scale * 0.12
     cell = max(height // 64, 1)
     rows = ((projected[:, 1] - depth) / cell).astype(int)
     columns = (projected[:, 0] / cell).astype(int)
     inside = (rows >= 0) & (rows < height // cell) & (columns >= 0) & (columns < width // cell)
-    weight = np.exp(-rise[inside] / 0.45)
+    weight = np.exp(-rise[inside] / 0.2)
     shadow = np.zeros((height // cell + 1, width // cell + 1), np.float32)
     np.add.at(shadow, (rows[inside], columns[inside]), weight)
-    for _ in range(2):
-        for axis in (0, 1):
-            padded = np.pad(shadow, [(2, 2) if side == axis else (0, 0) for side in (0, 1)])
-            shadow = sum(
-                np.take(padded, range(shift, shift + shadow.shape[axis]), axis=axis) for shift in range(5)
-            ) / 5  # fmt: skip
+    shadow = shading.box_blur(shading.box_blur(shadow, 2), 2)
     shadow = np.clip(shadow * (0.0028 * 13380 / 7 / len(body)) * 18, 0, 1)
     shadow = 0.42 * shadow / (0.35 + shadow)
     grown = _enlarge(shadow, height, width, cell)

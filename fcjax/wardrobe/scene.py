@@ -34,6 +34,7 @@ class Scene:
     flat: Float[ndarray, "v 2"]  # texture coordinates in metres; hair: strand
     fields: Float[ndarray, "v 3"]
     features: Float[ndarray, "v 2"]  # skin: lips, cheeks; garments: weight of the arms, -
+    hanging: Int[ndarray, "v"]  # the bone under which a vertex hangs upright, -1 for none
     faces: Int[ndarray, "f 3"]
     kind: Int[ndarray, "f"]
     two_sided: Bool[ndarray, "f"]
@@ -50,6 +51,7 @@ class Scene:
             self.flat[used],
             self.fields[used],
             self.features[used],
+            self.hanging[used],
             faces.reshape(-1, 3),
             self.kind[chosen],
             self.two_sided[chosen],
@@ -63,20 +65,30 @@ class _Builder:
         self.parts: list[tuple[ndarray, ...]] = []
         self.count = 0
 
-    def add(self, rest, points, weights, flat, fields, features, faces, kind, two_sided, exact=False) -> None:
-        corners = fields[faces]
-        shown = np.flatnonzero((corners.max(axis=1) > 0).all(axis=1))
-        faces, corners = faces[shown], corners[shown]
-        near_neck = (np.abs(corners[..., 1]) < NECK_SLACK).any(axis=1) if exact else np.zeros(len(faces), bool)
-        tested = (corners.min(axis=1) <= 0).any(axis=1) | near_neck
+    def add(self, rest, points, weights, flat, fields, features, faces, kind, two_sided, exact=False, bone="") -> None:
+        def of_corners(attribute: ndarray, join: np.ufunc) -> ndarray:
+            # Three gathers: NumPy reduces short axes slowly.
+            a, b, c = faces.T
+            return join(join(attribute[a], attribute[b]), attribute[c])
+
+        positive = fields > 0
+        some = of_corners(positive, np.logical_or)
+        faces = faces[some[:, 0] & some[:, 1] & some[:, 2]]
         if kind == HAIR:
-            tested = corners[..., 0].min(axis=1) < 0.05
+            tested = of_corners(np.minimum(fields[:, 0], fields[:, 1]), np.minimum) < 0.05
+        else:
+            tested = ~of_corners(positive[:, 0] & positive[:, 1] & positive[:, 2], np.logical_and)
+        near_neck = np.zeros(len(faces), bool)
+        if exact:
+            near_neck = of_corners(np.abs(fields[:, 1]) < NECK_SLACK, np.logical_or)
+            tested |= near_neck
         used, faces = np.unique(faces, return_inverse=True)
         faces = faces.reshape(-1, 3) + self.count
         self.count += len(used)
         self.parts.append(
             (
-                rest[used], points[used], weights[used], flat[used], fields[used], features[used], faces,
+                rest[used], points[used], weights[used], flat[used], fields[used], features[used],
+                np.full(len(used), embedded_model().bone_index[bone] if bone else -1), faces,
                 np.full(len(faces), kind, np.int8), np.full(len(faces), two_sided), tested, near_neck,
             )
         )  # fmt: skip
@@ -114,7 +126,10 @@ def assemble(
     faces = model.faces["eyes"] - eyes.start
     builder.add(points, points, model.weights[eyes], nothing, always, nothing, faces, EYES, False)
     if hair is not None:
-        fields = np.stack([hair.margin, np.full_like(hair.margin, FAR), np.full_like(hair.margin, FAR)], axis=1)
+        # A hat hides the hair under it.
+        crown = next((garment.crown for garment in worn if garment.crown is not None), None)
+        below = np.full_like(hair.margin, FAR) if crown is None else hair.below(crown)
+        fields = np.stack([hair.margin, below, np.full_like(hair.margin, FAR)], axis=1)
         nothing = _constant(len(hair.points), 0, 0)
         # The margin may be somewhat negative: strands differ.
         fields[:, 0] += 0.012
@@ -123,13 +138,12 @@ def assemble(
         over = worn[index + 1 :]
         for piece in garment.pieces:
             fields = piece.fields.copy()
-            if over:
-                name = "skirt" if piece.is_skirt else "tights"
-                fields[:, 2] = np.minimum(fields[:, 2], -cloth.cover(over, marks, piece.rest, name))
+            if over and piece.source in ("skirt", "tights"):
+                fields[:, 2] = np.minimum(fields[:, 2], -cloth.cover(over, marks, piece.rest, piece.source))
             features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
             builder.add(
-                piece.points, piece.points, piece.mesh.weights, piece.flat[:, :2], fields, features, piece.mesh.faces,
-                FIRST_GARMENT + index, True, piece.exact_neck,
+                piece.points, piece.points, piece.weights, piece.texture, fields, features, piece.faces,
+                FIRST_GARMENT + index, True, piece.exact_neck, piece.hangs_from,
             )  # fmt: skip
     return builder.scene()
 
@@ -140,7 +154,7 @@ def flat_scene(garment: Garment) -> Scene:
     for piece in garment.pieces:
         features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
         builder.add(
-            piece.points, piece.flat, piece.mesh.weights, piece.flat[:, :2], piece.fields, features, piece.mesh.faces,
+            piece.points, piece.laid, piece.weights, piece.texture, piece.fields, features, piece.faces,
             FIRST_GARMENT, True, piece.exact_neck,
         )  # fmt: skip
     return builder.scene()
@@ -220,7 +234,8 @@ def draw(
                 x, y, z = at(scene.rest, chosen).T
                 arms = at(scene.features, chosen)[:, 0]
                 values[chosen, 1] = cloth.neckline(garment.cut, marks, x, y, z, arms)
-        kept[rows] = (values > 0).all(axis=1)
+        positive = values > 0
+        kept[rows] = positive[:, 0] & positive[:, 1] & positive[:, 2]
         return kept
 
     fragments = rasterize(projected, faces, height, width, cull=False, keep=keep, perspective=camera.perspective)
@@ -241,7 +256,7 @@ def draw(
         squeeze=_squeeze(scene, posed),
     )
     shown = surface.interpolate(normals, np.arange(len(seen)))
-    shown /= np.maximum(np.linalg.norm(shown, axis=1, keepdims=True), 1e-6)
+    shown /= np.sqrt(np.einsum("nk,nk->n", shown, shown) + np.float32(1e-12))[:, None]
     shown[surface.inside] *= -1
     object.__setattr__(surface, "normals", shown)
     return surface
@@ -263,5 +278,13 @@ def _squeeze(scene: Scene, posed: Float[ndarray, "v 3"]) -> Float[ndarray, "v"]:
     return (total / count).astype(np.float32)
 
 
-def pose_scene(scene: Scene, transforms: Float[ndarray, "53 3 4"]) -> Float[ndarray, "v 3"]:
-    return skin(scene.points, scene.weights, transforms)
+def pose_scene(
+    scene: Scene, transforms: Float[ndarray, "53 3 4"], joints: Float[ndarray, "53 3"]
+) -> Float[ndarray, "v 3"]:
+    """The scene's vertices in a pose; `joints` are the bones' heads at rest. What hangs moves along without turning."""
+    posed = skin(scene.points, scene.weights, transforms)
+    for bone in np.unique(scene.hanging[scene.hanging >= 0]):
+        rows = scene.hanging == bone
+        moved = transforms[bone, :, :3] @ joints[bone] + transforms[bone, :, 3]
+        posed[rows] = scene.points[rows] + (moved - joints[bone])
+    return posed

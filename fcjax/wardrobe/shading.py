@@ -38,7 +38,7 @@ def draw_light(rng: np.random.Generator) -> Light:
     azimuth, elevation = rng.uniform(-1.1, 1.1), rng.uniform(0.25, 1.0)
     key = (np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation))
     strength = rng.uniform(0.36, 0.62)
-    ambient = 0.98 - strength + rng.uniform(-0.04, 0.05) - 0.06
+    ambient = 0.89 - strength + rng.uniform(-0.04, 0.05)
     warm = rng.normal(0, 0.02)
     return Light(
         key=key,
@@ -150,7 +150,7 @@ def _skin(scene, surface, chosen, person, marks, eye_centers) -> ndarray:
         mix(person.blush * blob, skin * (1.0, 0.70, 0.68))
     if person.beard:
         low = smoothstep(mouth + 0.020 * size, mouth + 0.004 * size, y)
-        jaw = smoothstep(0.030 * size, 0.046 * size, np.abs(x)) * smoothstep(eye_height - 0.005, mouth + 0.02, y)
+        jaw = smoothstep(0.040 * size, 0.052 * size, np.abs(x)) * smoothstep(eye_height - 0.005, mouth + 0.02, y)
         whiskers = np.maximum(low, jaw) * smoothstep(mouth - 0.085 * size, mouth - 0.060 * size, y)
         grain = 0.85 + 0.15 * np.sin(x * 2100) * np.sin(y * 1900 + x * 700)
         mix(whiskers * (1 - np.clip(lips * 1.6, 0, 1)) * grain * (0.9 if person.beard > 0.7 else 0.38), person.hair * 0.9)
@@ -212,13 +212,12 @@ def _hair(scene, surface, chosen, person, light) -> ndarray:
 
 
 def _cloth(scene, surface, chosen, garment, texture, laid_out) -> tuple[ndarray, ndarray]:
-    rest = surface.interpolate(scene.rest, chosen)
-    flat = surface.interpolate(scene.flat, chosen)
-    fields = surface.interpolate(scene.fields, chosen)
+    attributes = np.concatenate([scene.flat, scene.fields[:, :2], scene.rest[:, 2:], surface.squeeze[:, None]], axis=1)
+    attributes = surface.interpolate(attributes, chosen)
+    flat, edge, depth, squeeze = attributes[:, :2], np.minimum(attributes[:, 2], attributes[:, 3]), attributes[:, 4], attributes[:, 5]
     inside = surface.inside[chosen]
-    front = ~inside if laid_out else rest[:, 2] > garment.depth
+    front = ~inside if laid_out else depth > garment.depth
     color = texture.look_up(flat, front)
-    squeeze = surface.interpolate(surface.squeeze, chosen)
     cut = garment.cut
     strength = cut.wrinkles * ((0.5 if laid_out else 1.0) + (0 if laid_out else 6.0) * squeeze)
     phase = 37 * cut.fold_count
@@ -230,11 +229,36 @@ def _cloth(scene, surface, chosen, garment, texture, laid_out) -> tuple[ndarray,
         large, small = _crumple(flat, (0.12, 0.20), 0.55, phase), _crumple(flat, (0.06, 0.07), -0.4, phase + 91)
     normals = surface.normals[chosen].copy()
     normals[:, :2] += (0.75 * large + 0.45 * small) * strength[:, None]
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    normals /= np.sqrt(np.einsum("nk,nk->n", normals, normals))[:, None]
     # A seam near the cloth's ends and a darker edge.
-    edge = fields[:, :2].min(axis=1)
     color = color * np.where(((edge > 0.011) & (edge < 0.0145)) | (edge < 0.002), 0.80, 1.0)[:, None].astype(np.float32)
+    if cut.opening:  # a facing along a jacket's front, which tells it from what is worn beneath
+        color *= np.where((edge < 0.011) & (edge > 0), 0.78, 1.0)[:, None].astype(np.float32)
     color *= np.where(inside, 0.55, 1.0)[:, None].astype(np.float32)
     # Valleys are darker than slopes alone tell.
     color *= (1 - 0.22 * strength * np.clip(np.abs(large[:, 0]) + np.abs(large[:, 1]) - 0.25, 0, 1))[:, None]
     return color, normals
+
+
+def box_blur(image: Float[ndarray, "h w"], radius: int) -> Float[ndarray, "h w"]:
+    """The mean over a square of 2 radius + 1 pixels a side; the border is repeated."""
+    for axis in (0, 1):
+        padding = [(radius + 1, radius) if side == axis else (0, 0) for side in (0, 1)]
+        total = np.cumsum(np.pad(image, padding, mode="edge"), axis=axis, dtype=np.float32)
+        ahead, behind = (total[2 * radius + 1 :], total[: -2 * radius - 1]) if axis == 0 else (
+            total[:, 2 * radius + 1 :], total[:, : -2 * radius - 1])  # fmt: skip
+        image = (ahead - behind) / np.float32(2 * radius + 1)
+    return image
+
+
+def ambient_occlusion(surface: Surface) -> Float[ndarray, "h2 w2"]:
+    """How much light reaches each pixel of half the surface's size past its neighbours that stand nearer, in [0.65, 1]."""
+    depth = np.full(surface.height * surface.width, np.nan, np.float32)
+    depth[surface.pixels] = surface.depth
+    depth = depth.reshape(surface.height, surface.width)[::2, ::2]
+    if not len(surface.depth):
+        return np.ones(depth.shape, np.float32)
+    # The background counts as far: only parts of the person shade each other.
+    depth = np.where(np.isnan(depth), surface.depth.max(), depth)
+    around = box_blur(depth, max(round(surface.height / 2 * 0.016), 1))
+    return 1 - np.clip((depth - around - 0.006) * 6.0, 0, 0.35)

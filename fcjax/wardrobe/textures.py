@@ -338,6 +338,8 @@ def draw_fabric(
     if pattern == "denim" and ground not in ("blue", "navy", "black", "grey"):
         pattern, variant = "solid", str(rng.choice(variants("solid", split)))
     base = shade(ground, rng)
+    if pattern == "denim":  # indigo is duller than other blues
+        base = base + np.float32(0.38) * (base.mean() - base)
     if pattern in SINGLE:
         names: tuple[str, ...] = (ground,)
         second = base * (0.78 if base.mean() > 0.5 else 0.7) if pattern == "lace" else base
