@@ -109,6 +109,20 @@ class Decoder(nn.Module):
         return Conv(config.out_channels, name="conv_out", **dtypes)(x)
 
 
+def _patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+    """size x size pixels side by side as channels, ordered (row, column, colour)."""
+    batch, height, width, channels = images.shape
+    cells = images.reshape(batch, height // size, size, width // size, size, channels)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, -1)
+
+
+def _pixels(patches: Float[Array, "b h2 w2 c2"], size: int) -> Float[Array, "b h w c"]:
+    """The reverse of `_patches`."""
+    batch, height, width, channels = patches.shape
+    cells = patches.reshape(batch, height, width, size, size, channels // size**2)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * size, width * size, -1)
+
+
 class VAE(nn.Module):
     """Encoder and decoder; latents here are NOT scaled by `scaling_factor` (models.composer does that)."""
 
@@ -129,7 +143,7 @@ class VAE(nn.Module):
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b h2 w2 latent"], Float[Array, "b h2 w2 latent"]]:
         """Mean and log variance (clipped to [-30, 20]) of the latents of images in [-1, 1], in float32."""
-        moments = self.encoder(images)
+        moments = self.encoder(_patches(images, self.config.patch_size))
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, log_variance = jnp.split(moments.astype(FLOAT32), 2, axis=-1)
@@ -139,7 +153,7 @@ class VAE(nn.Module):
         """Images in about [-1, 1] (not clipped), in float32."""
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
-        return self.decoder(latents).astype(FLOAT32)
+        return _pixels(self.decoder(latents).astype(FLOAT32), self.config.patch_size)
 
     def __call__(
         self, images: Float[Array, "b h w c"], key: Array | None = None
