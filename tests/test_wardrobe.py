@@ -4,8 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from fcjax.wardrobe import Wardrobe, vocabulary
-from fcjax.wardrobe import captions, outfits, poses, samples
+from fcjax.wardrobe import Wardrobe, captions, outfits, poses, samples, vocabulary
 from fcjax.wardrobe.palette import HELD_OUT_PAIRS, PAIRS, PALETTE, contrast, partners
 from fcjax.wardrobe.textures import HELD_OUT_VARIANTS, PATTERNS, Grid, draw_fabric, variants
 
@@ -30,7 +29,10 @@ def same(first, second):
         and first.caption == second.caption
         and np.array_equal(first.regions, second.regions)
         and np.array_equal(first.maps.iuv, second.maps.iuv)
-        and all(np.array_equal(a.image, b.image) and a.phrase == b.phrase for a, b in zip(first.assets, second.assets, strict=True))
+        and all(
+            np.array_equal(a.image, b.image) and a.phrase == b.phrase
+            for a, b in zip(first.assets, second.assets, strict=True)
+        )
     )
 
 
@@ -57,7 +59,7 @@ def test_shapes_and_types(train):
         assert sample.image.shape == sample.backdrop.shape == (128, 96, 3) and sample.image.dtype == np.uint8
         assert sample.regions.shape == sample.foreground.shape == (128, 96) and sample.regions.dtype == np.int8
         assert sample.maps.iuv.shape == (128, 96, 3)
-        assert 1 <= len(sample.assets) <= 7
+        assert 1 <= len(sample.assets) <= samples.MOST_GARMENTS + 1
         for asset in sample.assets:
             assert asset.image.dtype == np.uint8 and asset.image.shape[2] == 4
 
@@ -97,7 +99,11 @@ def test_regions_show_the_colours_of_their_flats(train, heldout):
                 # Chromaticity and, weaker, brightness: light changes the second.
                 def tone(values):
                     return np.concatenate(
-                        [values / (values.sum(axis=1, keepdims=True) + 30) * 3, values.mean(axis=1, keepdims=True) / 512], axis=1
+                        [
+                            values / (values.sum(axis=1, keepdims=True) + 30) * 3,
+                            values.mean(axis=1, keepdims=True) / 512,
+                        ],
+                        axis=1,
                     )
 
                 colors, wanted = tone(colors[::7]), tone(wanted[::23])

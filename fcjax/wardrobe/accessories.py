@@ -19,7 +19,13 @@ HATS = {
 
 
 def _piece(
-    source: str, points: ndarray, laid: ndarray, texture: ndarray, faces: Int[ndarray, "f 3"], bone: str, hangs: bool = False
+    source: str,
+    points: ndarray,
+    laid: ndarray,
+    texture: ndarray,
+    faces: Int[ndarray, "f 3"],
+    bone: str,
+    hangs: bool = False,
 ) -> Piece:
     weights = np.zeros((len(points), 53), np.float32)
     weights[:, embedded_model().bone_index[bone]] = 1
@@ -54,7 +60,9 @@ def make_hat(cut: Cut, name: str, shaped: ShapedBody, marks: Landmarks) -> Garme
     shell = _spherical(radius, azimuth, polar)
     if brim:
         # Cap: a visor in front, its sides drawn in; hat: a brim all around, bent down a little.
-        reach = brim * np.clip(np.cos(azimuth * 1.35), 0, None) ** 0.6 * (np.abs(azimuth) < 1.16) if name == "cap" else brim
+        reach = (
+            brim * np.clip(np.cos(azimuth * 1.35), 0, None) ** 0.6 * (np.abs(azimuth) < 1.16) if name == "cap" else brim
+        )
         out = np.stack([np.sin(azimuth), np.zeros(COLUMNS), np.cos(azimuth)], axis=-1)
         steps = np.linspace(0.2, 1, 5)
         droop = -0.22 if name == "cap" else -0.16
@@ -62,7 +70,9 @@ def make_hat(cut: Cut, name: str, shaped: ShapedBody, marks: Landmarks) -> Garme
         rows = shell[-1] + width[..., None] * out + (droop * width**1.0)[..., None] * np.array([0.0, 1.0, 0.0])
         shell = np.concatenate([shell, rows])
     points = shell + center
-    along = np.concatenate([np.zeros((1, COLUMNS)), np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=-1), axis=0)])
+    along = np.concatenate(
+        [np.zeros((1, COLUMNS)), np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=-1), axis=0)]
+    )
     texture = np.stack([np.broadcast_to(azimuth * 0.105, along.shape), along.max() - along], axis=-1)
     count = len(points) * COLUMNS
     points = points.reshape(count, 3)
@@ -73,7 +83,8 @@ def make_hat(cut: Cut, name: str, shaped: ShapedBody, marks: Landmarks) -> Garme
 
 def _spherical(radius: ndarray, azimuth: ndarray, polar: ndarray) -> Float[ndarray, "r c 3"]:
     return np.stack(
-        [radius * np.sin(polar) * np.sin(azimuth), radius * np.cos(polar), radius * np.sin(polar) * np.cos(azimuth)], axis=-1
+        [radius * np.sin(polar) * np.sin(azimuth), radius * np.cos(polar), radius * np.sin(polar) * np.cos(azimuth)],
+        axis=-1,
     )
 
 
@@ -81,7 +92,7 @@ def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, side: str, size: tu
     """A bag of width, height and depth `size` (metres) with a handle, held in the left ("l") or right ("r") hand."""
     width, height, depth = size
     bone = f"middle_01_{side}"
-    grip = shaped.joints[embedded_model().bone_index[bone]].astype(np.float64) + (0, -0.02, 0)
+    grip = shaped.joints[embedded_model().bone_index[bone]].astype(np.float64) - np.array((0, 0.02, 0))
     # The body: rings from top to bottom of a rounded box that widens downwards.
     around = np.linspace(-np.pi, np.pi, 33)
     profile = np.array([(0.0, 0.80), (0.03, 0.84), (0.35, 0.95), (0.75, 1.0), (0.94, 0.98), (1.0, 0.86), (1.0, 0.0)])
@@ -89,7 +100,9 @@ def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, side: str, size: tu
     corner_z = np.sign(np.cos(around)) * np.abs(np.cos(around)) ** 0.4
     drop = 0.10
     rings = [
-        np.stack([corner_x * width / 2 * wide, np.full(33, -drop - down * height), corner_z * depth / 2 * wide], axis=-1)
+        np.stack(
+            [corner_x * width / 2 * wide, np.full(33, -drop - down * height), corner_z * depth / 2 * wide], axis=-1
+        )
         for down, wide in profile
     ]
     body = np.stack(rings)
@@ -97,8 +110,9 @@ def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, side: str, size: tu
     arc = np.linspace(0, np.pi, 17)
     span = width * 0.27
     spine = np.stack([-np.cos(arc) * span, -drop - 0.01 + np.sin(arc) * (drop + 0.01), np.zeros(17)], axis=-1)
-    handle = np.stack([spine + (0, 0, 0.007), spine * (0.9, 1.0, 1) + (0, -0.014 * 0.7, 0.007), spine * (0.9, 1, 1) - (0, 0.01, 0.007),
-                       spine - (0, 0, 0.007), spine + (0, 0, 0.007)])  # fmt: skip
+    inner = spine * (0.9, 1.0, 1.0) - np.array((0.0, 0.01, 0.0))
+    half = np.array((0.0, 0.0, 0.007))
+    handle = np.stack([spine + half, inner + half, inner - half, spine - half, spine + half])
     points = np.concatenate([body.reshape(-1, 3), handle.reshape(-1, 3)])
     faces = np.concatenate([grid_faces(len(body), 33), grid_faces(len(handle), 17) + body.shape[0] * 33])
     turned = points @ view_rotation(38 if side == "l" else -38).T + grip

@@ -1,9 +1,9 @@
 """Garments: cuts, the displaced helper meshes that carry them, and the fields that say where the cloth ends.
 
-A garment is a copy of a helper mesh (tights, skirt) that follows the body's shape and bones. Where it ends is decided per
-pixel by scalar fields on rest positions: cloth is where all of them are positive. Cutting whole faces instead would make
-jagged hems. Flat coordinates are those of the garment laid out with straight arms and its sides unrolled; they are its
-texture coordinates too, so the flat picture and the worn garment share every pixel of print.
+A garment is a copy of a helper mesh (tights, skirt) that follows the body's shape and bones. Where it ends is decided
+per pixel by scalar fields on rest positions: cloth is where all of them are positive. Cutting whole faces instead
+would make jagged hems. Flat coordinates are those of the garment laid out with straight arms and its sides unrolled;
+they are its texture coordinates too, so the flat picture and the worn garment share every pixel of print.
 """
 
 from dataclasses import dataclass, replace
@@ -101,7 +101,8 @@ def neckline(cut: Cut, marks: Landmarks, x: ndarray, y: ndarray, z: ndarray, arm
 def fields(
     cut: Cut, marks: Landmarks, points: Float[ndarray, "v 3"], arms: ndarray, sleeve: ndarray
 ) -> Float[ndarray, "v 2"]:
-    """Distances inside the cloth's ends (hem, waist, sleeves) and inside its neckline, on rest positions of the tights."""
+    """Distances inside the cloth's ends (hem, waist, sleeves) and inside its neckline, on rest positions of the
+    tights."""
     x, y, z = points.T
     far = np.full(len(points), FAR, np.float32)
     if cut.kind in ("top", "jacket", "dress"):
@@ -118,7 +119,8 @@ def fields(
 
 
 def _hang(points: Float[ndarray, "v 3"], mesh: HelperMesh, marks: Landmarks, drape: float) -> Float[ndarray, "v 3"]:
-    """Let a top's body hang from the chest: its width shrinks only slowly below the bust. The greatest gain in realism."""
+    """Let a top's body hang from the chest: its width shrinks only slowly below the bust. The greatest gain in
+    realism."""
     torso = (mesh.arms < 0.35) & mesh.used
     count = 60
     low, high = marks.hip - 0.2, marks.neck
@@ -161,9 +163,7 @@ def _flare_sleeves(
     return points
 
 
-def _widen_legs(
-    points: Float[ndarray, "v 3"], marks: Landmarks, legs: tuple[float, float]
-) -> Float[ndarray, "v 3"]:
+def _widen_legs(points: Float[ndarray, "v 3"], marks: Landmarks, legs: tuple[float, float]) -> Float[ndarray, "v 3"]:
     """Trouser legs keep a least radius about the leg's axis."""
     points = points.copy()
     for side, sign in (("l", 1), ("r", -1)):
@@ -238,7 +238,8 @@ def tailor(cut: Cut, shaped: ShapedBody, marks: Landmarks, inner: Piece | None =
         flat = skin(points, mesh.weights, transforms)
         if cut.kind in ("top", "jacket", "dress"):
             flat = _unroll(flat, mesh.arms, marks, 0.55)
-        # Ends are measured on the cloth where it hangs, covering on the skin beneath: smoothing moves vertices up and down.
+        # Ends are measured on the cloth where it hangs, covering on the skin beneath: smoothing moves vertices up
+        # and down.
         ends = fields(cut, marks, points, mesh.arms, sleeve)
         pieces.append(
             Piece(
@@ -339,4 +340,3 @@ def hidden_skin(
             margin = 0.004 if cut.kind == "shoes" else HIDING_MARGIN
             hidden = np.maximum(hidden, fields(cut, marks, rest, arms, sleeve).min(axis=1) - margin)
     return np.where(head > 0.3, -FAR, hidden).astype(np.float32)
-

@@ -1,7 +1,7 @@
 """Hair: a grid of strands over the skull that ends in a noisy hairline, a fringe, or hangs down as a curtain.
 
-Columns run around the head (angle 0 in front, positive towards the subject's left), rows from the crown outwards. The grid
-stands off the skull by the hair's thickness; where it ends is decided per pixel, strand by strand.
+Columns run around the head (angle 0 in front, positive towards the subject's left), rows from the crown outwards. The
+grid stands off the skull by the hair's thickness; where it ends is decided per pixel, strand by strand.
 """
 
 from dataclasses import dataclass
@@ -148,7 +148,9 @@ def grow_hair(person: Person, shaped: ShapedBody, marks: Landmarks) -> Hair | No
     rows = SKULL_ROWS
     if style.length is not None:
         turn = int(np.searchsorted(polar, TURN_DOWN))
-        points, along, margin = _hang(points, along, margin, hangs, turn, style, marks.joints["head"][1] - center[1], rng)
+        points, along, margin = _hang(
+            points, along, margin, hangs, turn, style, marks.joints["head"][1] - center[1], rng
+        )
         rows = len(points)
     points = points + center
     strand = np.stack([np.broadcast_to(azimuth, along.shape), along], axis=-1)
@@ -165,7 +167,8 @@ def grow_hair(person: Person, shaped: ShapedBody, marks: Landmarks) -> Hair | No
 
 
 def _hang(points, along, margin, hangs, turn, style, head_height, rng):
-    """Replace the hanging columns' lower skull rows by a curtain and append rows to it; other columns end on the skull."""
+    """Replace the hanging columns' lower skull rows by a curtain and append rows to it; other columns end on the
+    skull."""
     start = points[turn]
     below = np.linspace(0, 1, len(points) - turn + HANGING_ROWS)
     drop = below * (style.length + 0.04)
@@ -211,7 +214,7 @@ def _tie(hair: Hair, style: Style, center: ndarray, radius: ndarray, marks: Land
     if style.knot == "bun":
         polar = np.linspace(0.05, np.pi - 0.05, rows)
         size = 0.042
-        place = center + (0, back * 0.62, -back * 0.78 - 0.012)
+        place = center + np.array((0, back * 0.62, -back * 0.78 - 0.012))
         points = np.stack(
             [
                 size * np.sin(polar)[:, None] * np.sin(around),
@@ -225,10 +228,14 @@ def _tie(hair: Hair, style: Style, center: ndarray, radius: ndarray, marks: Land
     else:
         below = np.linspace(0, 1, rows)
         spine = np.stack(
-            [np.zeros(rows), 0.015 * np.sin(below * 3) - 0.24 * below**1.3, -0.055 * np.sin(np.minimum(below * 2.2, 1.57))],
+            [
+                np.zeros(rows),
+                0.015 * np.sin(below * 3) - 0.24 * below**1.3,
+                -0.055 * np.sin(np.minimum(below * 2.2, 1.57)),
+            ],
             axis=1,
         )
-        spine = spine + center + (0, back * 0.35, -back * 0.93)
+        spine = spine + center + np.array((0, back * 0.35, -back * 0.93))
         width = 0.010 + 0.022 * np.sin(np.clip(below * 1.15 + 0.1, 0, 1) * np.pi) ** 0.7
         ring = np.stack([np.sin(around), np.zeros(columns), np.cos(around)], axis=-1)
         points = spine[:, None] + width[:, None, None] * ring
@@ -239,7 +246,7 @@ def _tie(hair: Hair, style: Style, center: ndarray, radius: ndarray, marks: Land
     return Hair(
         np.concatenate([hair.points, knot]),
         np.concatenate([hair.faces, grid_faces(rows, columns) + len(hair.points)]),
-        np.concatenate([hair.weights, _weights(knot + (0, 0.25, 0), marks)]),
+        np.concatenate([hair.weights, _weights(knot + np.array((0, 0.25, 0)), marks)]),
         np.concatenate([hair.strand, strand]).astype(np.float32),
         np.concatenate([hair.margin, np.full(count, 0.1)]).astype(np.float32),
         np.concatenate([hair.polar, np.full(count, 3.0)]).astype(np.float32),

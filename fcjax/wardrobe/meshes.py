@@ -1,4 +1,5 @@
-"""What never changes about the helper meshes that garments are cut from: topology, neighbours, weights; and small mesh tools."""
+"""What never changes about the helper meshes that garments are cut from: topology, neighbours, weights; and small
+mesh tools."""
 
 import functools
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Shapes and noise that fabrics are drawn with: distance-like functions of local coordinates, bitmaps of letters, value noise."""
+"""Shapes and noise that fabrics are drawn with: distance-like functions of local coordinates, bitmaps of letters,
+value noise."""
 
 import functools
 
@@ -110,9 +111,10 @@ def noise(
 ) -> Float[ndarray, "h w"]:
     """Smooth value noise in [0, 1] with grid cells of `cell` metres (or across and along).
 
-    The values are fixed in the plane, so that any window and any resolution see the same cloth; they repeat after 64 cells.
+    The values are fixed in the plane, so that any window and any resolution see the same cloth; they repeat after 64
+    cells.
     """
-    across, along = (cell, cell) if isinstance(cell, float) else cell
+    across, along = cell if isinstance(cell, tuple) else (cell, cell)
     shift = rng.integers(0, TILE, 2)
     columns = (np.floor(x * (8 / across)).astype(int) + shift[0]) % TILE
     rows = (np.floor(y * (8 / along)).astype(int) + shift[1]) % TILE

@@ -16,7 +16,8 @@ from fcjax.wardrobe.shading import Texture
 from fcjax.wardrobe.textures import Fabric, Grid, draw_fabric, variants
 
 TROUSER_PATTERNS = (
-    "solid", "stripes", "vertical", "diagonal", "checks", "plaid", "dots", "floral", "camouflage", "zigzag", "shapes", "gradient",
+    "solid", "stripes", "vertical", "diagonal", "checks", "plaid", "dots", "floral", "camouflage", "zigzag", "shapes",
+    "gradient",
 )  # fmt: skip
 TOP_PATTERNS = (*TROUSER_PATTERNS, "letters", "logo")
 SIMILAR_SHARE = 0.3  # of outfits, whose main garments share their pattern family or their colours
@@ -30,6 +31,11 @@ class Wear:
     cut: Cut
     fabric: Fabric
     garment: Garment
+
+    @property
+    def main(self) -> bool:
+        """Whether this is clothing proper rather than shoes, a hat or a bag."""
+        return self.cut.kind not in ("shoes", "hat", "bag")
 
     def texture(self, density: float) -> Texture:
         """Front and back painted over the flat extent, `density` pixels per metre."""
@@ -92,7 +98,9 @@ def _sleeve_word(sleeve: float) -> str:
 
 def _draw_top(rng: np.random.Generator, marks: Landmarks, woman: bool) -> tuple[str, Cut, tuple[str, ...]]:
     names = ("t-shirt", "tank top", "top", "shirt", "sweater", "sweatshirt")
-    name = str(rng.choice(names, p=(0.34, 0.08, 0.24, 0.14, 0.12, 0.08) if woman else (0.42, 0.06, 0.02, 0.2, 0.16, 0.14)))
+    name = str(
+        rng.choice(names, p=(0.34, 0.08, 0.24, 0.14, 0.12, 0.08) if woman else (0.42, 0.06, 0.02, 0.2, 0.16, 0.14))
+    )
     sleeve = {
         "t-shirt": rng.uniform(0.5, 0.85) if rng.random() < 0.8 else 1.9,
         "tank top": 0.0,
@@ -131,7 +139,18 @@ def _draw_top(rng: np.random.Generator, marks: Landmarks, woman: bool) -> tuple[
     if name == "sweater":
         patterns = ("knit", "knit", "stripes", "solid", "zigzag", "checks", "dots", "logo")
     elif name == "shirt":
-        patterns = ("solid", "vertical", "checks", "plaid", "dots", "floral", "stripes", "camouflage", "shapes", "denim")
+        patterns = (
+            "solid",
+            "vertical",
+            "checks",
+            "plaid",
+            "dots",
+            "floral",
+            "stripes",
+            "camouflage",
+            "shapes",
+            "denim",
+        )
     return name, cut, patterns
 
 
@@ -149,7 +168,8 @@ def _draw_bottom(
         hem = marks.waist - reach * (marks.waist - marks.floor) / 1.0
         cut = Cut(
             kind="skirt", hem=hem, waist=marks.waist + 0.005, offset=0.011, spread=float(rng.uniform(0.12, 0.42)),
-            folds=float(rng.uniform(0.02, 0.07)), fold_count=folds, fold_phase=float(rng.uniform(0, 6)), wrinkles=wrinkles,
+            folds=float(rng.uniform(0.02, 0.07)), fold_count=folds, fold_phase=float(rng.uniform(0, 6)),
+            wrinkles=wrinkles,
         )  # fmt: skip
         return name, cut, (*TROUSER_PATTERNS, "denim", "lace"), length
     hem, legs, offset, word = marks.ankle + rng.uniform(0.005, 0.03), (0.064, 0.064), 0.007, ""
@@ -161,8 +181,8 @@ def _draw_bottom(
         word = str(rng.choice(("slim", "", "wide"), p=(0.3, 0.45, 0.25)))
         legs = {"slim": (0.054, 0.050), "": (0.066, 0.066), "wide": (0.078, 0.098)}[word]
     cut = Cut(
-        kind="trousers", hem=float(hem), waist=marks.waist - 0.03, offset=offset, legs=legs, wrinkles=wrinkles, fold_count=folds,
-        trims=() if name == "leggings" else ("fly",),
+        kind="trousers", hem=float(hem), waist=marks.waist - 0.03, offset=offset, legs=legs, wrinkles=wrinkles,
+        fold_count=folds, trims=() if name == "leggings" else ("fly",),
     )  # fmt: skip
     patterns = ("denim",) if name == "jeans" else TROUSER_PATTERNS
     return name, cut, patterns, word
@@ -244,7 +264,13 @@ def _denim_color(rng: np.random.Generator) -> str:
 
 
 def draw_outfit(
-    rng: np.random.Generator, split: str, shaped: ShapedBody, marks: Landmarks, woman: bool, skirts: bool, hat_fits: bool
+    rng: np.random.Generator,
+    split: str,
+    shaped: ShapedBody,
+    marks: Landmarks,
+    woman: bool,
+    skirts: bool,
+    hat_fits: bool,
 ) -> tuple[Wear, ...]:
     """Garments from the innermost to the outermost. `skirts` False leaves out what looks wrong on seated people,
     `hat_fits` False what does not go over the hair."""
@@ -276,7 +302,9 @@ def draw_outfit(
     if hat_fits and rng.random() < 0.16:
         name = str(rng.choice(tuple(HATS)))
         cut = Cut(kind="hat", hem=0.0, wrinkles=0.12)
-        fabric = draw_fabric(rng, split, ("knit", "stripes", "solid") if name == "beanie" else ("solid", "dots", "checks"))
+        fabric = draw_fabric(
+            rng, split, ("knit", "stripes", "solid") if name == "beanie" else ("solid", "dots", "checks")
+        )
         chosen.append((Described(name, fabric), cut, fabric))
     if rng.random() < 0.14:
         cut = Cut(kind="bag", hem=0.0, wrinkles=0.15)

@@ -31,8 +31,8 @@ HAIR_STYLES: dict[str, tuple[float, float]] = {
 }
 EYE_COLORS = ((0.28, 0.17, 0.09), (0.20, 0.36, 0.55), (0.25, 0.42, 0.28), (0.42, 0.30, 0.14), (0.36, 0.42, 0.46))
 SKIN_TONES = (
-    (0.94, 0.78, 0.69), (0.91, 0.72, 0.61), (0.87, 0.66, 0.53), (0.79, 0.57, 0.42), (0.68, 0.46, 0.32), (0.54, 0.35, 0.24),
-    (0.41, 0.26, 0.18), (0.31, 0.20, 0.15),
+    (0.94, 0.78, 0.69), (0.91, 0.72, 0.61), (0.87, 0.66, 0.53), (0.79, 0.57, 0.42), (0.68, 0.46, 0.32),
+    (0.54, 0.35, 0.24), (0.41, 0.26, 0.18), (0.31, 0.20, 0.15),
 )  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def draw_person(rng: np.random.Generator) -> Person:
     ethnicity = rng.dirichlet((0.5, 0.5, 0.5))
     age = float(rng.beta(1, 2.2))
     # Dark skin goes with darker hair more often than chance; every tone occurs with every shape.
-    tone = float(np.clip(rng.normal(0.55 * ethnicity[0] + 0.25 * ethnicity[1] + 0.15, 0.17), 0, 1)) * (len(SKIN_TONES) - 1)
+    tone = float(np.clip(rng.normal(0.55 * ethnicity[0] + 0.25 * ethnicity[1] + 0.15, 0.17), 0, 1)) * (
+        len(SKIN_TONES) - 1
+    )
     low = min(int(tone), len(SKIN_TONES) - 2)
     tones = np.array(SKIN_TONES[low : low + 2])
     skin = tones[0] + (tones[1] - tones[0]) * (tone - low)

@@ -13,8 +13,8 @@ HELD_OUT_POSES = frozenset(name for index, name in enumerate(sorted(POSES)) if i
 
 # Standard deviation of the random turns in radians, by a part of the joint's name.
 JITTER = {
-    "pelvis": 0.04, "spine": 0.05, "neck": 0.07, "head": 0.10, "collar": 0.03, "shoulder": 0.14, "elbow": 0.16, "wrist": 0.14,
-    "hip": 0.07, "knee": 0.08, "ankle": 0.05, "foot": 0.0, "hand": 0.0,
+    "pelvis": 0.04, "spine": 0.05, "neck": 0.07, "head": 0.10, "collar": 0.03, "shoulder": 0.14, "elbow": 0.16,
+    "wrist": 0.14, "hip": 0.07, "knee": 0.08, "ankle": 0.05, "foot": 0.0, "hand": 0.0,
 }  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def names(split: str, skirts: bool) -> tuple[str, ...]:
 
 
 def draw_pose(rng: np.random.Generator, split: str, skirts: bool) -> tuple[Float[ndarray, "24 3"], str]:
-    """A random pose: a named one, or a mixture of two of the same split, mirrored half the time, with every joint turned
-    a little. Returns axis-angle rotations and the name of the nearer pose."""
+    """A random pose: a named one, or a mixture of two of the same split, mirrored half the time, with every joint
+    turned a little. Returns axis-angle rotations and the name of the nearer pose."""
     choice = names(split, skirts)
     name = str(rng.choice(choice))
     rotations = np.array(POSES[name].rotations, np.float64)

@@ -1,17 +1,16 @@
 """Wardrobe: dressed people with their garments' flat pictures, phrases, captions and body maps, all drawn by code."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 from numpy import ndarray
 
-from fcjax.body.camera import Camera, frame_full, view_rotation
+from fcjax.body.camera import Camera, view_rotation
 from fcjax.body.embedded import ShapedBody, embedded_model, skin
 from fcjax.body.maps import BodyMaps, body_maps
 from fcjax.wardrobe import captions, scene, shading
-from fcjax.wardrobe.scene import Scene
 from fcjax.wardrobe.backgrounds import KINDS, Background, draw_background
 from fcjax.wardrobe.garments import Garment
 from fcjax.wardrobe.hair import Hair, grow_hair
@@ -19,7 +18,9 @@ from fcjax.wardrobe.meshes import Landmarks, landmarks, smoothstep
 from fcjax.wardrobe.outfits import Wear, draw_outfit
 from fcjax.wardrobe.people import Person, draw_person
 from fcjax.wardrobe.poses import draw_pose
+from fcjax.wardrobe.scene import Scene
 from fcjax.wardrobe.shading import Light, Texture, draw_light
+from fcjax.wardrobe.studio import draw_camera, draw_view, photograph
 
 SPLITS = ("train", "heldout")
 POSES_PER_OUTFIT = {"train": 3, "heldout": 1}
@@ -34,7 +35,8 @@ LEAST_REGION = 5e-4  # share of the picture that an asset must cover to count as
 COLORLESS_SAMPLES = 0.30  # share of samples with flats whose phrases name no colour
 SWATCH_SAMPLES = 0.25
 FACE_SAMPLES = 0.75
-SHOE_SAMPLES = 0.35
+ASSET_SHARES = {"shoes": 0.3, "hat": 0.8, "bag": 0.8}
+MOST_GARMENTS = 4  # assets beside the face
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +162,11 @@ class Outfit:
         share = FLAT_SHARE if garment.cut.kind not in ("shoes", "hat", "bag") else SMALL_SHARE
         bound_height, bound_width = int(self.height * share), int(self.width * share)
         scale = 0.92 * min(bound_height / (top - bottom), bound_width / (right - left))
-        size = tuple(min(int(np.ceil(length * scale / 0.92)), bound) for length, bound in
-                     ((top - bottom, bound_height), (right - left, bound_width)))  # fmt: skip
+        # Rounded up to whole pixels: a margin of at least four percent stays on every side.
+        size = (
+            min(int(np.ceil((top - bottom) * scale / 0.92)), bound_height),
+            min(int(np.ceil((right - left) * scale / 0.92)), bound_width),
+        )
         middle = rotation.T @ np.array([(left + right) / 2, (bottom + top) / 2, 0.0])
         camera = Camera(scale, (size[1] / 2, size[0] / 2), tuple(middle), rotation)
         image, _ = self.render(flat, points, camera, size, Light(), flat=index)
@@ -203,9 +208,9 @@ def _straight(image: Float[ndarray, "h w 4"]) -> UInt8[ndarray, "h w 4"]:
 class Wardrobe:
     """An endless set of dressed people.
 
-    `Wardrobe(split, seed, height, width)[index]` is the same sample on every machine and in every process; the train and the
-    heldout split share no colour pairs, no pattern variants and no poses (see `palette`, `textures`, `poses`). `backgrounds`
-    limits the kinds of background (see `backgrounds.KINDS`).
+    `Wardrobe(split, seed, height, width)[index]` is the same sample on every machine and in every process; the train
+    and the heldout split share no colour pairs, no pattern variants and no poses (see `palette`, `textures`,
+    `poses`). `backgrounds` limits the kinds of background (see `backgrounds.KINDS`).
     """
 
     def __init__(
@@ -253,51 +258,44 @@ class Wardrobe:
         outfit = self.outfit(index // POSES_PER_OUTFIT[self.split])
         rng = self._rng(index, 1)
         rotations, pose = draw_pose(rng, self.split, outfit.skirted)
-        view = _draw_view(rng)
+        view = draw_view(rng)
         transforms = embedded_model().bone_transforms(outfit.shaped, rotations)
         dressed = outfit.fitting(transforms)
         posed = scene.pose_scene(dressed, transforms, outfit.shaped.joints)
-        camera = _draw_camera(rng, posed, self.height, self.width, view)
+        camera = draw_camera(rng, posed, self.height, self.width, view)
         light = draw_light(rng)
         backdrop = draw_background(rng, self.backgrounds)
         image, kinds = outfit.render(dressed, posed, camera, (self.height, self.width), light)
         maps = body_maps(outfit.shaped, rotations, camera, self.height, self.width)
         body = skin(outfit.shaped.vertices[:13380:7], embedded_model().weights[:13380:7], transforms)
-        painted, foreground, plate = _compose(image, camera, body, backdrop, light)
+        painted, foreground, plate = photograph(image, camera, body, backdrop, light)
         return self._describe(outfit, rng, painted, foreground, plate, kinds, maps, backdrop, pose, view)
 
-    def _describe(self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view) -> Sample:
+    def _describe(
+        self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view
+    ) -> Sample:
         """Choose what becomes an asset, name everything, and mark the assets' regions."""
         person, wears = outfit.person, outfit.wears
         seen = np.where(foreground, _majority(kinds), -1)
-        least = LEAST_REGION * seen.size
         swatches = rng.random() < SWATCH_SAMPLES
         colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
         level = str(rng.choice(("pattern", "noun"))) if colorless else "colors"
-        with_shoes = rng.random() < SHOE_SAMPLES
-        phrases, assets, labels = [], [], []
-        for index, wear in reversed(list(enumerate(wears))):
-            label = scene.FIRST_GARMENT + index
-            shoes = wear.cut.kind == "shoes"
-            main = wear.cut.kind not in ("shoes", "hat", "bag")
-            visible = np.count_nonzero(seen == label) >= least
-            if not visible or (shoes and not with_shoes and rng.random() < 0.6):
-                continue
-            name = wear.described.name
-            as_asset = with_shoes if shoes else rng.random() < (0.95 if main else 0.8) or len(wears) < 3
-            if as_asset and swatches and main:
+        worn, carried, assets, labels = [], [], [], []
+        for index, as_asset in _choose(rng, wears, seen):
+            wear = wears[index]
+            if as_asset and swatches and wear.main:
                 phrase = captions.swatch_phrase(wear.described, rng)
-                assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", name))
+                assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", wear.described.name))
             else:
                 phrase = captions.garment_phrase(wear.described, rng, level if as_asset else "colors")
                 if as_asset:
-                    assets.append(WardrobeAsset(outfit.flats[index], phrase, wear.cut.kind, name))
-            phrases.append(phrase)
+                    assets.append(WardrobeAsset(outfit.flats[index], phrase, wear.cut.kind, wear.described.name))
+            (carried if wear.cut.kind == "bag" else worn).append(phrase)
             if as_asset:
-                labels.append((label,))
+                labels.append((scene.FIRST_GARMENT + index,))
         face = None
         bare_face = maps.face_mask & np.isin(seen, (scene.SKIN, scene.EYES))
-        if rng.random() < FACE_SAMPLES and np.count_nonzero(bare_face) >= least:
+        if rng.random() < FACE_SAMPLES and np.count_nonzero(bare_face) >= LEAST_REGION * seen.size:
             face = captions.face_phrase(person, rng)
             assets.append(WardrobeAsset(outfit.face, face, "face"))
             labels.append(())
@@ -307,9 +305,8 @@ class Wardrobe:
             covered = np.isin(seen, labels[chosen]) if labels[chosen] else bare_face
             regions[covered] = place + 1
         place = captions.background_words(backdrop, rng)
-        caption = captions.caption_words(
-            captions.person_words(person, rng), face, tuple(phrases), _view_words(view), place, rng
-        )
+        subject = captions.subject_words(person, face, rng)
+        caption = captions.caption_words(subject, tuple(worn), tuple(carried), _view_words(view), place, rng)
         return Sample(
             image=painted,
             assets=tuple(assets[chosen] for chosen in order),
@@ -325,83 +322,31 @@ class Wardrobe:
         )
 
 
-def _draw_view(rng: np.random.Generator) -> float:
-    """Mostly from the front, within 60 degrees, now and then from behind."""
-    if rng.random() < 0.07:
-        return float(180 + rng.normal(0, 15))
-    return float(np.clip(rng.normal(0, 24), -60, 60))
+def _choose(rng: np.random.Generator, wears: tuple[Wear, ...], seen: ndarray) -> list[tuple[int, bool]]:
+    """Which garments the caption names, from the outermost to the innermost, and whether each is an asset.
+
+    Main garments nearly always are; a garment that is not is told by its phrase alone.
+    """
+    least = LEAST_REGION * seen.size
+    visible = [i for i in range(len(wears)) if np.count_nonzero(seen == scene.FIRST_GARMENT + i) >= least]
+    chosen: dict[int, bool] = {}
+    assets = 0
+    # Main garments first: at most MOST_GARMENTS become assets.
+    for index in sorted(visible, key=lambda i: not wears[i].main):
+        kind = wears[index].cut.kind
+        share = 0.95 if wears[index].main and assets else 1.0 if wears[index].main else ASSET_SHARES[kind]
+        as_asset = bool(rng.random() < share) and assets < MOST_GARMENTS
+        if not as_asset and kind == "shoes" and rng.random() < 0.6:
+            continue  # most captions do not mention shoes
+        assets += as_asset
+        chosen[index] = as_asset
+    return sorted(chosen.items(), reverse=True)
 
 
 def _view_words(view: float) -> str:
     if abs(view) > 120:
         return "behind"
     return "the side" if abs(view) > 45 else ""
-
-
-def _draw_camera(rng: np.random.Generator, posed: ndarray, height: int, width: int, view: float) -> Camera:
-    """Full body, sometimes from the knees up, with a little freedom of place and perspective."""
-    distance = None if rng.random() < 0.3 else float(rng.uniform(3.0, 6.0))
-    elevation = float(np.clip(rng.normal(2, 4), -6, 12))
-    margin = float(rng.uniform(0.03, 0.09))
-    camera = frame_full(posed, height, width, view=view, elevation=elevation, distance=distance, margin=margin)
-    if rng.random() < 0.12:
-        # Closer: the upper two thirds.
-        zoom = float(rng.uniform(1.25, 1.55))
-        local = posed @ camera.rotation.T
-        top = camera.project(posed)[:, 1].min()
-        x = (camera.center[0] - width / 2) * zoom + width / 2
-        y = height * margin + (camera.center[1] - top) * zoom
-        return replace(camera, scale=camera.scale * zoom, center=(float(x), float(y))) if len(local) else camera
-    slack = margin * np.array([width, height]) * 0.6
-    shift = rng.uniform(-1, 1, 2) * slack
-    return replace(camera, center=(camera.center[0] + float(shift[0]), camera.center[1] + float(shift[1])))
-
-
-def _compose(image, camera: Camera, body: ndarray, backdrop: Background, light: Light):
-    """Put the person before the background, with a soft shadow on the floor."""
-    height, width = image.shape[:2]
-    floor = body.copy()
-    low = body[:, 1].min()
-    # The shadow falls away from the key light and a little backwards, where the picture shows the floor.
-    rise = body[:, 1] - low
-    toward = np.asarray(camera.rotation).T @ np.array([light.key[0], 0.0, 0.0])
-    floor[:, 1] = low + 0.012
-    floor[:, [0, 2]] -= 0.28 * rise[:, None] * toward[[0, 2]]
-    projected = camera.project(floor)
-    feet = float(np.percentile(projected[:, 1], 90))
-    plate = backdrop.paint(height, width, feet)
-    # The floor is seen nearly edge-on; give it the foreshortening of a camera at eye height.
-    depth = (projected[:, 2] - projected[:, 2].mean()) * camera.scale * 0.12
-    cell = max(height // 64, 1)
-    rows = ((projected[:, 1] - depth) / cell).astype(int)
-    columns = (projected[:, 0] / cell).astype(int)
-    inside = (rows >= 0) & (rows < height // cell) & (columns >= 0) & (columns < width // cell)
-    weight = np.exp(-rise[inside] / 0.2)
-    shadow = np.zeros((height // cell + 1, width // cell + 1), np.float32)
-    np.add.at(shadow, (rows[inside], columns[inside]), weight)
-    shadow = shading.box_blur(shading.box_blur(shadow, 2), 2)
-    shadow = np.clip(shadow * (0.0028 * 13380 / 7 / len(body)) * 18, 0, 1)
-    shadow = 0.42 * shadow / (0.35 + shadow)
-    grown = _enlarge(shadow, height, width, cell)
-    alpha = image[..., 3:]
-    behind = plate * (1 - grown[..., None])
-    painted = image[..., :3] + behind * (1 - alpha)
-    return _bytes(painted), alpha[..., 0] > 0.5, _bytes(plate)
-
-
-def _bytes(image: ndarray) -> UInt8[ndarray, "h w 3"]:
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
-def _enlarge(values: ndarray, height: int, width: int, cell: int) -> ndarray:
-    """Bilinear enlargement by `cell`."""
-    for axis, count in ((0, height), (1, width)):
-        place = np.clip((np.arange(count) + 0.5) / cell - 0.5, 0, values.shape[axis] - 1.001)
-        low = place.astype(int)
-        share = (place - low).astype(np.float32)
-        share = share[:, None] if axis == 0 else share[None]
-        values = np.take(values, low, axis=axis) * (1 - share) + np.take(values, low + 1, axis=axis) * share
-    return values
 
 
 def _majority(kinds: ndarray) -> ndarray:

@@ -26,14 +26,15 @@ NECK_SLACK = 0.02  # metres around the neckline in which fragments are tested ex
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Meshes in the rest pose, concatenated. `kind` says what a face is: skin, eyes, hair, or FIRST_GARMENT + garment."""
+    """Meshes in the rest pose, concatenated. `kind` says what a face is: skin, eyes, hair, or FIRST_GARMENT +
+    garment."""
 
     rest: Float[ndarray, "v 3"]  # where fields and features are evaluated
     points: Float[ndarray, "v 3"]  # displaced
     weights: Float[ndarray, "v 53"]
     flat: Float[ndarray, "v 2"]  # texture coordinates in metres; hair: strand
     fields: Float[ndarray, "v 3"]
-    features: Float[ndarray, "v 2"]  # skin: lips, cheeks; garments: weight of the arms, -
+    features: Float[ndarray, "v 2"]  # skin: lips; garments: weight of the arms
     hanging: Int[ndarray, "v"]  # the bone under which a vertex hangs upright, -1 for none
     faces: Int[ndarray, "f 3"]
     kind: Int[ndarray, "f"]
@@ -99,14 +100,15 @@ class _Builder:
         return Scene(*floats, *arrays[6:])
 
 
-def _constant(count: int, *values: float) -> Float[ndarray, "v k"]:
+def _constant(count: int, *values: float | np.floating) -> Float[ndarray, "v k"]:
     return np.tile(np.array(values, np.float32), (count, 1))
 
 
 def assemble(
     shaped: ShapedBody, marks: Landmarks, hair: Hair | None, garments: tuple[Garment, ...], bare: bool = False
 ) -> Scene:
-    """The scene of a dressed person. Later garments lie over earlier ones. `bare` leaves garments away (for the face)."""
+    """The scene of a dressed person. Later garments lie over earlier ones. `bare` leaves garments away (for the
+    face)."""
     model = embedded_model()
     builder = _Builder()
     worn = () if bare else garments
@@ -118,7 +120,7 @@ def assemble(
         fields[:, 0] = np.where(head > 0.02, rest[:, 1] - marks.neck + FACE_HEM - 0.25 * rest[:, 2], -FAR)
     else:
         fields[:, 0] = -cloth.hidden_skin(worn, marks, body, rest, bone_weight(model, rows, "head"))
-    features = np.stack([model.masks["lips"], model.masks["cheek"]], axis=1)
+    features = np.stack([model.masks["lips"], np.zeros(len(rest), np.float32)], axis=1)
     builder.add(rest, rest, body.weights, _constant(len(rest), 0, 0), fields, features, body.faces, SKIN, False)
     eyes = model.ranges["eyes"]
     points = shaped.vertices[eyes]

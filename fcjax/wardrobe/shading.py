@@ -117,7 +117,7 @@ def shade(
             color[chosen], normals[chosen] = _cloth(scene, surface, chosen, garment, texture, laid_out)
     color *= light.shade(normals)[:, None] * np.asarray(light.tint, np.float32)
     gloss = np.zeros(len(color), np.float32)
-    half = np.asarray(light.key) / np.linalg.norm(light.key) + (0, 0, 1)
+    half = np.asarray(light.key) / np.linalg.norm(light.key) + np.array((0, 0, 1))
     half = (half / np.linalg.norm(half)).astype(np.float32)
     for kind, strength, power in ((SKIN, 0.07, 16), (EYES, 0.5, 60)):
         if kind in rows:
@@ -135,12 +135,12 @@ def _skin(scene, surface, chosen, person, marks, eye_centers) -> ndarray:
     if not len(face):
         return color
     tone = color[face]
-    lips, cheeks = features[face].T
+    lips = features[face, 0]
     x, y, z = rest[face].T
     eye_height = float(eye_centers[:, 1].mean())
     size = float(np.abs(eye_centers[:, 0]).mean()) / 0.032  # of this face
 
-    def mix(coverage: ndarray, wanted: ndarray) -> None:
+    def mix(coverage: ndarray, wanted: ndarray | tuple[float, float, float]) -> None:
         nonlocal tone
         tone = tone + coverage[:, None].astype(np.float32) * (np.asarray(wanted, np.float32) - tone)
 
@@ -153,7 +153,10 @@ def _skin(scene, surface, chosen, person, marks, eye_centers) -> ndarray:
         jaw = smoothstep(0.040 * size, 0.052 * size, np.abs(x)) * smoothstep(eye_height - 0.005, mouth + 0.02, y)
         whiskers = np.maximum(low, jaw) * smoothstep(mouth - 0.085 * size, mouth - 0.060 * size, y)
         grain = 0.85 + 0.15 * np.sin(x * 2100) * np.sin(y * 1900 + x * 700)
-        mix(whiskers * (1 - np.clip(lips * 1.6, 0, 1)) * grain * (0.9 if person.beard > 0.7 else 0.38), person.hair * 0.9)
+        mix(
+            whiskers * (1 - np.clip(lips * 1.6, 0, 1)) * grain * (0.9 if person.beard > 0.7 else 0.38),
+            person.hair * 0.9,
+        )
     mix(np.clip(lips, 0, 1) * person.lip_strength, person.lips)
     mix(np.clip(lips, 0, 1) * np.exp(-(((y - mouth) / 0.0016) ** 2)) * 0.5, person.lips * 0.45)
     thickness, arch = person.brow
@@ -214,7 +217,12 @@ def _hair(scene, surface, chosen, person, light) -> ndarray:
 def _cloth(scene, surface, chosen, garment, texture, laid_out) -> tuple[ndarray, ndarray]:
     attributes = np.concatenate([scene.flat, scene.fields[:, :2], scene.rest[:, 2:], surface.squeeze[:, None]], axis=1)
     attributes = surface.interpolate(attributes, chosen)
-    flat, edge, depth, squeeze = attributes[:, :2], np.minimum(attributes[:, 2], attributes[:, 3]), attributes[:, 4], attributes[:, 5]
+    flat, edge, depth, squeeze = (
+        attributes[:, :2],
+        np.minimum(attributes[:, 2], attributes[:, 3]),
+        attributes[:, 4],
+        attributes[:, 5],
+    )
     inside = surface.inside[chosen]
     front = ~inside if laid_out else depth > garment.depth
     color = texture.look_up(flat, front)
@@ -228,7 +236,7 @@ def _cloth(scene, surface, chosen, garment, texture, laid_out) -> tuple[ndarray,
     else:
         large, small = _crumple(flat, (0.12, 0.20), 0.55, phase), _crumple(flat, (0.06, 0.07), -0.4, phase + 91)
     normals = surface.normals[chosen].copy()
-    normals[:, :2] += (0.75 * large + 0.45 * small) * strength[:, None]
+    normals[:, :2] += (0.62 * large + 0.22 * small) * strength[:, None]
     normals /= np.sqrt(np.einsum("nk,nk->n", normals, normals))[:, None]
     # A seam near the cloth's ends and a darker edge.
     color = color * np.where(((edge > 0.011) & (edge < 0.0145)) | (edge < 0.002), 0.80, 1.0)[:, None].astype(np.float32)
@@ -252,7 +260,8 @@ def box_blur(image: Float[ndarray, "h w"], radius: int) -> Float[ndarray, "h w"]
 
 
 def ambient_occlusion(surface: Surface) -> Float[ndarray, "h2 w2"]:
-    """How much light reaches each pixel of half the surface's size past its neighbours that stand nearer, in [0.65, 1]."""
+    """How much light reaches each pixel of half the surface's size past its neighbours that stand nearer, in [0.65,
+    1]."""
     depth = np.full(surface.height * surface.width, np.nan, np.float32)
     depth[surface.pixels] = surface.depth
     depth = depth.reshape(surface.height, surface.width)[::2, ::2]

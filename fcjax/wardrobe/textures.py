@@ -1,7 +1,7 @@
 """Fabrics drawn by code: a pattern, its colours and its weave, as functions of flat coordinates in metres.
 
-A fabric has no resolution: `Fabric.paint` evaluates it on any grid, so that a garment's flat picture, the worn garment and a
-swatch are windows on the same cloth.
+A fabric has no resolution: `Fabric.paint` evaluates it on any grid, so that a garment's flat picture, the worn
+garment and a swatch are windows on the same cloth.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,9 @@ HELD_OUT_VARIANTS = frozenset(
 """Variants that no training fabric shows. Families without one differ between splits by their colours alone."""
 
 COMMON = {
-    "solid": 5.0, "stripes": 4.0, "vertical": 2.0, "diagonal": 1.2, "checks": 2.5, "plaid": 2.0, "dots": 3.0, "gradient": 1.2,
-    "floral": 2.0, "camouflage": 1.2, "shapes": 1.5, "zigzag": 1.0, "letters": 1.5, "logo": 1.8, "denim": 1.2, "knit": 0.8,
-    "lace": 0.5,
+    "solid": 5.0, "stripes": 4.0, "vertical": 2.0, "diagonal": 1.2, "checks": 2.5, "plaid": 2.0, "dots": 3.0,
+    "gradient": 1.2, "floral": 2.0, "camouflage": 1.2, "shapes": 1.5, "zigzag": 1.0, "letters": 1.5, "logo": 1.8,
+    "denim": 1.2, "knit": 0.8, "lace": 0.5,
 }  # fmt: skip
 """How often each family is drawn, relatively."""
 
@@ -78,11 +78,13 @@ class Grid:
 
     @property
     def plane(self) -> tuple[ndarray, ndarray]:
-        return np.broadcast_arrays(self.x[None], self.y[:, None])
+        x, y = np.broadcast_arrays(self.x[None], self.y[:, None])
+        return x, y
 
 
 def cells(grid: Grid, repeat: float, rng: np.random.Generator, brick: bool = False, jitter: float = 0.0):
-    """The plane cut into squares: coordinates from each square's (jittered) centre, and three random numbers a square."""
+    """The plane cut into squares: coordinates from each square's (jittered) centre, and three random numbers a
+    square."""
     row = np.floor(grid.y / repeat)
     shift = 0.5 * (row % 2) if brick else np.zeros_like(row)
     column = np.floor(grid.x[None] / repeat + shift[:, None])
@@ -120,7 +122,9 @@ def _stripes_across(grid: Grid, variant: str, scale: float, rng) -> Drawing:
 
 
 def _stripes_along(grid: Grid, variant: str, scale: float, rng) -> Drawing:
-    return np.broadcast_to(_stripes(grid.x, variant, scale * 0.85, grid.density)[None], (len(grid.y), len(grid.x))), None
+    return np.broadcast_to(
+        _stripes(grid.x, variant, scale * 0.85, grid.density)[None], (len(grid.y), len(grid.x))
+    ), None
 
 
 def _stripes_diagonal(grid: Grid, variant: str, scale: float, rng) -> Drawing:
@@ -197,7 +201,7 @@ def _camouflage(grid: Grid, variant: str, scale: float, rng) -> Drawing:
 
 def _shapes(grid: Grid, variant: str, scale: float, rng) -> Drawing:
     repeat = scale * 1.15
-    x, y, values = cells(grid, repeat, rng, brick=True)
+    x, y, _ = cells(grid, repeat, rng, brick=True)
     radius = repeat * 0.36
     distance = motifs.SHAPES[variant](x / radius, y / radius) * radius
     return soften(distance, grid.density), None
@@ -306,7 +310,7 @@ class Fabric:
                 light = 1 + detail * (0.16 * wave + 0.4 * ribs[None])
         elif self.pattern == "solid" and self.variant != "plain":
             cell = (0.012, 0.012) if self.variant == "heather" else (0.030, 0.010)
-            light = 1 + detail * 0.22 * (motifs.noise(x, y, cell, rng) - 0.5)
+            light = 1 + detail * 0.16 * (motifs.noise(x, y, cell, rng) - 0.5)
         else:
             light = 1 + detail * 0.05 * (motifs.noise(x, y, (0.012, 0.012), rng) - 0.5)
         image *= np.asarray(light, np.float32)[..., None]
@@ -362,7 +366,9 @@ def draw_fabric(
 def _third(pattern: str, base: ndarray, second: ndarray, rng: np.random.Generator) -> ndarray:
     """A colour that captions leave out: flower hearts, the thin lines of a plaid, the third patch of a camouflage."""
     if pattern == "floral":
-        return np.array((0.96, 0.83, 0.35)) if second.min() > 0.55 or rng.random() < 0.5 else np.array((0.97, 0.95, 0.9))
+        return (
+            np.array((0.96, 0.83, 0.35)) if second.min() > 0.55 or rng.random() < 0.5 else np.array((0.97, 0.95, 0.9))
+        )
     if pattern == "plaid":
         return np.array((0.95, 0.94, 0.9)) if base.mean() + second.mean() < 1.1 else np.array((0.12, 0.12, 0.15))
     return (base + second) * (0.35 if rng.random() < 0.5 else 0.6)
