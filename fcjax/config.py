@@ -45,7 +45,11 @@ def _require_groups(config: object, channels: tuple[int, ...], groups: int) -> N
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Keys of diffusers' AutoencoderKL. The VAE's factor is 2 ** (len(block_out_channels) - 1)."""
+    """Keys of diffusers' AutoencoderKL, and `patch_size`: patch x patch pixels stand side by side as channels.
+
+    The VAE's factor is patch_size * 2 ** (len(block_out_channels) - 1); `in_channels` and `out_channels` count what the
+    first convolution takes and the last one gives, 3 * patch_size ** 2.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -59,19 +63,26 @@ class VAEConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         _require_positive(
             self, "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block"
         )
-        _require_positive(self, "norm_num_groups")
+        _require_positive(self, "norm_num_groups", "patch_size")
+        for field in ("in_channels", "out_channels"):
+            _require(
+                getattr(self, field) == 3 * self.patch_size**2,
+                f"VAEConfig.{field}={getattr(self, field)}, but RGB with patch_size={self.patch_size} makes "
+                f"{3 * self.patch_size**2}",
+            )
         _require_groups(self, self.block_out_channels, self.norm_num_groups)
         _require(self.scaling_factor > 0, f"VAEConfig.scaling_factor must be positive, got {self.scaling_factor!r}")
 
     @property
     def factor(self) -> int:
         """Pixels per latent token along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,9 +397,13 @@ def mini(
             norm_num_groups=16,
             ff_mult=2,
         ),
+        # Choice: 2x2 pixels go in as channels; the full resolution's own level would take most of the VAE's time.
         VAEConfig(
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
             latent_channels=8,
-            block_out_channels=(32, 32, 64, 64),
+            block_out_channels=(32, 64, 96),
             layers_per_block=1,
             norm_num_groups=8,
             sample_size=256,

@@ -3,13 +3,14 @@
 import zlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from fcjax import trees
-from fcjax.config import ComposerConfig
+from fcjax.config import BinderConfig, ComposerConfig, TextConfig, UNetConfig, VAEConfig
 from fcjax.models.binder import Binder
 from fcjax.models.layers import Dtype
 from fcjax.models.text import TextEncoder
@@ -32,34 +33,37 @@ INITIALISERS: tuple[tuple[str, str], ...] = (
 
 def abstract_parameters(config: ComposerConfig, dtype: Dtype = jnp.float32) -> Parameters:
     """ShapeDtypeStructs of {"unet", "reference_unet", "vae", "text_encoder", "binder"}; binder is {} for "none"."""
-    batch, key = 1, jax.random.key(0)
-    text = jnp.zeros((batch, 1, config.unet.cross_attention_dim))
-    # Any grid gives the same parameters: take the smallest that the levels allow.
-    side = 2 ** (config.unet.levels - 1)
-    assets = config.max_assets
-    masks = tuple(jnp.zeros((batch, assets, side >> level, side >> level)) for level in range(config.unet.levels))
-
-    def initialise(module: Any, *inputs: Any) -> Parameters:
-        return dict(jax.eval_shape(module.init, key, *inputs).get("params", {}))
-
-    def unet(unet_config: Any) -> Parameters:
-        sample = jnp.zeros((batch, side, side, unet_config.in_channels))
-        return initialise(UNet(unet_config, param_dtype=dtype), sample, jnp.zeros((batch,)), text)
-
-    image = jnp.zeros((batch, config.vae.factor, config.vae.factor, config.vae.in_channels))
     return {
-        "unet": unet(config.unet),
-        "reference_unet": unet(config.reference_unet),
-        "vae": initialise(VAE(config.vae, param_dtype=dtype), image),
-        "text_encoder": initialise(
-            TextEncoder(config.text_encoder, param_dtype=dtype), jnp.zeros((batch, 1), jnp.int32)
-        ),
-        "binder": initialise(
-            Binder(config.binder, config.unet, param_dtype=dtype),
-            jnp.zeros((batch, assets, config.text_encoder.hidden_size)),
-            masks,
-        ),
+        "unet": abstract_part(config.unet, dtype),
+        "reference_unet": abstract_part(config.reference_unet, dtype),
+        "vae": abstract_part(config.vae, dtype),
+        "text_encoder": abstract_part(config.text_encoder, dtype),
+        "binder": abstract_binder(config.binder, config.unet, dtype),
     }
+
+
+def abstract_part(config: UNetConfig | VAEConfig | TextConfig, dtype: Dtype = jnp.float32) -> Parameters:
+    """ShapeDtypeStructs of one network by its own config."""
+    if isinstance(config, UNetConfig):
+        # Any grid gives the same parameters: take the smallest that the levels allow.
+        side = 2 ** (config.levels - 1)
+        sample = jnp.zeros((1, side, side, config.in_channels))
+        text = jnp.zeros((1, 1, config.cross_attention_dim))
+        return _abstract(UNet(config, param_dtype=dtype), sample, jnp.zeros((1,)), text)
+    if isinstance(config, VAEConfig):
+        return _abstract(VAE(config, param_dtype=dtype), jnp.zeros((1, config.factor, config.factor, 3)))
+    return _abstract(TextEncoder(config, param_dtype=dtype), jnp.zeros((1, 1), jnp.int32))
+
+
+def abstract_binder(config: BinderConfig, unet: UNetConfig, dtype: Dtype = jnp.float32) -> Parameters:
+    """ShapeDtypeStructs of the binder that fits a UNet."""
+    side = 2 ** (unet.levels - 1)
+    masks = tuple(jnp.zeros((1, 1, side >> level, side >> level)) for level in range(unet.levels))
+    return _abstract(Binder(config, unet, param_dtype=dtype), jnp.zeros((1, 1, unet.cross_attention_dim)), masks)
+
+
+def _abstract(module: nn.Module, *inputs: Any) -> Parameters:
+    return dict(jax.eval_shape(module.init, jax.random.key(0), *inputs).get("params", {}))
 
 
 def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32) -> Parameters:
