@@ -180,14 +180,13 @@ class Outfit:
         seed = np.random.default_rng(self.person.hair_seed)
         turn = view_rotation(float(seed.uniform(-16, 16)), float(seed.uniform(-5, 5)))
         joints = self.marks.joints
-        center = (0.0, float(joints["head"][1]) + 0.025, float(joints["head"][2]) + 0.05)
-        reach = 0.215 if self.person.hair_style not in ("long", "wavy") else 0.235
+        center = (0.0, float(joints["head"][1]) + 0.018, float(joints["head"][2]) + 0.05)
+        reach = 0.225 if self.person.hair_style == "curly" else 0.19
         camera = Camera(side / (2 * reach), (side / 2, side / 2), center, turn)
         image, _ = self.render(bare, bare.points, camera, (side, side), Light())
-        # The picture ends in an oval, so that no hair is cut by its border.
-        line = (np.arange(side) + 0.5) / side * 2 - 1
-        oval = smoothstep(0.97, 0.93, np.hypot(line[None] * 1.02, np.maximum(np.abs(line), 0)[:, None]))
-        return _straight(image * oval[..., None])
+        image[0] = image[-1] = 0  # a stray strand must not touch the border
+        image[:, 0] = image[:, -1] = 0
+        return _straight(image)
 
     def swatch(self, index: int) -> UInt8[ndarray, "h w 4"]:
         """A square of a garment's fabric with a transparent border."""

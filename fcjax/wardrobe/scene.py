@@ -21,6 +21,7 @@ from fcjax.wardrobe.people import Person
 
 SKIN, EYES, HAIR, FIRST_GARMENT = 0, 1, 2, 3
 FACE_HEM = 0.035  # metres below the neck joint where the face asset ends
+INNER_SIDE = 0.15  # metres from the ends of cloth within which its inner side is drawn
 NECK_SLACK = 0.02  # metres around the neckline in which fragments are tested exactly
 
 
@@ -76,9 +77,13 @@ class _Builder:
         some = of_corners(positive, np.logical_or)
         faces = faces[some[:, 0] & some[:, 1] & some[:, 2]]
         if kind == HAIR:
-            tested = of_corners(np.minimum(fields[:, 0], fields[:, 1]), np.minimum) < 0.05
+            tested = of_corners(np.minimum(np.minimum(fields[:, 0], fields[:, 1]), fields[:, 2]), np.minimum) < 0.05
         else:
             tested = ~of_corners(positive[:, 0] & positive[:, 1] & positive[:, 2], np.logical_and)
+        sides = np.full(len(faces), two_sided)
+        if two_sided and kind != HAIR:
+            # The inner side of cloth shows near its ends alone; elsewhere its outer side hides it.
+            sides = of_corners(np.minimum(fields[:, 0], fields[:, 1]), np.minimum) < INNER_SIDE
         near_neck = np.zeros(len(faces), bool)
         if exact:
             near_neck = of_corners(np.abs(fields[:, 1]) < NECK_SLACK, np.logical_or)
@@ -90,7 +95,7 @@ class _Builder:
             (
                 rest[used], points[used], weights[used], flat[used], fields[used], features[used],
                 np.full(len(used), embedded_model().bone_index[bone] if bone else -1), faces,
-                np.full(len(faces), kind, np.int8), np.full(len(faces), two_sided), tested, near_neck,
+                np.full(len(faces), kind, np.int8), sides, tested, near_neck,
             )
         )  # fmt: skip
 
@@ -118,6 +123,7 @@ def assemble(
     head = bone_weight(model, rows, "head", "neck")
     if bare:
         fields[:, 0] = np.where(head > 0.02, rest[:, 1] - marks.neck + FACE_HEM - 0.25 * rest[:, 2], -FAR)
+        fields[:, 1] = 0.085 - np.abs(rest[:, 0])
     else:
         fields[:, 0] = -cloth.hidden_skin(worn, marks, body, rest, bone_weight(model, rows, "head"))
     features = np.stack([model.masks["lips"], np.zeros(len(rest), np.float32)], axis=1)
@@ -133,6 +139,8 @@ def assemble(
         below = np.full_like(hair.margin, FAR) if crown is None else hair.below(crown)
         fields = np.stack([hair.margin, below, np.full_like(hair.margin, FAR)], axis=1)
         nothing = _constant(len(hair.points), 0, 0)
+        if bare:
+            fields[:, 2] = hair.points[:, 1] - marks.neck + FACE_HEM + 0.01
         # The margin may be somewhat negative: strands differ.
         fields[:, 0] += 0.012
         builder.add(hair.points, hair.points, hair.weights, hair.strand, fields, nothing, hair.faces, HAIR, True)
