@@ -1,0 +1,87 @@
+"""The VAE against diffusers' AutoencoderKL: names and shapes at full size, numbers on random weights (<= 1e-4)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcjax import convert, trees
+from fcjax.config import VAEConfig, mini, sd15
+from fcjax.models import vae
+from fcjax.models.parameters import abstract_part
+from fcjax.models.vae import VAE
+from tests import oracles
+
+SMALL = VAEConfig(
+    latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=2, norm_num_groups=4, scaling_factor=0.5
+)
+
+
+def test_full_size_has_the_keys_of_the_checkpoint() -> None:
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        theirs = {key: tuple(tensor.shape) for key, tensor in oracles.torch_vae(sd15().vae).state_dict().items()}
+    abstract = abstract_part(sd15().vae)
+    ours = {
+        convert.torch_key(path): convert.torch_shape(path, leaf.shape) for path, leaf in trees.flatten(abstract).items()
+    }
+    assert ours == theirs
+    assert trees.count(abstract) == 83_653_863
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, dataclasses.replace(SMALL, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False)],
+    ids=["sd", "plain"],
+)
+def test_equals_diffusers(config: VAEConfig) -> None:
+    torch = pytest.importorskip("torch")
+    params = oracles.random_part(config)
+    module = oracles.load_into(oracles.torch_vae(config), params)
+    images, latents = oracles.normal(1, 2, 24, 16, 3), oracles.normal(2, 2, 6, 4, 4)
+    mean, log_variance = VAE(config).apply({"params": params}, images, method=VAE.encode)
+    decoded = VAE(config).apply({"params": params}, latents, method=VAE.decode)
+    with torch.no_grad():
+        posterior = module.encode(oracles.to_tensor(images)).latent_dist
+        expected = module.decode(oracles.to_tensor(latents)).sample
+    assert oracles.relative_error(mean, oracles.to_array(posterior.mean)) <= 1e-4
+    assert oracles.relative_error(log_variance, oracles.to_array(posterior.logvar)) <= 1e-4
+    assert oracles.relative_error(decoded, oracles.to_array(expected)) <= 1e-4
+
+
+def test_patches_of_pixels_go_in_and_come_out_in_place() -> None:
+    """With patch_size 2 the grid that the convolutions see has 12 channels and half the side."""
+    config = dataclasses.replace(SMALL, in_channels=12, out_channels=12, patch_size=2, block_out_channels=(8, 16))
+    params = oracles.random_part(config)
+    images = oracles.normal(1, 1, 16, 8, 3)
+    moments = VAE(config).apply({"params": params}, images, method=VAE.encode)[0]
+    assert config.factor == 4 and moments.shape == (1, 4, 2, 4)
+    assert VAE(config).apply({"params": params}, moments, method=VAE.decode).shape == images.shape
+    assert np.array_equal(vae._pixels(vae._patches(images, 2), 2), images)
+    patches = vae._patches(jnp.arange(16.0).reshape(1, 4, 4, 1).repeat(3, -1), 2)
+    assert sorted(set(np.asarray(patches[0, 1, 0]).tolist())) == [8.0, 9.0, 12.0, 13.0]
+
+
+def test_call_draws_from_the_posterior() -> None:
+    params = oracles.random_part(SMALL)
+    images = oracles.normal(1, 1, 8, 8, 3)
+    plain, mean, _ = VAE(SMALL).apply({"params": params}, images)
+    drawn = VAE(SMALL).apply({"params": params}, images, jax.random.key(0))[0]
+    again = VAE(SMALL).apply({"params": params}, images, jax.random.key(0))[0]
+    decoded = VAE(SMALL).apply({"params": params}, mean, method=VAE.decode)
+    assert np.array_equal(plain, decoded) and np.array_equal(drawn, again) and not np.allclose(plain, drawn)
+
+
+def test_bfloat16_computes_close_to_float32_and_returns_float32() -> None:
+    params = oracles.random_part(SMALL)
+    latents = oracles.normal(2, 1, 4, 4, 4)
+    exact = VAE(SMALL).apply({"params": params}, latents, method=VAE.decode)
+    rough = VAE(SMALL, dtype=jnp.bfloat16).apply({"params": params}, latents, method=VAE.decode)
+    assert rough.dtype == jnp.float32
+    assert 1e-6 < oracles.relative_error(rough, exact) < 0.1
+
+
+def test_the_mini_vae_has_factor_8() -> None:
+    assert mini().vae.factor == 8
