@@ -1,0 +1,24 @@
+"""Training runs as plain Python: each function returns a `TrainConfig`; its docstring names command, hardware, result."""
+
+import difflib
+from collections.abc import Callable
+
+from configs import mini
+from train.config import TrainConfig
+
+CONFIGS: dict[str, Callable[[], TrainConfig]] = {
+    "mini_vae": mini.autoencoder,
+    "mini": mini.compose,
+    "mini_unbound": mini.unbound,
+    "tiny_vae": mini.tiny_autoencoder,
+    "tiny": mini.tiny_compose,
+}
+
+
+def load_config(name: str) -> TrainConfig:
+    """The configuration of that name. ValueError names the nearest one."""
+    if name not in CONFIGS:
+        near = difflib.get_close_matches(name, CONFIGS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(CONFIGS)}"
+        raise ValueError(f"there is no configuration {name!r}; {hint}")
+    return CONFIGS[name]()

@@ -1,0 +1,89 @@
+"""The model in the package, trained on Wardrobe on a CPU, and tiny versions of its runs for tests."""
+
+import dataclasses
+from pathlib import Path
+
+from fcjax import config as models
+from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
+
+DATA = Path("data")
+
+
+def autoencoder() -> TrainConfig:
+    """The small VAE, on 64x64 crops of people and of canvases.
+
+    python -m train.prepare wardrobe --out data/wardrobe --count 8000
+    python -m train.run --config mini_vae --out runs/mini_vae
+    """
+    return TrainConfig(
+        name="mini_vae",
+        task="vae",
+        model=models.mini(),
+        data=DATA / "wardrobe",
+        steps=12_000,
+        batch_size=8,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, final_rate=0.02, ema_decay=0.998),
+        compute_dtype="bfloat16",
+        log_every=100,
+        checkpoint_every=1000,
+    )
+
+
+def compose() -> TrainConfig:
+    """Both UNets, the binder and the text encoder, from nothing.
+
+    python -m train.prepare latents --data data/wardrobe --model runs/mini_vae/model --out data/latents
+    python -m train.run --config mini --out runs/mini
+    """
+    return TrainConfig(
+        name="mini",
+        task="compose",
+        model=models.mini(),
+        data=DATA / "latents",
+        steps=10_000,
+        batch_size=16,
+        optimizer=OptimizerConfig(
+            learning_rate=8e-4, warmup_steps=200, final_rate=0.05, ema_decay=0.998, weight_decay=0.01
+        ),
+        loss=LossConfig(foreground_weight=2.0, drop_text=0.15, drop_reference=0.08, noises=2),
+        compute_dtype="bfloat16",
+        log_every=20,
+        checkpoint_every=200,
+    )
+
+
+def unbound() -> TrainConfig:
+    """`compose` without subject binding, a short run for comparison.
+
+    python -m train.run --config mini_unbound --out runs/mini_unbound
+    """
+    return dataclasses.replace(compose(), name="mini_unbound", model=models.mini(binding="none"))
+
+
+def tiny_autoencoder() -> TrainConfig:
+    """Seconds on a CPU, for tests."""
+    return TrainConfig(
+        name="tiny_vae",
+        task="vae",
+        model=models.tiny(),
+        data=DATA / "tiny",
+        steps=20,
+        batch_size=4,
+        vae_loss=VAELossConfig(crop=16),
+        log_every=5,
+        checkpoint_every=10,
+    )
+
+
+def tiny_compose() -> TrainConfig:
+    """Seconds on a CPU, for tests."""
+    return TrainConfig(
+        name="tiny",
+        task="compose",
+        model=models.tiny(),
+        data=DATA / "tiny_latents",
+        steps=20,
+        batch_size=4,
+        log_every=5,
+        checkpoint_every=10,
+    )

@@ -1,0 +1,66 @@
+"""Prepared records to batches: a deterministic, shuffled, resumable stream through Grain."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from fcjax.data.records import decode_record, read_index, shards
+
+Batch = dict[str, np.ndarray]
+
+
+class Prepared:
+    """A prepared data set as a sequence of decoded samples.
+
+    `transform` turns a decoded sample (see `records.decode_record`) and a generator into the arrays of one training
+    example; the generator's stream depends on the sample's place in the epoch alone.
+    """
+
+    def __init__(self, folder: str | Path, wanted: Iterable[str] | None = None):
+        self.folder = Path(folder)
+        self.index = read_index(folder)
+        self._wanted = None if wanted is None else tuple(wanted)
+        self._source = grain.sources.ArrayRecordDataSource(shards(folder))
+        if not len(self._source):
+            raise ValueError(f"the prepared data set {folder} is empty: prepare at least one sample")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return decode_record(self._source[position], self._wanted)
+
+
+def training_batches(
+    data: Prepared,
+    transform: Callable[[dict[str, Any], np.random.Generator], Mapping[str, np.ndarray]],
+    batch_size: int,
+    seed: int,
+    workers: int = 2,
+    first_step: int = 0,
+) -> grain.DatasetIterator:
+    """An endless iterator of batches (dicts of stacked arrays), shuffled anew every epoch.
+
+    The same seed and step give the same batch; `get_state` / `set_state` resume it, and `first_step` starts at the
+    batch of that step. Raises ValueError where the set is smaller than a batch.
+    """
+    if len(data) < batch_size:
+        raise ValueError(f"a batch of {batch_size} needs at least as many samples, {data.folder} has {len(data)}")
+    examples = (
+        grain.MapDataset.source(data)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(transform)
+        .batch(batch_size, drop_remainder=True)
+    )
+    # Threads suffice: PNG decoding and NumPy release the interpreter lock.
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+    return (
+        iter(examples.slice(slice(first_step, None)).to_iter_dataset(options))
+        if first_step
+        else iter(examples.to_iter_dataset(options))
+    )

@@ -1,0 +1,109 @@
+"""One training sample as bytes, and shards of them.
+
+A record is a safetensors blob: arrays by name, pictures PNG-compressed under `<name>.png`, everything that is not an
+array as JSON under `text`. Shards are ArrayRecord files beside an `index.json` that says how many samples there are
+and with which settings they were made. Nothing in a record can run code.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from PIL import Image
+from safetensors.numpy import load, save
+
+RECORD_VERSION = 1
+INDEX = "index.json"
+
+
+def encode_record(
+    pictures: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], text: Mapping[str, Any]
+) -> bytes:
+    """Packs one sample. `pictures` are uint8 (H, W) or (H, W, 3) and are stored losslessly compressed."""
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    for name, picture in pictures.items():
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
+        tensors[f"{name}.png"] = np.frombuffer(buffer.getvalue(), np.uint8)
+    document = json.dumps({"version": RECORD_VERSION, **text}).encode()
+    tensors["text"] = np.frombuffer(document, np.uint8)
+    return save(tensors)
+
+
+def decode_record(record: bytes, wanted: Iterable[str] | None = None) -> dict[str, Any]:
+    """Unpacks one sample into a flat dict: pictures and arrays by name, the text entries beside them.
+
+    `wanted` limits which pictures and arrays are decoded (text always is). Raises ValueError for a record of another
+    version.
+    """
+    tensors = load(record)
+    sample: dict[str, Any] = json.loads(tensors.pop("text").tobytes())
+    version = sample.pop("version", None)
+    if version != RECORD_VERSION:
+        raise ValueError(
+            f"this record has version {version}, this program reads version {RECORD_VERSION}: prepare the data again"
+        )
+    names = None if wanted is None else set(wanted)
+    for key, tensor in tensors.items():
+        name = key.removesuffix(".png")
+        if names is not None and name not in names:
+            continue
+        sample[name] = np.asarray(Image.open(io.BytesIO(tensor.tobytes()))) if key.endswith(".png") else tensor
+    return sample
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> int:
+    """Writes an ArrayRecord shard aside and renames it, so that a shard is there whole or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    # group_size:1 lets the shuffled reader fetch one record without decompressing its neighbours.
+    writer = array_record_module.ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
+    count = 0
+    for record in records:
+        writer.write(record)
+        count += 1
+    writer.close()
+    os.replace(aside, path)
+    return count
+
+
+def read_shard(path: str | Path) -> list[bytes]:
+    """Every record of one shard, in order."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    records = reader.read_all()
+    reader.close()
+    return records
+
+
+def write_index(folder: Path, **settings: Any) -> None:
+    """Writes `index.json`, the last step of a preparation: a folder without it is an unfinished one."""
+    aside = folder / (INDEX + ".partial")
+    aside.write_text(json.dumps({"version": RECORD_VERSION, **settings}, indent=1) + "\n")
+    os.replace(aside, folder / INDEX)
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """Reads `index.json`. Raises ValueError where the folder is no finished preparation."""
+    path = Path(folder) / INDEX
+    if not path.is_file():
+        raise ValueError(f"expected a prepared data set with {INDEX}, found none in {folder}: run train.prepare first")
+    index = json.loads(path.read_text())
+    if index.get("version") != RECORD_VERSION:
+        raise ValueError(
+            f"{path} has version {index.get('version')}, expected {RECORD_VERSION}: prepare the data again"
+        )
+    return index
+
+
+def shards(folder: str | Path) -> list[str]:
+    """The shard files of a finished preparation, in order. Raises ValueError where some are missing."""
+    index = read_index(folder)
+    paths = [Path(folder) / name for name in index["shards"]]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} of its {len(paths)} shards: {', '.join(missing[:5])}")
+    return [str(path) for path in paths]

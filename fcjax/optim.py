@@ -1,0 +1,46 @@
+"""Optimiser over the trained part of a parameter tree, and the exponential moving average beside it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+
+def adamw(
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int = 500,
+    final_rate: float = 1.0,
+    beta2: float = 0.99,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
+
+    Vectors (biases, norm scales) take no weight decay.
+    """
+    warmup_steps = min(warmup_steps, max(steps - 1, 1))
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(steps, warmup_steps + 1),
+        end_value=learning_rate * final_rate,
+    )
+
+    def is_matrix(parameters: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(rate, b2=beta2, weight_decay=weight_decay, mask=is_matrix),
+    )
+
+
+def update_ema(average: Tree, parameters: Tree, decay: float, step: jax.Array) -> Tree:
+    """One step of the moving average; early steps use (1 + step) / (10 + step) where that is smaller."""
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda mean, value: mean * rate + value.astype(mean.dtype) * (1.0 - rate), average, parameters)

@@ -1,0 +1,1 @@
+"""What is run to train: `python -m train.prepare`, then `python -m train.run`."""

@@ -1,0 +1,87 @@
+"""The settings of a training run, edited in `configs/` and overridden on the command line."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import fcjax
+from fcjax.config import ComposerConfig
+
+MINI = Path(fcjax.__file__).parent / "mini"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as `fcjax.optim` builds it; `trainable` are first-match path rules, True = trained, False = frozen."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 500
+    # The rate falls along a cosine to `final_rate` times its peak at the last step; 1.0 keeps it constant.
+    final_rate: float = 1.0
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    trainable: tuple[tuple[str, bool], ...] = ((".*", True),)
+
+    def __post_init__(self):
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate must lie in (0, 1), got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What the composing loss weighs and drops."""
+
+    # The bound on 1 / sigma^2, the weight of the clean latent's squared error.
+    min_snr: float = 5.0
+    # Latent tokens on the person count `1 + foreground_weight` times.
+    foreground_weight: float = 0.0
+    # Choice: text and pose drop-out concern the denoiser alone; reference drop-out hides every asset from it.
+    drop_text: float = 0.1
+    drop_reference: float = 0.1
+    drop_pose: float = 0.0
+    # Noise levels trained per reference pass.
+    noises: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class VAELossConfig:
+    """The autoencoder's loss: L1 and L2 of pixels in [-1, 1], of their gradients, and a KL term."""
+
+    l1: float = 1.0
+    l2: float = 2.0
+    gradient: float = 1.0
+    kl: float = 1e-6
+    crop: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One run: what is trained, on which data, for how long."""
+
+    name: str
+    task: Literal["vae", "compose"]
+    model: ComposerConfig
+    data: Path
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    vae_loss: VAELossConfig = VAELossConfig()
+    # The model folder of another run to start from; None starts at random.
+    start: Path | None = None
+    tokenizer: Path = MINI / "tokenizer"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+    workers: int = 2
+
+    def __post_init__(self):
+        for field in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "workers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")

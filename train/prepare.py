@@ -1,0 +1,195 @@
+"""Turns a source of samples into shards that training reads.
+
+    python -m train.prepare wardrobe --out DIR --count 8000 --split train
+    python -m train.prepare latents --data DIR --model RUN/model --out DIR2
+
+The first draws Wardrobe's people with a pool of processes and lays their assets out on canvases; the second encodes the
+pictures of a prepared set with a model's autoencoder, once, so that training need not. Both continue where they stopped:
+shards that are there stay as they are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from fcjax import folder, trees
+from fcjax.assets import lay_out, token_masks
+from fcjax.config import ComposerConfig, mini
+from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards, write_index, write_shard
+from fcjax.models import composer
+from fcjax.wardrobe import Wardrobe
+
+
+@dataclasses.dataclass(frozen=True)
+class WardrobeJob:
+    """What Wardrobe shards hold."""
+
+    out: Path
+    count: int = 8000
+    split: Literal["train", "heldout"] = "train"
+    seed: int = 0
+    height: int = 256
+    width: int = 192
+    max_assets: int = 6
+    # Canvases laid out per sample: the same assets at other places and sizes.
+    layouts: int = 2
+    shard_size: int = 250
+    workers: int = 2
+
+    def __post_init__(self):
+        for field in ("count", "layouts", "shard_size", "workers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+
+def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
+    """One Wardrobe sample as a record: pictures, canvases with the map of their assets, IUV, regions, text."""
+    pictures = {"image": sample.image, "iuv": sample.maps.iuv, "regions": sample.regions.astype(np.uint8)}
+    for layout in range(job.layouts):
+        canvas = lay_out(
+            sample.assets, job.height, job.width, seed=index * job.layouts + layout, max_assets=job.max_assets, varied=True
+        )
+        pictures[f"canvas{layout}"] = canvas.image
+        # Assets do not overlap, so one picture holds every mask: its pixels name the asset (1..) that covers them.
+        covered = canvas.masks >= 0.5
+        pictures[f"owners{layout}"] = (covered * np.arange(1, job.max_assets + 1)[:, None, None]).sum(0).astype(np.uint8)
+    text = {
+        "caption": sample.caption,
+        "phrases": [asset.phrase for asset in sample.assets],
+        "kinds": [asset.kind for asset in sample.assets],
+        "layouts": job.layouts,
+    }
+    return encode_record(pictures, {}, text)
+
+
+def _wardrobe_shard(number: int, job: WardrobeJob) -> tuple[str, int]:
+    name = f"{number:05d}.arrayrecord"
+    first, last = number * job.shard_size, min((number + 1) * job.shard_size, job.count)
+    if not (job.out / name).exists():
+        wardrobe = Wardrobe(split=job.split, seed=job.seed, height=job.height, width=job.width)
+        write_shard(job.out / name, (wardrobe_record(wardrobe[i], i, job) for i in range(first, last)))
+    return name, last - first
+
+
+def prepare_wardrobe(job: WardrobeJob) -> None:
+    """Writes the shards of `job` with a pool of processes, then the index."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    numbers = range(-(-job.count // job.shard_size))
+    settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in ("out", "workers")}
+    _refuse_other_settings(job.out, settings)
+    with multiprocessing.get_context("spawn").Pool(job.workers) as pool, tqdm(total=job.count, unit="sample") as bar:
+        names = []
+        for name, count in pool.imap(functools.partial(_wardrobe_shard, job=job), numbers):
+            names.append(name)
+            bar.update(count)
+    write_index(job.out, source="wardrobe", settings=settings, shards=names, count=job.count)
+
+
+def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Shards made with other settings must not be taken for ours."""
+    note = out / "settings.json"
+    if note.exists():
+        before = json.loads(note.read_text())
+        differ = sorted(key for key in settings if before.get(key) != settings[key])
+        if differ:
+            raise ValueError(
+                f"{out} was begun with other settings ({', '.join(differ)}): remove it or choose another --out"
+            )
+    else:
+        note.write_text(json.dumps(settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsJob:
+    """Encodes the pictures of the prepared set `data` with the autoencoder in the model folder `model`."""
+
+    data: Path
+    model: Path
+    out: Path
+    batch_size: int = 16
+
+
+def prepare_latents(job: LatentsJob, config: ComposerConfig) -> None:
+    """Writes a copy of the set in which latents, token masks and UV points stand for the pictures."""
+    index = read_index(job.data)
+    vae = folder.load_part_config(job.model, "vae")
+    params = folder.load_part(job.model, "vae", vae)
+    config = dataclasses.replace(config, vae=vae)
+    encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
+    settings = {**index["settings"], "vae": fingerprint(params)}
+    job.out.mkdir(parents=True, exist_ok=True)
+    _refuse_other_settings(job.out, settings)
+    names = []
+    with tqdm(total=index["count"], unit="sample") as bar:
+        for path in shards(job.data):
+            name = Path(path).name
+            samples = [decode_record(record) for record in read_shard(path)]
+            if not (job.out / name).exists():
+                write_shard(job.out / name, _latent_records(samples, encode, config, job.batch_size))
+            names.append(name)
+            bar.update(len(samples))
+    write_index(job.out, source="latents", settings=settings, shards=names, count=index["count"])
+
+
+def _latent_records(
+    samples: list[dict[str, Any]], encode: Callable[[np.ndarray], Any], config: ComposerConfig, batch_size: int
+) -> Iterator[bytes]:
+    layouts = samples[0]["layouts"]
+    pictures = ["image", *(f"canvas{layout}" for layout in range(layouts))]
+    latents: dict[str, list[np.ndarray]] = {name: [] for name in pictures}
+    for name in pictures:
+        for first in range(0, len(samples), batch_size):
+            batch = np.stack([sample[name] for sample in samples[first : first + batch_size]])
+            padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), 0)])
+            latents[name] += list(np.asarray(encode(padded.astype(np.float32)), np.float16)[: len(batch)])
+    grid = (config.latent_height, config.latent_width)
+    points = (grid[0] * config.pose_patch, grid[1] * config.pose_patch)
+    for number, sample in enumerate(samples):
+        arrays = {name: latents[name][number] for name in pictures}
+        for layout in range(layouts):
+            owned = sample[f"owners{layout}"] == np.arange(1, config.max_assets + 1)[:, None, None]
+            arrays[f"masks{layout}"] = np.round(255 * token_masks(owned.astype(np.float32), *grid)).astype(np.uint8)
+        on_person = (sample["regions"] > 0) | (sample["iuv"][..., 0] > 0)
+        arrays["foreground"] = np.round(255 * token_masks(on_person[None].astype(np.float32), *grid)[0]).astype(np.uint8)
+        text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
+        yield encode_record({"iuv": _sampled(sample["iuv"], *points)}, arrays, text)
+
+
+def fingerprint(params: dict[str, Any]) -> str:
+    """A short hash of parameters: latents of one autoencoder must not meet another's decoder."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(trees.flatten(params).items()):
+        digest.update(path.encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sampled(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The nearest pixels at rows x columns points: part ids and (u, v) must never be averaged."""
+    height, width = picture.shape[:2]
+    row = (np.arange(rows) * 2 + 1) * height // (2 * rows)
+    column = (np.arange(columns) * 2 + 1) * width // (2 * columns)
+    return picture[row][:, column]
+
+
+def main() -> None:
+    """`python -m train.prepare wardrobe|latents --help` lists the settings."""
+    job = tyro.extras.subcommand_cli_from_dict({"wardrobe": WardrobeJob, "latents": LatentsJob})
+    if isinstance(job, WardrobeJob):
+        prepare_wardrobe(job)
+    else:
+        prepare_latents(job, mini())
+
+
+if __name__ == "__main__":
+    main()
