@@ -14,7 +14,7 @@ from fcjax.wardrobe import captions, scene, shading
 from fcjax.wardrobe.backgrounds import KINDS, Background, draw_background
 from fcjax.wardrobe.garments import Garment
 from fcjax.wardrobe.hair import Hair, grow_hair
-from fcjax.wardrobe.meshes import Landmarks, landmarks, smoothstep
+from fcjax.wardrobe.meshes import Landmarks, landmarks
 from fcjax.wardrobe.outfits import Wear, draw_outfit
 from fcjax.wardrobe.people import Person, draw_person
 from fcjax.wardrobe.poses import draw_pose
@@ -258,6 +258,7 @@ class Wardrobe:
         rng = self._rng(index, 1)
         rotations, pose = draw_pose(rng, self.split, outfit.skirted)
         view = draw_view(rng)
+        facing = view - float(np.degrees(rotations[0, 1]))
         transforms = embedded_model().bone_transforms(outfit.shaped, rotations)
         dressed = outfit.fitting(transforms)
         posed = scene.pose_scene(dressed, transforms, outfit.shaped.joints)
@@ -268,10 +269,10 @@ class Wardrobe:
         maps = body_maps(outfit.shaped, rotations, camera, self.height, self.width)
         body = skin(outfit.shaped.vertices[:13380:7], embedded_model().weights[:13380:7], transforms)
         painted, foreground, plate = photograph(image, camera, body, backdrop, light)
-        return self._describe(outfit, rng, painted, foreground, plate, kinds, maps, backdrop, pose, view)
+        return self._describe(outfit, rng, painted, foreground, plate, kinds, maps, backdrop, pose, view, facing)
 
     def _describe(
-        self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view
+        self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view, facing
     ) -> Sample:
         """Choose what becomes an asset, name everything, and mark the assets' regions."""
         person, wears = outfit.person, outfit.wears
@@ -305,7 +306,7 @@ class Wardrobe:
             regions[covered] = place + 1
         place = captions.background_words(backdrop, rng)
         subject = captions.subject_words(person, face, rng)
-        caption = captions.caption_words(subject, tuple(worn), tuple(carried), _view_words(view), place, rng)
+        caption = captions.caption_words(subject, tuple(worn), tuple(carried), _view_words(facing), place, rng)
         return Sample(
             image=painted,
             assets=tuple(assets[chosen] for chosen in order),
@@ -343,9 +344,11 @@ def _choose(rng: np.random.Generator, wears: tuple[Wear, ...], seen: ndarray) ->
 
 
 def _view_words(view: float) -> str:
-    if abs(view) > 120:
+    """How the caption puts an angle between the camera and where the hips face, degrees."""
+    view = abs((view + 180) % 360 - 180)
+    if view > 120:
         return "behind"
-    return "the side" if abs(view) > 45 else ""
+    return "the side" if view > 45 else ""
 
 
 def _majority(kinds: ndarray) -> ndarray:
