@@ -1,0 +1,27 @@
+"""The body stage: a body in a pose becomes the maps that conditions are made of. NumPy alone."""
+
+from fcjax.body.camera import Camera, frame_full, frame_upper
+from fcjax.body.charts import PART_NAMES, Charts, atlas_uv, charts_from_skinning, flip_iuv
+from fcjax.body.embedded import SMPL_JOINTS, EmbeddedModel, ShapedBody, embedded_model
+from fcjax.body.maps import BodyMaps, body_maps, mesh_maps
+from fcjax.body.rasterizer import Fragments, rasterize
+
+__all__ = [
+    "PART_NAMES",
+    "SMPL_JOINTS",
+    "BodyMaps",
+    "Camera",
+    "Charts",
+    "EmbeddedModel",
+    "Fragments",
+    "ShapedBody",
+    "atlas_uv",
+    "body_maps",
+    "charts_from_skinning",
+    "embedded_model",
+    "flip_iuv",
+    "frame_full",
+    "frame_upper",
+    "mesh_maps",
+    "rasterize",
+]
