@@ -1,0 +1,1 @@
+"""Programs that use a model: `python -m infer.<name> --help`."""

@@ -1,0 +1,78 @@
+"""What all programs of this folder share: flags from a dataclass, errors in one line, exit codes.
+
+0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a mistake
+of the program's and keeps its traceback.
+"""
+
+import dataclasses
+import inspect
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+
+def run(function: Callable[..., object], arguments: Sequence[str] | None = None) -> None:
+    """Call a program's function with flags from the command line.
+
+    Args:
+        function: takes one dataclass, whose fields become the flags, or plain keyword arguments. Its module's
+            docstring is the help text.
+        arguments: the command line; None takes the process's own.
+
+    Raises SystemExit(2) after one line on stderr for ValueError and OSError, SystemExit(130) when interrupted.
+    """
+    module = inspect.getmodule(function)
+    description = (module.__doc__ if module else None) or function.__doc__
+    kind = _request_type(function)
+    try:
+        request = tyro.cli(kind or _keywords(function), args=arguments, description=description)
+        with warnings.catch_warnings():
+            # A program's own warnings are for whoever typed the command; those of libraries keep their default.
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            if kind is None:
+                function(**request)
+            else:
+                function(request)
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; the file first where the system complains about one."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _request_type(function: Callable[..., object]) -> type | None:
+    """The dataclass that the function takes, if that is all it takes."""
+    names = list(inspect.signature(function).parameters)
+    if len(names) != 1:
+        return None
+    kind = typing.get_type_hints(function).get(names[0])
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def _keywords(function: Callable[..., object]) -> Callable[..., dict[str, Any]]:
+    """A function of the same flags that only returns them, so that parsing and running stay apart."""
+
+    def collect(**flags: Any) -> dict[str, Any]:
+        return flags
+
+    collect.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    collect.__annotations__ = typing.get_type_hints(function)
+    collect.__doc__ = function.__doc__
+    return collect
