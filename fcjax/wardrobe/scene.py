@@ -62,12 +62,20 @@ class Scene:
         )
 
 
+NEVER, ALWAYS = -9.0, 9.0
+
+
+def _inner(garment: Garment) -> float:
+    """How far from a garment's ends, in metres, its inner side may be seen."""
+    return ALWAYS if garment.cut.kind in ("jacket", "hat", "bag") else INNER_SIDE
+
+
 class _Builder:
     def __init__(self) -> None:
         self.parts: list[tuple[ndarray, ...]] = []
         self.count = 0
 
-    def add(self, rest, points, weights, flat, fields, features, faces, kind, two_sided, exact=False, bone="") -> None:
+    def add(self, rest, points, weights, flat, fields, features, faces, kind, inner, exact=False, bone="") -> None:
         def of_corners(attribute: ndarray, join: np.ufunc) -> ndarray:
             # Three gathers: NumPy reduces short axes slowly.
             a, b, c = faces.T
@@ -80,10 +88,8 @@ class _Builder:
             tested = of_corners(np.minimum(np.minimum(fields[:, 0], fields[:, 1]), fields[:, 2]), np.minimum) < 0.05
         else:
             tested = ~of_corners(positive[:, 0] & positive[:, 1] & positive[:, 2], np.logical_and)
-        sides = np.full(len(faces), two_sided)
-        if two_sided and kind != HAIR:
-            # The inner side of cloth shows near its ends alone; elsewhere its outer side hides it.
-            sides = of_corners(np.minimum(fields[:, 0], fields[:, 1]), np.minimum) < INNER_SIDE
+        # The inner side of closed garments shows near their ends alone; elsewhere their outer side hides it.
+        sides = of_corners(np.minimum(fields[:, 0], fields[:, 1]), np.minimum) < inner
         near_neck = np.zeros(len(faces), bool)
         if exact:
             near_neck = of_corners(np.abs(fields[:, 1]) < NECK_SLACK, np.logical_or)
@@ -127,12 +133,12 @@ def assemble(
     else:
         fields[:, 0] = -cloth.hidden_skin(worn, marks, body, rest, bone_weight(model, rows, "head"))
     features = np.stack([model.masks["lips"], np.zeros(len(rest), np.float32)], axis=1)
-    builder.add(rest, rest, body.weights, _constant(len(rest), 0, 0), fields, features, body.faces, SKIN, False)
+    builder.add(rest, rest, body.weights, _constant(len(rest), 0, 0), fields, features, body.faces, SKIN, NEVER)
     eyes = model.ranges["eyes"]
     points = shaped.vertices[eyes]
     nothing, always = _constant(len(points), 0, 0), _constant(len(points), FAR, FAR, FAR)
     faces = model.faces["eyes"] - eyes.start
-    builder.add(points, points, model.weights[eyes], nothing, always, nothing, faces, EYES, False)
+    builder.add(points, points, model.weights[eyes], nothing, always, nothing, faces, EYES, NEVER)
     if hair is not None:
         # A hat hides the hair under it.
         crown = next((garment.crown for garment in worn if garment.crown is not None), None)
@@ -143,7 +149,7 @@ def assemble(
             fields[:, 2] = hair.points[:, 1] - marks.neck + FACE_HEM + 0.01
         # The margin may be somewhat negative: strands differ.
         fields[:, 0] += 0.012
-        builder.add(hair.points, hair.points, hair.weights, hair.strand, fields, nothing, hair.faces, HAIR, True)
+        builder.add(hair.points, hair.points, hair.weights, hair.strand, fields, nothing, hair.faces, HAIR, ALWAYS)
     for index, garment in enumerate(worn):
         over = worn[index + 1 :]
         for piece in garment.pieces:
@@ -153,7 +159,7 @@ def assemble(
             features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
             builder.add(
                 piece.points, piece.points, piece.weights, piece.texture, fields, features, piece.faces,
-                FIRST_GARMENT + index, True, piece.exact_neck, piece.hangs_from,
+                FIRST_GARMENT + index, _inner(garment), piece.exact_neck, piece.hangs_from,
             )  # fmt: skip
     return builder.scene()
 
@@ -165,7 +171,7 @@ def flat_scene(garment: Garment) -> Scene:
         features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
         builder.add(
             piece.points, piece.laid, piece.weights, piece.texture, piece.fields, features, piece.faces,
-            FIRST_GARMENT, True, piece.exact_neck,
+            FIRST_GARMENT, _inner(garment), piece.exact_neck,
         )  # fmt: skip
     return builder.scene()
 
