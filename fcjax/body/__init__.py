@@ -4,16 +4,23 @@ from fcjax.body.camera import Camera, frame_full, frame_upper
 from fcjax.body.charts import PART_NAMES, Charts, atlas_uv, charts_from_skinning, flip_iuv
 from fcjax.body.embedded import SMPL_JOINTS, EmbeddedModel, ShapedBody, embedded_model
 from fcjax.body.maps import BodyMaps, body_maps, mesh_maps
+from fcjax.body.poses import POSES, Pose, pose
 from fcjax.body.rasterizer import Fragments, rasterize
+from fcjax.body.request import Body
+from fcjax.body.smpl import SMPL, load_smpl
 
 __all__ = [
     "PART_NAMES",
+    "POSES",
+    "SMPL",
     "SMPL_JOINTS",
+    "Body",
     "BodyMaps",
     "Camera",
     "Charts",
     "EmbeddedModel",
     "Fragments",
+    "Pose",
     "ShapedBody",
     "atlas_uv",
     "body_maps",
@@ -22,6 +29,8 @@ __all__ = [
     "flip_iuv",
     "frame_full",
     "frame_upper",
+    "load_smpl",
     "mesh_maps",
+    "pose",
     "rasterize",
 ]
