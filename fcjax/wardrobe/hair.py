@@ -38,15 +38,15 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    "short": Style(thickness=0.017, fringe=3, noise=1.3),
-    "cropped": Style(thickness=0.006, fringe=0, noise=0.6),
-    "bob": Style(length=0.10, thickness=0.020, fringe=0),
+    "short": Style(thickness=0.017, fringe=3.0, noise=1.3),
+    "cropped": Style(thickness=0.006, fringe=0.0, noise=0.6),
+    "bob": Style(length=0.10, thickness=0.020, fringe=0.0),
     "long": Style(length=0.30, thickness=0.018),
     "wavy": Style(length=0.27, thickness=0.024, wave=0.012, noise=1.4),
-    "fringe": Style(length=0.19, thickness=0.018, fringe=26),
+    "fringe": Style(length=0.19, thickness=0.018, fringe=26.0),
     "bun": Style(thickness=0.010, knot="bun"),
     "ponytail": Style(thickness=0.010, knot="ponytail"),
-    "curly": Style(thickness=0.050, fringe=7, curls=0.010, noise=2.0),
+    "curly": Style(thickness=0.050, fringe=7.0, curls=0.010, noise=2.0),
     "bald": Style(),
 }
 

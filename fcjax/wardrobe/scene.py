@@ -201,14 +201,18 @@ class Surface:
     squeeze: Float[ndarray, "v"]  # how much cloth is compressed at a vertex, 0 to 0.6
 
     def interpolate(self, attribute: ndarray, rows: ndarray) -> ndarray:
-        """A per-vertex attribute at some of the seen pixels."""
-        corners, weights = self.corners[rows], self.barycentric[rows]
-        if attribute.ndim == 1:
-            return (attribute[corners] * weights).sum(axis=1)
-        value = attribute[corners[:, 0]] * weights[:, :1]
-        value += attribute[corners[:, 1]] * weights[:, 1:2]
-        value += attribute[corners[:, 2]] * weights[:, 2:]
-        return value
+        """A per-vertex attribute (v,) or (v, c) at some of the seen pixels."""
+        return blend(attribute, self.corners[rows], self.barycentric[rows])
+
+
+def blend(attribute: ndarray, corners: Int[ndarray, "n 3"], weights: Float[ndarray, "n 3"]) -> ndarray:
+    """A per-vertex attribute (v,) or (v, c) at points given by barycentric weights."""
+    if attribute.ndim == 1:
+        return (attribute[corners] * weights).sum(axis=1)
+    value = attribute[corners[:, 0]] * weights[:, :1]
+    value += attribute[corners[:, 1]] * weights[:, 1:2]
+    value += attribute[corners[:, 2]] * weights[:, 2:]
+    return value
 
 
 def draw(
@@ -258,24 +262,25 @@ def draw(
     seen = np.flatnonzero(fragments.face.ravel() >= 0)
     face = fragments.face.ravel()[seen]
     barycentric = fragments.barycentric.reshape(-1, 3)[seen]
-    normals = vertex_normals(posed, scene.faces) @ np.asarray(camera.rotation, np.float32).T
-    surface = Surface(
+    corners = faces[face]
+    inside = area[live][face] > 0
+    normals = blend(
+        vertex_normals(posed, scene.faces) @ np.asarray(camera.rotation, np.float32).T, corners, barycentric
+    )
+    normals /= np.sqrt(np.einsum("nk,nk->n", normals, normals) + np.float32(1e-12))[:, None]
+    normals[inside] *= -1
+    return Surface(
         height=height,
         width=width,
         pixels=seen,
-        corners=faces[face],
+        corners=corners,
         barycentric=barycentric,
         kind=kind[face],
-        normals=np.empty((0, 3), np.float32),
-        inside=area[live][face] > 0,
+        normals=normals,
+        inside=inside,
         depth=fragments.depth.ravel()[seen],
         squeeze=_squeeze(scene, posed),
     )
-    shown = surface.interpolate(normals, np.arange(len(seen)))
-    shown /= np.sqrt(np.einsum("nk,nk->n", shown, shown) + np.float32(1e-12))[:, None]
-    shown[surface.inside] *= -1
-    object.__setattr__(surface, "normals", shown)
-    return surface
 
 
 def _squeeze(scene: Scene, posed: Float[ndarray, "v 3"]) -> Float[ndarray, "v"]:

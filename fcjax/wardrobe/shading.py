@@ -103,7 +103,7 @@ def shade(
 ) -> Float[ndarray, "n 3"]:
     """Colours of the seen pixels, float32 RGB in [0, 1]."""
     color = np.empty((len(surface.pixels), 3), np.float32)
-    normals = surface.normals
+    normals = surface.normals.copy()
     rows = {kind: np.flatnonzero(surface.kind == kind) for kind in np.unique(surface.kind)}
     for kind, chosen in rows.items():
         if kind == SKIN and person is not None:
