@@ -40,6 +40,8 @@ def load_into(module: Any, params: dict[str, Any]) -> Any:
     """Puts parameters of ours into a torch module, every key of which they must fill."""
     import torch
 
+    # Threads that wait for each other in a loop take minutes where the cores are shared.
+    torch.set_num_threads(1)
     state = {key: torch.tensor(np.asarray(tensor)) for key, tensor in convert.state_dict(params).items()}
     module.load_state_dict(state, strict=True)
     return module.eval()

@@ -133,7 +133,7 @@ def reference_features(
     """
     coverage = level_masks(config, masks)
     bound = Binder(config.binder, config.unet, dtype=dtype).apply(
-        {"params": params["binder"]}, phrase_vectors(text, spans), coverage
+        {"params": params.get("binder", {})}, phrase_vectors(text, spans), coverage
     )
     sample = canvas_latents
     if config.reference_coordinates:

@@ -1,0 +1,392 @@
+"""The composer: dual-UNet parity with an independent torch reference, and what must hold whatever the weights."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcjax import trees
+from fcjax.config import BindingVariant, ComposerConfig, mini, sd15, tiny
+from fcjax.models import composer
+from fcjax.models.binder import Binder
+from fcjax.models.parameters import abstract_binder, abstract_parameters, init_parameters
+from tests import oracles
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation() -> Iterator[None]:
+    """These programs run once: half of their time would go into optimising them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _masks(config: ComposerConfig, batch: int = 2) -> np.ndarray:
+    """Two assets, the second one small and only in the first sample; the rest is padding."""
+    masks = np.zeros((batch, config.max_assets, config.height, config.width), np.float32)
+    masks[:, 0, 4:26, 3:15] = 1
+    masks[0, 1, 17:27, 18:29] = 1
+    return masks
+
+
+def _inputs(config: ComposerConfig, batch: int = 2) -> dict[str, Any]:
+    height, width, latent = config.latent_height, config.latent_width, config.vae.latent_channels
+    spans = np.zeros((batch, config.max_assets, 9), np.float32)
+    spans[:, 0, 1:4], spans[:, 1, 6:8] = 1 / 3, 1 / 2
+    return {
+        "canvas_latents": oracles.normal(1, batch, height, width, latent),
+        "text": oracles.normal(2, batch, 9, config.text_encoder.hidden_size),
+        "spans": jnp.asarray(spans),
+        "masks": jnp.asarray(_masks(config, batch)),
+        "noisy": oracles.normal(3, batch, height, width, latent),
+        "timesteps": jnp.asarray([700.0, 20.0])[:batch],
+        "condition": oracles.normal(4, batch, height, width, config.condition_channels),
+    }
+
+
+def _features(params, config: ComposerConfig, inputs: dict[str, Any]) -> composer.ReferenceFeatures:
+    names = ("canvas_latents", "text", "spans", "masks")
+    return composer.reference_features(params, config, *(inputs[name] for name in names))
+
+
+def _denoise(params, config: ComposerConfig, inputs: dict[str, Any], features=None) -> jax.Array:
+    names = ("noisy", "timesteps", "text", "condition")
+    return composer.denoise(params, config, *(inputs[name] for name in names), features)
+
+
+def _compose(config: ComposerConfig):
+    return jax.jit(lambda params, inputs: _denoise(params, config, inputs, _features(params, config, inputs)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parity
+
+
+class _Injecting:
+    """A diffusers attention processor of self-attention: adds to keys and values, records them, or takes more."""
+
+    def __init__(self, bound: Any = None, injected: Any = None, hidden: Any = None) -> None:
+        self.bound, self.injected, self.hidden, self.recorded = bound, injected, hidden, None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_) -> Any:
+        import torch
+
+        key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if self.bound is not None:
+            key, value = key + self.bound[0], value + self.bound[1]
+        self.recorded = (key, value)
+        forbidden = torch.zeros(key.shape[:2], dtype=torch.bool)
+        if self.injected is not None:
+            key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), self.injected, strict=True))
+            forbidden = torch.cat([forbidden, self.hidden], dim=1)
+        query, key, value = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), key, value))
+        scores = torch.bmm(query, key.transpose(1, 2)) * attn.scale
+        scores = scores.masked_fill(forbidden.repeat_interleave(attn.heads, 0)[:, None], float("-inf"))
+        return attn.to_out[0](attn.batch_to_head_dim(torch.bmm(scores.softmax(-1), value)))
+
+
+_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+
+def _inject(module: Any, processors: dict[str, _Injecting]) -> None:
+    module.set_attn_processor({name: processors.get(name, kept) for name, kept in module.attn_processors.items()})
+
+
+def _self_attention_names(module: Any) -> list[str]:
+    names = [name for name in module.attn_processors if name.endswith("attn1.processor")]
+    return sorted(names, key=lambda name: (_ORDER[name.split(".")[0]], name))
+
+
+def _torch_reference(params, config: ComposerConfig, inputs: dict[str, Any]) -> np.ndarray:
+    """The dual UNet in torch: written from the paper, with nothing of fcjax but the weights and their names."""
+    import torch
+    from torch.nn import functional
+
+    tensors = {name: torch.tensor(np.asarray(value)) for name, value in inputs.items()}
+    weights = {path: torch.tensor(np.asarray(leaf)) for path, leaf in trees.flatten(params.get("binder", {})).items()}
+    phrases = tensors["spans"] @ tensors["text"]
+    levels = len(config.unet.block_out_channels)
+    grid = (config.latent_height, config.latent_width)
+    coverage = [
+        functional.adaptive_avg_pool2d(tensors["masks"], (grid[0] >> level, grid[1] >> level))
+        for level in range(levels)
+    ]
+
+    def block_level(name: str) -> int:
+        kind, *rest = name.split(".")
+        return {"down_blocks": int(rest[0]) if rest[0].isdigit() else 0, "mid_block": levels - 1}.get(
+            kind, levels - 1 - (int(rest[0]) if rest[0].isdigit() else 0)
+        )
+
+    def binding(name: str) -> Any:
+        block = name.split(".attentions")[0].replace(".", "_")
+        if f"{block}/linear_1/kernel" not in weights:
+            return None
+        hidden = functional.silu(phrases @ weights[f"{block}/linear_1/kernel"] + weights[f"{block}/linear_1/bias"])
+        added = hidden @ weights[f"{block}/linear_2/kernel"] + weights[f"{block}/linear_2/bias"]
+        tokens = coverage[block_level(name)].flatten(2).transpose(1, 2)
+        return (tokens @ added).chunk(2, dim=-1)
+
+    reference = oracles.load_into(oracles.torch_unet(_standard(config.reference_unet)), params["reference_unet"])
+    denoiser = oracles.load_into(oracles.torch_unet(_standard(config.unet)), params["unet"])
+    emitting = {name: _Injecting(bound=binding(name)) for name in _self_attention_names(reference)}
+    _inject(reference, emitting)
+    canvas = [oracles.to_tensor(inputs["canvas_latents"])]
+    if config.reference_coordinates:
+        canvas.append(oracles.to_tensor(composer.asset_coordinates(jnp.asarray(coverage[0].numpy()))))
+    if config.binder.variant == "conv_in":
+        painted = torch.einsum(
+            "bahw,bac->bchw",
+            coverage[0],
+            phrases @ weights["conv_in/proj/kernel"] + weights["conv_in/proj/bias"],
+        )
+        added = functional.conv2d(painted, weights["conv_in/kernel"].permute(3, 2, 0, 1), padding=1)
+        reference.conv_in.register_forward_hook(lambda module, args, output: output + added)
+    with torch.no_grad():
+        reference(torch.cat(canvas, 1), torch.zeros(2), tensors["text"])
+        blank = [pooled.amax(1).flatten(1) == 0 for pooled in coverage]
+        if config.attend_blank:
+            blank = [torch.zeros_like(tokens) for tokens in blank]
+        consuming = {
+            name: _Injecting(injected=processor.recorded, hidden=blank[block_level(name)])
+            for name, processor in emitting.items()
+        }
+        _inject(denoiser, consuming)
+        sample = torch.cat([oracles.to_tensor(inputs[name]) for name in ("noisy", "condition")], 1)
+        return oracles.to_array(denoiser(sample, tensors["timesteps"], tensors["text"]).sample)
+
+
+def _standard(config: Any) -> Any:
+    """diffusers knows a feed-forward of 4 times the width alone."""
+    assert config.ff_mult == 4
+    return config
+
+
+def _with_standard_width(config: ComposerConfig) -> ComposerConfig:
+    wide = {name: dataclasses.replace(getattr(config, name), ff_mult=4) for name in ("unet", "reference_unet")}
+    return dataclasses.replace(config, **wide)
+
+
+@pytest.mark.parametrize(
+    ("variant", "attend_blank"),
+    [("none", False), ("conv_in", False), ("smallest", False), ("all", False), ("all", True)],
+)
+def test_dual_unet_equals_the_torch_reference(variant: BindingVariant, attend_blank: bool) -> None:
+    pytest.importorskip("torch")
+    config = dataclasses.replace(_with_standard_width(tiny(variant)), attend_blank=attend_blank)
+    params, inputs = oracles.random_parameters(abstract_parameters(config)), _inputs(config)
+    ours = _compose(config)(params, inputs)
+    theirs = _torch_reference(params, config, inputs)
+    assert oracles.relative_error(ours, theirs) <= 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Behaviour
+
+
+@pytest.fixture(scope="module")
+def all_bound() -> tuple[ComposerConfig, dict[str, Any], Any]:
+    config = tiny("all")
+    return config, oracles.random_parameters(abstract_parameters(config)), _compose(config)
+
+
+@pytest.mark.parametrize("variant", ["conv_in", "smallest", "all"])
+def test_a_binder_at_its_start_adds_nothing(variant: BindingVariant) -> None:
+    config = tiny(variant)
+    started = init_parameters(config, jax.random.key(0))["binder"]
+    inputs = _inputs(config)
+    phrases = composer.phrase_vectors(inputs["text"], inputs["spans"])
+    masks = composer.level_masks(config, inputs["masks"])
+    bound = Binder(config.binder, config.unet).apply({"params": started}, phrases, masks)
+    assert set(bound) == (
+        {"conv_in"} if variant == "conv_in" else {name for name, _ in config.binder.blocks(config.unet)}
+    )
+    assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(bound))
+
+
+def test_zero_initialised_binding_equals_none(all_bound) -> None:
+    config, params, _ = all_bound
+    inputs = _inputs(config)
+    started = {**params, "binder": init_parameters(config, jax.random.key(0))["binder"]}
+    unbound = {name: tree for name, tree in params.items() if name != "binder"}
+    with_binder = jax.jit(lambda p: _features(p, config, inputs))(started)
+    without = jax.jit(lambda p: _features(p, tiny("none"), inputs))(unbound)
+    for bound, plain in zip(jax.tree.leaves(with_binder), jax.tree.leaves(without), strict=True):
+        np.testing.assert_array_equal(bound, plain)
+
+
+def test_binding_depends_on_the_phrase_and_only_on_covered_tokens(all_bound) -> None:
+    config, params, _ = all_bound
+    inputs = _inputs(config)
+    swapped = {**inputs, "spans": inputs["spans"][:, jnp.asarray([1, 0, 2])]}
+    features = jax.jit(lambda inputs: _features(params, config, inputs))
+    first, other = features(inputs), features(swapped)
+    # Layer 0 sees nothing but its own input: its keys differ where an asset is, and nowhere else.
+    changed = np.abs(np.asarray(first.layers[0][0] - other.layers[0][0])).max(-1) > 1e-6
+    np.testing.assert_array_equal(changed, np.asarray(first.masks[0]))
+
+
+def test_an_asset_that_no_token_sees_changes_nothing(all_bound) -> None:
+    """The padding of the asset axis may hold any phrase: with an empty mask it is out of the picture."""
+    config, params, compose = all_bound
+    inputs = _inputs(config)
+    phrased = {**inputs, "spans": inputs["spans"].at[:, 2].set(1 / 9)}
+    np.testing.assert_array_equal(compose(params, inputs), compose(params, phrased))
+    seen = {**phrased, "masks": inputs["masks"].at[:, 2, :4, 20:].set(1.0)}
+    assert oracles.relative_error(compose(params, seen), compose(params, inputs)) > 1e-4
+
+
+def test_zero_assets_are_the_plain_denoiser(all_bound) -> None:
+    """Without assets and with blank tokens hidden nothing is injected: the reference cannot be felt at all."""
+    config, params, compose = all_bound
+    inputs = _inputs(config)
+    nothing = {**inputs, "masks": jnp.zeros_like(inputs["masks"])}
+    plain = jax.jit(lambda p: _denoise(p, config, inputs))(params)
+    # Not to the last bit: the sums over twice as many keys are taken in another order.
+    assert oracles.relative_error(compose(params, nothing), plain) <= 1e-5
+    hidden = jax.jit(
+        lambda p: _denoise(p, config, inputs, composer.keep_reference(_features(p, config, inputs), jnp.zeros(2, bool)))
+    )(params)
+    assert oracles.relative_error(hidden, plain) <= 1e-5
+
+
+def test_attend_blank_shows_the_empty_canvas(all_bound) -> None:
+    config, params, compose = all_bound
+    seeing = dataclasses.replace(config, attend_blank=True)
+    inputs = _inputs(config)
+    shape = jax.eval_shape(lambda p: _features(p, seeing, inputs), params)
+    assert [mask.shape[1] for mask in shape.masks] == [64 >> (2 * level) for level in config.unet.attention_levels]
+    assert oracles.relative_error(_compose(seeing)(params, inputs), compose(params, inputs)) > 1e-4
+
+
+def test_samples_of_a_batch_do_not_mix(all_bound) -> None:
+    config, params, compose = all_bound
+    inputs = _inputs(config)
+    alone = compose(params, jax.tree.map(lambda leaf: leaf[1:], inputs))
+    assert oracles.relative_error(alone, compose(params, inputs)[1:]) <= 1e-5
+
+
+def test_repeated_reference_serves_several_images(all_bound) -> None:
+    config, params, _ = all_bound
+    features = jax.eval_shape(lambda p: composer.repeat_reference(_features(p, config, _inputs(config)), 3), params)
+    assert all(leaf.shape[0] == 6 for leaf in jax.tree.leaves(features))
+
+
+def test_gradients_reach_everything_that_is_used(all_bound) -> None:
+    """All of the denoiser and the binder; of the reference UNet all but what lies behind its last keys and values."""
+    config, params, _ = all_bound
+    inputs = _inputs(config)
+    target = oracles.normal(9, *inputs["noisy"].shape)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.mean((_denoise(params, config, inputs, _features(params, config, inputs)) - target) ** 2)
+
+    flat = trees.flatten(gradient(params))
+    unused = {path for path, leaf in flat.items() if not np.any(np.asarray(leaf))}
+    last = "reference_unet/up_blocks_1/attentions_1"
+    for path in unused:
+        assert path.startswith(("reference_unet/conv_", "vae/", "text_encoder/", last)), path
+    assert f"{last}/transformer_blocks_0/attn1/to_k/kernel" not in unused
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in flat.values())
+
+
+def test_bfloat16_stays_close(all_bound) -> None:
+    config, params, compose = all_bound
+    inputs = _inputs(config)
+
+    @jax.jit
+    def roughly(params):
+        names = ("canvas_latents", "text", "spans", "masks")
+        features = composer.reference_features(params, config, *(inputs[n] for n in names), dtype=jnp.bfloat16)
+        names = ("noisy", "timesteps", "text", "condition")
+        return composer.denoise(params, config, *(inputs[n] for n in names), features, dtype=jnp.bfloat16)
+
+    rough = roughly(params)
+    assert rough.dtype == jnp.float32
+    assert 1e-6 < oracles.relative_error(rough, compose(params, inputs)) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions, images, parameters
+
+
+def test_pose_channels_take_the_nearest_pixel_of_each_point() -> None:
+    uv = jnp.stack(jnp.meshgrid(jnp.arange(16.0), jnp.arange(12.0)), -1)[None]
+    paper = composer.pose_channels(uv, 3, 4, 1)
+    assert paper.shape == (1, 3, 4, 2)
+    np.testing.assert_array_equal(paper[0, 1, 2], [10, 6])
+    fine = composer.pose_channels(uv, 3, 4, 4)
+    assert fine.shape == (1, 3, 4, 32)
+    np.testing.assert_array_equal(fine[0, 2, 3].reshape(4, 4, 2), uv[0, 8:12, 12:16])
+    with pytest.raises(ValueError, match="smaller than the 48x4 points"):
+        composer.pose_channels(uv, 12, 1, 4)
+
+
+def test_asset_coordinates_span_each_box() -> None:
+    masks = np.zeros((1, 2, 4, 8), np.float32)
+    masks[0, 0, 1:3, 0:4], masks[0, 1, 3, 6] = 1, 0.5
+    found = np.asarray(composer.asset_coordinates(jnp.asarray(masks)))[0]
+    np.testing.assert_allclose(found[1, 0:4, 0], [-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(found[1:3, 0, 1], [-0.5, 0.5])
+    assert not found[0].any() and not found[:, 4:6].any() and not found[3, 6].any()
+
+
+def test_level_masks_keep_every_asset_at_every_level() -> None:
+    config = tiny()
+    masks = np.zeros((1, config.max_assets, 32, 32), np.float32)
+    masks[0, 0, 9, 9] = 1
+    for level in composer.level_masks(config, jnp.asarray(masks)):
+        assert np.count_nonzero(level[0, 0]) == 1 and not np.any(level[0, 1:])
+    with pytest.raises(ValueError, match="do not divide"):
+        composer.area_average(jnp.zeros((1, 1, 30, 32)), 8, 8)
+
+
+def test_try_on_channels_join_the_latent() -> None:
+    config = tiny(condition="tryon")
+    masks = jnp.zeros((1, 32, 32)).at[:, :16].set(1.0)
+    condition = composer.tryon_channels(oracles.normal(0, 1, 8, 8, 4), masks)
+    assert condition.shape[-1] == config.condition_channels == 5
+    np.testing.assert_array_equal(condition[0, :, 0, 4], [1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_latents_are_scaled_and_images_clipped() -> None:
+    config = tiny()
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scaling_factor=0.25, shift_factor=0.5))
+    params = oracles.random_parameters(abstract_parameters(config))
+    images = jnp.clip(oracles.normal(0, 1, 32, 32, 3), -1, 1)
+    encode = jax.jit(composer.encode_images, static_argnums=1)
+    latents, raw = encode(params, config, images), encode(params, tiny(), images)
+    np.testing.assert_allclose(latents, (raw - 0.5) * 0.25, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(composer.unscale_latents(config.vae, latents), raw, rtol=1e-5, atol=1e-5)
+    decoded = jax.jit(composer.decode_latents, static_argnums=1)(params, config, 100 * latents)
+    assert decoded.shape == images.shape and float(jnp.abs(decoded).max()) == 1.0
+    drawn = encode(params, config, images, jax.random.key(0))
+    assert not np.allclose(drawn, latents)
+
+
+def test_start_of_training_is_reproducible_and_finite() -> None:
+    config = tiny()
+    params = init_parameters(config, jax.random.key(3))
+    again = trees.flatten(init_parameters(config, jax.random.key(3)))
+    other = trees.flatten(init_parameters(config, jax.random.key(4)))
+    flat = trees.flatten(params)
+    assert flat.keys() == trees.flatten(abstract_parameters(config)).keys()
+    assert all(np.array_equal(leaf, again[path]) for path, leaf in flat.items())
+    assert not np.array_equal(flat["unet/conv_in/kernel"], other["unet/conv_in/kernel"])
+    assert not np.array_equal(flat["unet/conv_in/kernel"][:, :, :4], flat["reference_unet/conv_in/kernel"][:, :, :4])
+    kernel = flat["vae/decoder/mid_block/resnets_0/conv1/kernel"]
+    assert float(jnp.std(kernel)) == pytest.approx(np.prod(kernel.shape[:3]) ** -0.5, rel=0.1)
+
+
+def test_sizes_of_the_presets() -> None:
+    """The UNets, the VAE and the text encoder of sd15 are counted against their checkpoints elsewhere."""
+    full = sd15()
+    assert trees.count(abstract_binder(full.binder, full.unet)) == 12_993_024
+    assert trees.count(abstract_parameters(mini())) <= 13_500_000
+    assert abstract_binder(tiny("none").binder, tiny().unet) == {}
