@@ -98,12 +98,16 @@ def frame_full(
     unit = Camera(1.0, (0.0, 0.0), tuple(target), rotation, distance)
     projected = unit.project(points).astype(np.float64)
     if distance is not None and projected[:, 2].min() < 0.2:
-        raise ValueError(f"the camera at {distance} m stands inside the body or nearly touches it; give a larger distance")
+        raise ValueError(
+            f"the camera at {distance} m stands inside the body or nearly touches it; give a larger distance"
+        )
     low, high = projected[:, :2].min(axis=0), projected[:, :2].max(axis=0)
     usable = np.array([width, height]) * (1 - 2 * margin)
     scale = float(min(*(usable / np.maximum(high - low, 1e-6)), usable[1] / least_extent))
     middle = (low + high) / 2
-    return Camera(scale, (width / 2 - scale * middle[0], height / 2 - scale * middle[1]), tuple(target), rotation, distance)
+    return Camera(
+        scale, (width / 2 - scale * middle[0], height / 2 - scale * middle[1]), tuple(target), rotation, distance
+    )
 
 
 def frame_upper(

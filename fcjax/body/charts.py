@@ -13,7 +13,6 @@ published in words the rules above are a choice.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +31,6 @@ PART_NAMES = (
 )  # fmt: skip
 # Part ids under left-right mirroring.
 MIRRORED_PARTS = np.array([0, 1, 2, *(part + (1 if part % 2 else -1) for part in range(3, 25))], np.uint8)
-TORSO = (1, 2)
 
 # Choice: cells of the atlas lie as in DensePose's texture atlas, six parts down each of four columns; the margin (a share of a
 # cell on each side) keeps places of different charts apart.
@@ -46,22 +44,26 @@ FACE_V = 0.25
 # A body's trunk is about this much wider than deep; depth is stretched by it before angles are taken.
 TRUNK_FLATNESS = 1.4
 
-BACK, RIGHT, FRONT, LEFT = 0.0, 0.5 * np.pi, np.pi, 1.5 * np.pi  # angles around a bone
+BACK, RIGHT = 0.0, 0.5 * np.pi  # angles around a bone; front and left follow
 
 
-@dataclass(frozen=True, eq=False)
 class Charts:
-    """Where each face of a mesh lies in the charts; u and v belong to face corners, since charts meet along edges."""
+    """Where the surface of a mesh lies in the 24 charts."""
 
-    part: UInt8[ndarray, "f"]  # 1..24
-    u: Float[ndarray, "f 3"] = field(repr=False)  # float32 in [0, 1]
-    v: Float[ndarray, "f 3"] = field(repr=False)
-    # Flips an IUV image; None where mirroring is the rule above (see `flip_iuv`).
-    symmetry: "Callable[[ndarray], ndarray] | None" = field(default=None, repr=False)
+    part: UInt8[ndarray, "f"]  # the part at each face's middle, 1..24
+
+    def locate(
+        self, face: Int[ndarray, "n"], barycentric: Float[ndarray, "n 3"]
+    ) -> tuple[UInt8[ndarray, "n"], Float[ndarray, "n"], Float[ndarray, "n"]]:
+        """Part, u and v (float32 in [0, 1]) of points inside faces."""
+        raise NotImplementedError
 
     def mirrored(self, iuv: UInt8[ndarray, "*grid 3"]) -> UInt8[ndarray, "*grid 3"]:
         """The same places on the other side of the body, pixel by pixel (the picture itself is not flipped)."""
-        return _mirrored_places(iuv) if self.symmetry is None else self.symmetry(iuv)
+        part, u, v = np.moveaxis(iuv, -1, 0)
+        torso = (part == 1) | (part == 2)
+        u, v = np.where(torso | (part == 0), u, 255 - u), np.where(torso, 255 - v, v)
+        return np.stack([MIRRORED_PARTS[part], u, v], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,16 @@ class _Group:
     """A body part before it is cut into charts."""
 
     joints: tuple[str, ...]  # whose skinning weights it gathers
-    charts: tuple[tuple[int, float, float], ...]  # part id, angle at which its u starts, angle that it spans
+    charts: tuple[int, int]  # ids of the first and the second half turn; a hand or foot is one chart all around
+    start: float  # angle at which the first one starts
     bone: tuple[str, str] | None = None  # distal and proximal joint of its axis
 
 
 def _groups() -> dict[str, _Group]:
-    halves = ((RIGHT, np.pi), (LEFT, np.pi))  # front, back
+    trunk = ("pelvis", "spine1", "spine2", "spine3", "left_collar", "right_collar")
     groups = {
-        "torso": _Group(
-            ("pelvis", "spine1", "spine2", "spine3", "left_collar", "right_collar"), ((2, *halves[0]), (1, *halves[1]))
-        ),
-        "head": _Group(("neck", "head"), ((23, BACK, np.pi), (24, FRONT, np.pi))),
+        "torso": _Group(trunk, (2, 1), start=RIGHT),
+        "head": _Group(("neck", "head"), (23, 24), start=BACK),
     }
     limbs = {  # joint, joint at its far end, front and back chart on the left, on the right
         "upper leg": ("hip", "knee", (10, 8), (9, 7)),
@@ -87,13 +88,53 @@ def _groups() -> dict[str, _Group]:
         "upper arm": ("shoulder", "elbow", (15, 17), (16, 18)),
         "lower arm": ("elbow", "wrist", (19, 21), (20, 22)),
     }
+    ends = {"hand": ("wrist", "hand", 4, 3), "foot": ("ankle", "foot", 5, 6)}
     for number, side in enumerate(("left", "right")):
-        for name, (near, far, *parts) in limbs.items():
-            charts = tuple((part, *half) for part, half in zip(parts[number], halves, strict=True))
-            groups[f"{side} {name}"] = _Group((f"{side}_{near}",), charts, (f"{side}_{far}", f"{side}_{near}"))
-        groups[f"{side} hand"] = _Group((f"{side}_wrist", f"{side}_hand"), (((4, 3)[number], BACK, 2 * np.pi),))
-        groups[f"{side} foot"] = _Group((f"{side}_ankle", f"{side}_foot"), (((5, 6)[number], BACK, 2 * np.pi),))
+        for name, (near, far, *charts) in limbs.items():
+            bone = (f"{side}_{far}", f"{side}_{near}")
+            groups[f"{side} {name}"] = _Group((f"{side}_{near}",), charts[number], start=RIGHT, bone=bone)
+        for name, (near, far, *charts) in ends.items():
+            both = (charts[number], charts[number])
+            groups[f"{side} {name}"] = _Group((f"{side}_{near}", f"{side}_{far}"), both, start=BACK)
     return groups
+
+
+GROUPS = _groups()
+TORSO = list(GROUPS).index("torso")
+_HALVES = np.array([group.charts for group in GROUPS.values()], np.uint8)
+_IS_HALVED = np.array([group.charts[0] != group.charts[1] for group in GROUPS.values()])
+
+
+@dataclass(frozen=True, eq=False)
+class SkinningCharts(Charts):
+    """Charts that follow from skinning weights: parts meet where two are equally strong, between vertices if need be.
+
+    `groups` holds each face's strongest and second strongest body part. `fields` interpolate linearly inside a face: how much
+    the first outweighs the second, then for either part the turn around its axis (from where its first chart starts; whole
+    turns are equal) and the share of the way along it.
+    """
+
+    part: UInt8[ndarray, "f"]
+    groups: Int[ndarray, "f 2"] = field(repr=False)
+    fields: Float[ndarray, "f 5 3"] = field(repr=False)
+
+    def locate(
+        self, face: Int[ndarray, "n"], barycentric: Float[ndarray, "n 3"]
+    ) -> tuple[UInt8[ndarray, "n"], Float[ndarray, "n"], Float[ndarray, "n"]]:
+        return _locate(self.groups[face], np.einsum("nk,nck->cn", barycentric, self.fields[face]))
+
+
+def _locate(groups: Int[ndarray, "n 2"], values: Float[ndarray, "5 n"]) -> tuple[ndarray, ndarray, ndarray]:
+    first = values[0] >= 0
+    group = np.where(first, groups[:, 0], groups[:, 1])
+    turn = np.where(first, values[1], values[3])
+    turn = turn - np.floor(turn)
+    along = np.clip(np.where(first, values[2], values[4]), 0, 1)
+    second_half = turn >= 0.5
+    part = np.where(second_half, _HALVES[group, 1], _HALVES[group, 0])
+    around = np.where(_IS_HALVED[group], 2 * turn - second_half, turn)
+    torso = group == TORSO
+    return part, np.where(torso, 1 - along, around), np.where(torso, 1 - around, along)
 
 
 def charts_from_skinning(
@@ -101,7 +142,7 @@ def charts_from_skinning(
     faces: Int[ndarray, "f 3"],
     weights: Float[ndarray, "v 24"],
     joints: Float[ndarray, "24 3"],
-) -> Charts:
+) -> SkinningCharts:
     """Charts of a mesh that SMPL's 24 joints move.
 
     Args:
@@ -110,111 +151,113 @@ def charts_from_skinning(
         weights: skinning weights over SMPL's joints.
         joints: their rest positions.
 
-    A face belongs to the part whose joints weigh most on its corners.
+    A point belongs to the part whose joints weigh most on it. Raises ValueError for other shapes, and for weights under which
+    a part has no face.
     """
     vertices, joints = np.asarray(vertices, np.float64), np.asarray(joints, np.float64)
     if weights.shape != (len(vertices), len(SMPL_JOINTS)) or joints.shape != (len(SMPL_JOINTS), 3):
         raise ValueError(
             f"charts need weights ({len(vertices)}, 24) and joints (24, 3); got {weights.shape} and {joints.shape}"
         )
-    groups = _groups()
     place = {name: joints[index] for index, name in enumerate(SMPL_JOINTS)}
     strength = np.stack(
-        [weights[:, [SMPL_JOINTS.index(joint) for joint in group.joints]].sum(axis=1) for group in groups.values()], axis=1
+        [weights[:, [SMPL_JOINTS.index(joint) for joint in group.joints]].sum(axis=1) for group in GROUPS.values()],
+        axis=1,
     )
-    strongest = sum(strength[faces[:, corner]] for corner in range(3)).argmax(axis=1)
-    part = np.zeros(len(faces), np.uint8)
-    u, v = np.zeros((2, len(faces), 3), np.float32)
-    for number, (name, group) in enumerate(groups.items()):
-        chosen = np.flatnonzero(strongest == number)
-        if not len(chosen):
-            raise ValueError(f"no face follows the {name}; are these skinning weights over SMPL's 24 joints?")
-        corners = vertices[faces[chosen]]
-        if name.endswith("hand"):
-            angle, along = _unrolled_hand(corners, place, name.split()[0])
-        else:
-            angle, along = _around_and_along(corners, name, group, place)
-        middle = angle.mean(axis=1) % (2 * np.pi)
-        angle += (middle - angle.mean(axis=1))[:, None]
-        for chart, start, span in group.charts:
-            inside = (middle - start) % (2 * np.pi) < span
-            rows = chosen[inside]
-            part[rows] = chart
-            # Measured from the chart's middle, no corner of a face within it is half a turn away.
-            offset = (angle[inside] - start - span / 2 + np.pi) % (2 * np.pi) - np.pi if span < 2 * np.pi else angle[inside] - np.pi
-            around = np.clip(0.5 + offset / span, 0, 1)
-            u[rows], v[rows] = (1 - along[inside], 1 - around) if name == "torso" else (around, along[inside])
-    return Charts(part, u, v)
+    dominant = strength.argmax(axis=1)
+    groups = np.argsort(-strength[faces].sum(axis=1), axis=1, kind="stable")[:, :2]
+    lead = np.take_along_axis(strength[faces], np.repeat(groups[:, None], 3, axis=1), axis=2)
+    fields = np.zeros((len(faces), 5, 3))
+    fields[:, 0] = lead[..., 0] - lead[..., 1]
+    for number, (name, group) in enumerate(GROUPS.items()):
+        own = vertices[dominant == number]
+        if not len(own):
+            raise ValueError(f"no vertex follows the {name} most; are these skinning weights over SMPL's 24 joints?")
+        for candidate in (0, 1):
+            chosen = groups[:, candidate] == number
+            corners = vertices[faces[chosen]]
+            if name.endswith("hand"):
+                turn, along = _unrolled_hand(corners, own, place, name.split()[0])
+            else:
+                turn, along = _around_and_along(corners, own, name, group, place)
+            fields[chosen, 1 + 2 * candidate] = turn
+            fields[chosen, 2 + 2 * candidate] = along
+    groups, fields = groups.astype(np.int8), fields.astype(np.float32)
+    return SkinningCharts(_locate(groups, fields.mean(axis=2).T)[0], groups, fields)
 
 
 def _around_and_along(
-    corners: Float[ndarray, "f 3 3"], name: str, group: _Group, place: dict[str, ndarray]
+    corners: Float[ndarray, "f 3 3"], own: Float[ndarray, "v 3"], name: str, group: _Group, place: dict[str, ndarray]
 ) -> tuple[Float[ndarray, "f 3"], Float[ndarray, "f 3"]]:
-    """Angle around the part's axis (continuous within a face) and the share of the way along it."""
-    forward, stretch = np.array([0.0, 0.0, 1.0]), 1.0
+    """Turns around the part's axis (continuous within a face) and the share of the way along it.
+
+    `own` are the vertices that surely belong to the part: they span the way.
+    """
+    forward, flatness = np.array([0.0, 0.0, 1.0]), 1.0
     if group.bone is not None:
         origin, near = place[group.bone[0]], place[group.bone[1]]
         axis = near - origin
     elif name.endswith("foot"):
         side = name.split()[0]
-        axis = place[f"{side}_ankle"] - place[f"{side}_foot"]
-        axis[1] = 0
-        origin, forward = corners.mean(axis=(0, 1)), np.array([0.0, 1.0, 0.0])
+        axis = (place[f"{side}_ankle"] - place[f"{side}_foot"]) * (1, 0, 1)
+        origin, forward = own.mean(axis=0), np.array([0.0, 1.0, 0.0])
     else:
-        axis, origin = np.array([0.0, 1.0, 0.0]), _centreline(corners, name, place)
-        stretch = TRUNK_FLATNESS if name == "torso" else 1.0
+        axis, origin = np.array([0.0, 1.0, 0.0]), _centreline(corners[..., 1], own, name, place)
+        flatness = TRUNK_FLATNESS if name == "torso" else 1.0
     axis = axis / np.linalg.norm(axis)
     forward = forward - (forward @ axis) * axis
     forward /= np.linalg.norm(forward)
     leftward = np.cross(axis, forward)
     offset = corners - origin
-    angle = np.arctan2(-(offset @ leftward), -(offset @ forward) * stretch)
-    # Corners across the cut behind the part follow the face's first corner.
-    angle -= 2 * np.pi * np.round((angle - angle[:, :1]) / (2 * np.pi))
-    along = corners @ axis
-    knots, values = [along.min(), along.max()], [0.0, 1.0]
+    turn = (np.arctan2(-(offset @ leftward), -(offset @ forward) * flatness) - group.start) / (2 * np.pi)
+    turn -= np.round(turn - turn[:, :1])  # corners across the cut follow the face's first corner
+    way = own @ axis
+    knots, values = [way.min(), way.max()], [0.0, 1.0]
     if name == "head":
-        nose = along.ravel()[corners[..., 2].argmax()]
-        knots, values = [knots[0], nose, knots[1]], [0.0, NOSE_V, 1.0]
-    return angle, np.interp(along, knots, values)
+        knots, values = [way.min(), way[own[:, 2].argmax()], way.max()], [0.0, NOSE_V, 1.0]
+    return turn, np.interp(corners @ axis, knots, values)
 
 
-def _centreline(corners: Float[ndarray, "f 3 3"], name: str, place: dict[str, ndarray]) -> Float[ndarray, "f 3 3"]:
-    """The trunk's axis at each corner's height: it leans from the neck into the middle of the skull."""
-    height = corners[..., 1]
+def _centreline(
+    height: Float[ndarray, "f 3"], own: Float[ndarray, "v 3"], name: str, place: dict[str, ndarray]
+) -> Float[ndarray, "f 3 3"]:
+    """The trunk's axis at each corner's height: above the neck it leans into the middle of the skull."""
     if name == "torso":
         low, high = place["pelvis"], place["neck"]
     else:
         low, high = place["neck"], place["head"].copy()
-        skull = corners[height > high[1]]
+        skull = own[own[:, 1] > high[1]]
         high[2] = (skull[:, 2].min() + skull[:, 2].max()) / 2
-    line = np.zeros_like(corners)
+    line = np.zeros((*height.shape, 3))
     line[..., 2] = np.interp(height, (low[1], high[1]), (low[2], high[2]))
     return line
 
 
 def _unrolled_hand(
-    corners: Float[ndarray, "f 3 3"], place: dict[str, ndarray], side: str
+    corners: Float[ndarray, "f 3 3"], own: Float[ndarray, "v 3"], place: dict[str, ndarray], side: str
 ) -> tuple[Float[ndarray, "f 3"], Float[ndarray, "f 3"]]:
-    """A hand as two flat sides that meet at the thumb's edge: angles 0 to pi for one, pi to 2 pi for the other.
+    """A hand as two flat sides that meet at the thumb's edge, half a turn each.
 
-    Fingers are not convex, so the side comes from a face's normal, and the angle from its place across the hand.
+    Fingers are not convex, so the side comes from a face's normal, and the turn from its place across the hand.
     """
     axis = place[f"{side}_wrist"] - place[f"{side}_hand"]
     axis /= np.linalg.norm(axis)
     forward = np.array([0.0, 0.0, 1.0])
     forward -= (forward @ axis) * axis
     forward /= np.linalg.norm(forward)
+
+    def share(direction: ndarray) -> ndarray:
+        span = own @ direction
+        return np.clip((corners @ direction - span.min()) / np.ptp(span), 0, 1)
+
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    across = corners @ forward
-    across = (across - across.min()) / np.ptp(across) * np.pi
-    along = corners @ axis
-    angle = np.where((normal @ np.cross(axis, forward) > 0)[:, None], 2 * np.pi - across, across)
-    return angle, (along - along.min()) / np.ptp(along)
+    leftward = normal @ np.cross(axis, forward) > 0
+    across = share(forward) / 2
+    return np.where(leftward[:, None], 1 - across, across), share(axis)
 
 
 @functools.lru_cache(maxsize=1)
-def embedded_charts() -> Charts:
+def embedded_charts() -> SkinningCharts:
     """Charts of the embedded body's skin, `embedded_model().faces["body"]`."""
     model = embedded_model()
     shaped = model.shape()
@@ -228,7 +271,9 @@ def embedded_charts() -> Charts:
     for name, bone in model.bone_index.items():
         # Fingers belong to their hand, the root to the pelvis.
         parent = "pelvis" if name == "Root" else f"hand_{name[-1]}"
-        weights[:, joint_of_bone.get(name, joint_of_bone[parent] if name not in joint_of_bone else 0)] += model.weights[body, bone]
+        weights[:, joint_of_bone.get(name, joint_of_bone[parent] if name not in joint_of_bone else 0)] += model.weights[
+            body, bone
+        ]
         if name in joint_of_bone:
             joints[joint_of_bone[name]] = heads[bone]
     for side in "lr":
@@ -237,14 +282,16 @@ def embedded_charts() -> Charts:
     return charts_from_skinning(vertices, model.faces["body"], weights, joints)
 
 
+def _check_iuv(iuv: ndarray) -> None:
+    if iuv.dtype != np.uint8 or iuv.shape[-1:] != (3,):
+        raise ValueError(f"expected a uint8 IUV image (..., 3); got {iuv.dtype} {iuv.shape}")
+    if iuv.size and iuv[..., 0].max() >= len(PART_NAMES):
+        raise ValueError(f"expected part ids 0..24 in the IUV image's first channel; got {iuv[..., 0].max()}")
+
+
 def atlas_uv(iuv: UInt8[ndarray, "*grid 3"]) -> Float[ndarray, "*grid 2"]:
     """An IUV image as the 2-channel map of one atlas: float32 in [0, 1], the background -1 in both channels."""
-    iuv = np.asarray(iuv)
-    if iuv.dtype != np.uint8 or iuv.shape[-1:] != (3,) or (iuv.size and iuv[..., 0].max() > 24):
-        raise ValueError(
-            f"expected a uint8 IUV image (..., 3) with part ids 0..24; got {iuv.dtype} {iuv.shape}"
-            + (f" with ids up to {iuv[..., 0].max()}" if iuv.size and iuv.shape[-1:] == (3,) else "")
-        )
+    _check_iuv(iuv)
     return place_in_atlas(iuv[..., 0], iuv[..., 1:].astype(np.float32) / 255)
 
 
@@ -264,18 +311,10 @@ def face_of(part: UInt8[ndarray, "*grid"], u: Float[ndarray, "*grid"], v: Float[
     return front & (v > FACE_V)
 
 
-def _mirrored_places(iuv: UInt8[ndarray, "*grid 3"]) -> UInt8[ndarray, "*grid 3"]:
-    part, u, v = np.moveaxis(iuv, -1, 0)
-    torso = (part == 1) | (part == 2)
-    u, v = np.where(torso | (part == 0), u, 255 - u), np.where(torso, 255 - v, v)
-    return np.stack([MIRRORED_PARTS[part], u, v], axis=-1).astype(np.uint8)
-
-
 def flip_iuv(iuv: UInt8[ndarray, "*batch h w 3"], charts: Charts | None = None) -> UInt8[ndarray, "*batch h w 3"]:
     """The IUV image of the mirrored person: columns reversed, left and right parts exchanged, (u, v) mirrored inside them.
 
     `charts` is needed only for an image made with a user's `UV_Processed.mat`, whose mirroring is a table.
     """
-    atlas_uv(iuv)  # complains about anything that is not an IUV image
-    flipped = np.asarray(iuv)[..., :, ::-1, :]
-    return _mirrored_places(flipped) if charts is None else charts.mirrored(flipped)
+    _check_iuv(iuv)
+    return (charts or Charts()).mirrored(np.asarray(iuv)[..., ::-1, :])

@@ -74,7 +74,9 @@ class EmbeddedModel:
     bone_names: tuple[str, ...]
     bone_parents: Int[ndarray, "53"]
     weights: Float[ndarray, "v 53"] = field(repr=False)
-    faces: dict[str, Int[ndarray, "f 3"]] = field(repr=False)  # triangles into ShapedBody.vertices, counter-clockwise outside
+    faces: dict[str, Int[ndarray, "f 3"]] = field(
+        repr=False
+    )  # triangles into ShapedBody.vertices, counter-clockwise outside
     ranges: dict[str, slice]  # each mesh's vertices
     masks: dict[str, Float[ndarray, "13380"]] = field(repr=False)  # on the body's vertices, in [0, 1]
     texture_coordinates: Float[ndarray, "uv 2"] = field(repr=False)  # MakeHuman's own UV layout of the body, v upwards

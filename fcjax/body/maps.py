@@ -50,11 +50,8 @@ def mesh_maps(
     """Maps of any posed mesh that has charts."""
     fragments = rasterize(camera.project(posed), faces, height, width, perspective=camera.perspective)
     seen = fragments.face >= 0
-    face, barycentric = fragments.face[seen], fragments.barycentric[seen]
-    part = charts.part[face]
-    u = np.einsum("nk,nk->n", barycentric, charts.u[face])
-    v = np.einsum("nk,nk->n", barycentric, charts.v[face])
-    places = np.clip(np.stack([u, v], axis=-1), 0, 1)
+    part, u, v = charts.locate(fragments.face[seen], fragments.barycentric[seen])
+    places = np.stack([u, v], axis=-1)
     iuv = np.zeros((height, width, 3), np.uint8)
     iuv[seen] = np.concatenate([part[:, None], np.round(places * 255).astype(np.uint8)], axis=1)
     uv = np.full((height, width, 2), -1, np.float32)

@@ -18,7 +18,9 @@ def rotation_matrices(axis_angle: Float[ndarray, "*batch 3"]) -> Float[ndarray, 
     return identity + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
 
-def rotation_between(source: Float[ndarray, "*batch 3"], target: Float[ndarray, "*batch 3"]) -> Float[ndarray, "*batch 3 3"]:
+def rotation_between(
+    source: Float[ndarray, "*batch 3"], target: Float[ndarray, "*batch 3"]
+) -> Float[ndarray, "*batch 3 3"]:
     """The least rotation that turns the direction of `source` into that of `target` (the two must not be opposite)."""
     source = source / np.linalg.norm(source, axis=-1, keepdims=True)
     target = target / np.linalg.norm(target, axis=-1, keepdims=True)
