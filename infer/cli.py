@@ -1,7 +1,7 @@
 """What all programs of this folder share: flags from a dataclass, errors in one line, exit codes.
 
-0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a mistake
-of the program's and keeps its traceback.
+0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a
+mistake of the program's and keeps its traceback.
 """
 
 import dataclasses

@@ -69,6 +69,12 @@ def test_a_hinge_that_the_shoulder_turned_bends_about_one_axis():
     assert elbow[1] < 0
 
 
+def test_roll_turns_the_thumb():
+    """In a T-pose the left thumb points forwards; a positive roll turns it down."""
+    elbow = rotation_matrices(arm_rotations(Arm((1, 0, 0), (1, 0, 0), roll=np.pi / 2))["elbow"])
+    np.testing.assert_allclose(elbow @ [0, 0, 1], [0, -1, 0], atol=1e-9)
+
+
 def test_mirroring_a_pose_mirrors_the_body():
     model = embedded_model()
     shaped = model.shape()

@@ -65,9 +65,7 @@ class Arm:
 
     upper: Vector
     fore: Vector
-    roll: float = (
-        0.0  # radians that the forearm and hand turn about their length; positive turns the thumb up in T-pose
-    )
+    roll: float = 0.0  # radians that forearm and hand turn about their length; positive turns a T-pose thumb down
     wrist: Vector = (0.0, 0.0, 0.0)  # axis-angle for a left wrist; the right one is its mirror image
     collar: Vector = (0.0, 0.0, 0.0)  # likewise
     twist: float = 0.5  # share of the upper arm's own turn that the shoulder takes; the elbow takes the rest
@@ -168,12 +166,12 @@ _LIBRARY = (
         spine3=(-0.05, 0, 0), head=(-0.08, 0, 0), left_hip=(0, 0.06, 0.06), right_hip=(0, -0.06, -0.06),
     ),
     _pose(
-        "arms_open", Arm(upper=(0.85, -0.40, 0.25), fore=(0.85, -0.05, 0.55), roll=0.9, wrist=(0, 0, 0.1)),
+        "arms_open", Arm(upper=(0.85, -0.40, 0.25), fore=(0.85, -0.05, 0.55), roll=-0.9, wrist=(0, 0, 0.1)),
         spine3=(-0.04, 0, 0), left_hip=(0, 0.08, 0.08), right_hip=(0, -0.08, -0.08),
     ),
     _pose(
         "waving", HANGING,
-        Arm(upper=(0.85, -0.30, 0.18), fore=(0.28, 1, 0.22), roll=0.6, wrist=(0, 0, 0.2), collar=(0, 0, 0.1)),
+        Arm(upper=(0.85, -0.30, 0.18), fore=(0.28, 1, 0.22), roll=-0.2, wrist=(0, 0, 0.1), collar=(0, 0, 0.1)),
         spine2=(0, 0, 0.04), head=(0, -0.06, -0.08), left_hip=(0, 0.08, 0.04), right_hip=(0, -0.08, -0.04),
     ),
     _pose(
@@ -230,20 +228,20 @@ _LIBRARY = (
         head=(-0.04, 0, 0),
     ),
     _pose(
-        "sitting", Arm(upper=(0.20, -1, 0.22), fore=(-0.12, -0.35, 1)),
+        "sitting", Arm(upper=(0.20, -1, 0.22), fore=(-0.12, -0.42, 1), roll=1.0),
         left_hip=(-1.45, 0.10, 0.08), right_hip=(-1.45, -0.10, -0.08), left_knee=(1.45, 0, 0), right_knee=(1.45, 0, 0),
         spine2=(0.06, 0, 0),
     ),
     _pose(
-        "sitting_relaxed", Arm(upper=(0.24, -1, 0.20), fore=(-0.25, -0.35, 1)),
-        Arm(upper=(0.30, -1, 0.05), fore=(-0.05, -0.5, 1)),
+        "sitting_relaxed", Arm(upper=(0.24, -1, 0.20), fore=(-0.25, -0.40, 1), roll=0.9),
+        Arm(upper=(0.30, -1, 0.05), fore=(-0.05, -0.52, 1), roll=0.9),
         pelvis=(-0.12, 0.55, 0), spine1=(0.10, 0, 0), spine3=(0.06, -0.10, 0), head=(0, -0.30, 0),
         left_hip=(-1.25, 0.18, 0.10), right_hip=(-1.30, -0.12, -0.10), left_knee=(1.30, 0, 0), right_knee=(0.95, 0, 0),
         right_ankle=(0.15, 0, 0),
     ),
     _pose(
         "kneeling", Arm(upper=(0.22, -1, 0.25), fore=(-0.10, -0.55, 0.8)), HANGING,
-        left_hip=(-1.40, 0.08, 0.05), left_knee=(1.45, 0, 0), right_hip=(0.05, -0.05, -0.04), right_knee=(1.50, 0, 0),
+        left_hip=(-1.66, 0.08, 0.05), left_knee=(1.66, 0, 0), right_hip=(0.05, -0.05, -0.04), right_knee=(1.58, 0, 0),
         right_ankle=(0.45, 0, 0),
     ),
     _pose(
