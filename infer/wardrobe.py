@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fcjax.wardrobe import POSES_PER_OUTFIT, Sample, Wardrobe
+from infer.cli import run
 
 REGION_COLORS = np.array(
     [(40, 40, 40), (230, 80, 70), (80, 190, 90), (80, 110, 235), (235, 210, 70), (200, 80, 210), (70, 205, 205)],
@@ -82,6 +83,4 @@ def main(request: Request) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    main(tyro.cli(Request))
+    run(main)
