@@ -1,14 +1,15 @@
 """A vectorised z-buffer in NumPy.
 
-Every triangle's bounding box is expanded into candidate pixels at once, edge functions are evaluated at pixel centres, and
-the nearest candidate of each pixel wins. What a pixel shows (colours, UV, normals, masks) is then a look-up by `Fragments`.
+Every triangle's bounding box is expanded into candidate pixels at once, edge functions are evaluated at pixel centres,
+and the nearest candidate of each pixel wins. What a pixel shows (colours, UV, normals, masks) is then a look-up by
+`Fragments`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 # A hair of tolerance closes the cracks that float32 would leave between triangles that share an edge.
@@ -48,14 +49,16 @@ def rasterize(
     """Find the nearest triangle at each pixel centre.
 
     Args:
-        projected: per vertex x and y in pixels (the centre of the first pixel is (0.5, 0.5), y down) and depth (smaller is nearer).
+        projected: per vertex x and y in pixels (the centre of the first pixel is (0.5, 0.5), y down) and depth (smaller
+            is nearer).
         faces: triangles; a front face winds counter-clockwise as one sees it.
         cull: drop back faces.
         keep: an optional test per candidate fragment; a fragment that fails is transparent.
-        perspective: depths are distances along the optical axis of a perspective camera: barycentrics and depths are then
-            corrected for it, and triangles that reach behind the camera are dropped.
+        perspective: depths are distances along the optical axis of a perspective camera: barycentrics and depths are
+            then corrected for it, and triangles that reach behind the camera are dropped.
 
-    Ties in depth go to the lower face id, so the result is deterministic.
+    Ties in depth go to the lower face id, so the result is deterministic. Raises ValueError for points that are not
+    finite.
     """
     if not np.isfinite(projected).all():
         raise ValueError("projected vertices hold NaN or infinite numbers; check shape, pose and camera")
@@ -116,8 +119,8 @@ def rasterize(
 
 def _nearest(pixel: ndarray, barycentric: ndarray, depth: ndarray, face: ndarray, height: int, width: int) -> Fragments:
     """Keep each pixel's nearest candidate."""
-    # The bits of a float order like an integer once those of negative numbers are flipped; the candidate's number, which
-    # grows with the face id, fills the lower half of the key and settles ties.
+    # The bits of a float order like an integer once those of negative numbers are flipped; the candidate's number,
+    # which grows with the face id, fills the lower half of the key and settles ties.
     bits = depth.astype(np.float32).view(np.int32)
     order = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
     key = (order << 32) | np.arange(len(order))
