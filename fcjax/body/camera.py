@@ -1,4 +1,7 @@
-"""Cameras and framing. World axes: x the subject's left, y up, z towards a viewer at view angle 0; pixels: x right, y down."""
+"""Cameras and framing.
+
+World axes: x the subject's left, y up, z towards a viewer at view angle 0; pixels: x right, y down.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +15,10 @@ DEFAULT_DISTANCE = 3.5  # metres from the camera to the middle of the framed poi
 
 
 def view_rotation(view: float = 0.0, elevation: float = 0.0) -> Float[ndarray, "3 3"]:
-    """World to camera axes for a camera that walked `view` degrees around the subject towards its left side, then rose by
-    `elevation` degrees: view 90 sees the left profile, 180 the back."""
+    """World to camera axes for a camera that walked around the subject towards its left side, then rose.
+
+    Both in degrees: view 90 sees the left profile, 180 the back; elevation 90 looks down from above.
+    """
     turn, rise = np.radians(view), np.radians(elevation)
     around = np.array([[np.cos(turn), 0, -np.sin(turn)], [0, 1, 0], [np.sin(turn), 0, np.cos(turn)]])
     over = np.array([[1, 0, 0], [0, np.cos(rise), -np.sin(rise)], [0, np.sin(rise), np.cos(rise)]])
@@ -40,7 +45,7 @@ class Camera:
         return self.distance is not None
 
     def project(self, points: Float[ndarray, "v 3"]) -> Float[ndarray, "v 3"]:
-        """Pixels x, y and depth in metres: from the camera (perspective), or from the target's plane; smaller is nearer."""
+        """Pixels x, y and depth in metres, smaller is nearer: from the camera (perspective) or the target's plane."""
         local = (np.asarray(points) - np.asarray(self.target)) @ np.asarray(self.rotation).T
         magnification = np.full(len(local), float(self.scale))
         depth = -local[:, 2]
@@ -119,6 +124,8 @@ def frame_upper(
     distance: float | None = None,
     margin: float = 0.05,
 ) -> Camera:
-    """As `frame_full`, for the points of the upper body alone (`Body` passes head, torso and arms): what lies below leaves
-    the picture."""
+    """As `frame_full`, for the points of the upper body alone (`Body` passes head, torso and arms).
+
+    What lies below leaves the picture.
+    """
     return frame_full(points, height, width, view, elevation, distance, margin, least_extent=0.75)

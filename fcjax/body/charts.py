@@ -1,15 +1,17 @@
 """DensePose's 24 charts of the body surface, and the one atlas that packs them.
 
-Which part a face belongs to and its (u, v) are properties of the mesh, not of its posture or shape: they are found once, on the
-rest pose (SMPL's T-pose) of the default shape, and hold for every body of that topology.
+Part, u and v are properties of the mesh, not of its posture or shape: they are found once, on the rest pose (SMPL's
+T-pose) of the default shape, and hold for every body of that topology.
 
-Every part except the torso has u around its bone and v along it, growing towards the trunk (on the head: upwards). Around a bone
-that hangs down, u grows from the back past the subject's right side to the front and on past its left side. Halves of limbs cover
-the front (or back), the head's halves the subject's right (chart 23: the nose is at u = 1) and left (chart 24: the nose is at
-u = 0); the nose is at v = 0.48. Hands are unrolled from the little finger's edge, feet from the sole. On the torso, charts 1 and
-2, u grows downwards and v from the subject's left to its right. Hence a left-right flip is 1 - u on the paired charts and 1 - v on
-the torso. DensePose's published charts agree in ids, in the axes of the torso's front and of the head; where its axes are not
-published in words the rules above are a choice.
+Every part except the torso has u around its bone and v along it, growing towards the trunk (on the head: upwards).
+Around a bone that hangs down, u grows from the back past the subject's right side to the front and on past its left
+side. Halves of limbs cover the front or the back, the head's halves the subject's right (chart 23, the nose at u = 1)
+and left (chart 24, the nose at u = 0); the nose is at v = 0.48. Hands are unrolled from the little finger's edge, feet
+from the sole. On the torso, charts 1 and 2, u grows downwards and v from the subject's left to its right. Hence a
+left-right flip is 1 - u on the paired charts and 1 - v on the torso.
+
+DensePose's own charts have the same ids, the same torso front and the same head. Choice: the rules above stand in for
+the rest of its axes, which its publications do not put in words.
 """
 
 import functools
@@ -32,14 +34,15 @@ PART_NAMES = (
 # Part ids under left-right mirroring.
 MIRRORED_PARTS = np.array([0, 1, 2, *(part + (1 if part % 2 else -1) for part in range(3, 25))], np.uint8)
 
-# Choice: cells of the atlas lie as in DensePose's texture atlas, six parts down each of four columns; the margin (a share of a
-# cell on each side) keeps places of different charts apart.
+# Choice: cells of the atlas lie as in DensePose's texture atlas, six parts down each of four columns; the margin (a
+# share of a cell on each side) keeps places of different charts apart.
 ATLAS_ROWS, ATLAS_COLUMNS, ATLAS_MARGIN = 6, 4, 0.05
 
 NOSE_V = 0.48
-# The face: in front of the ears and above the chin.
-FACE_U = 0.45
-FACE_V = 0.25
+# The face ends at the ears (u of chart 23, 1 - u of chart 24), at the hairline, and below at the jaw, which rises from
+# the chin to the ear.
+EAR_U = 0.45
+CHIN_V, JAW_V, HAIRLINE_V = 0.21, 0.40, 0.88
 
 # A body's trunk is about this much wider than deep; depth is stretched by it before angles are taken.
 TRUNK_FLATNESS = 1.4
@@ -109,9 +112,9 @@ _IS_HALVED = np.array([group.charts[0] != group.charts[1] for group in GROUPS.va
 class SkinningCharts(Charts):
     """Charts that follow from skinning weights: parts meet where two are equally strong, between vertices if need be.
 
-    `groups` holds each face's strongest and second strongest body part. `fields` interpolate linearly inside a face: how much
-    the first outweighs the second, then for either part the turn around its axis (from where its first chart starts; whole
-    turns are equal) and the share of the way along it.
+    `groups` holds each face's strongest and second strongest body part. `fields` interpolate linearly inside a face:
+    how much the first outweighs the second, then for either part the turn around its axis (from where its first chart
+    starts; whole turns are equal) and the share of the way along it.
     """
 
     part: UInt8[ndarray, "f"]
@@ -151,8 +154,8 @@ def charts_from_skinning(
         weights: skinning weights over SMPL's joints.
         joints: their rest positions.
 
-    A point belongs to the part whose joints weigh most on it. Raises ValueError for other shapes, and for weights under which
-    a part has no face.
+    A point belongs to the part whose joints weigh most on it. Raises ValueError for other shapes, and for weights under
+    which a part has no vertex.
     """
     vertices, joints = np.asarray(vertices, np.float64), np.asarray(joints, np.float64)
     if weights.shape != (len(vertices), len(SMPL_JOINTS)) or joints.shape != (len(SMPL_JOINTS), 3):
@@ -269,16 +272,14 @@ def embedded_charts() -> SkinningCharts:
     weights = np.zeros((len(vertices), len(SMPL_JOINTS)), np.float32)
     joint_of_bone = {bone: SMPL_JOINTS.index(joint) for joint, bone in BONE_OF_JOINT.items()}
     for name, bone in model.bone_index.items():
-        # Fingers belong to their hand, the root to the pelvis.
-        parent = "pelvis" if name == "Root" else f"hand_{name[-1]}"
-        weights[:, joint_of_bone.get(name, joint_of_bone[parent] if name not in joint_of_bone else 0)] += model.weights[
-            body, bone
-        ]
         if name in joint_of_bone:
-            joints[joint_of_bone[name]] = heads[bone]
-    for side in "lr":
-        hand = "left_hand" if side == "l" else "right_hand"
-        joints[SMPL_JOINTS.index(hand)] = heads[model.bone_index[f"middle_01_{side}"]]
+            joint = joint_of_bone[name]
+            joints[joint] = heads[bone]
+        else:  # fingers belong to their hand, the root to the pelvis
+            joint = joint_of_bone["pelvis" if name == "Root" else f"hand_{name[-1]}"]
+        weights[:, joint] += model.weights[body, bone]
+    for side in ("left", "right"):
+        joints[SMPL_JOINTS.index(f"{side}_hand")] = heads[model.bone_index[f"middle_01_{side[0]}"]]
     return charts_from_skinning(vertices, model.faces["body"], weights, joints)
 
 
@@ -307,13 +308,15 @@ def place_in_atlas(part: Int[ndarray, "*grid"], uv: Float[ndarray, "*grid 2"]) -
 
 def face_of(part: UInt8[ndarray, "*grid"], u: Float[ndarray, "*grid"], v: Float[ndarray, "*grid"]) -> ndarray:
     """Which places belong to the face: bool."""
-    front = ((part == 23) & (u > FACE_U)) | ((part == 24) & (u < 1 - FACE_U))
-    return front & (v > FACE_V)
+    forward = np.where(part == 23, u, 1 - u)
+    jaw = CHIN_V + (JAW_V - CHIN_V) * (1 - forward) / (1 - EAR_U)
+    return (part >= 23) & (forward > EAR_U) & (v > jaw) & (v < HAIRLINE_V)
 
 
 def flip_iuv(iuv: UInt8[ndarray, "*batch h w 3"], charts: Charts | None = None) -> UInt8[ndarray, "*batch h w 3"]:
-    """The IUV image of the mirrored person: columns reversed, left and right parts exchanged, (u, v) mirrored inside them.
+    """The IUV image of the mirrored person.
 
+    Columns are reversed, left and right parts exchanged, and u and v mirrored inside them.
     `charts` is needed only for an image made with a user's `UV_Processed.mat`, whose mirroring is a table.
     """
     _check_iuv(iuv)

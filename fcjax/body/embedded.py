@@ -1,7 +1,8 @@
 """The body that ships with the package: MakeHuman's CC0 base mesh with shape sliders, driven by SMPL's 24 joints.
 
-Units are metres, y up, z towards the viewer, +x the subject's left; the origin lies near the pelvis. The mesh rests in an
-A-pose, SMPL in a T-pose: `bone_transforms` corrects for that, so that the same 24 rotations give the same posture on both.
+Units are metres, y up, z towards the viewer, +x the subject's left; the origin lies near the pelvis. The mesh rests in
+an A-pose, SMPL in a T-pose: `bone_transforms` corrects for that, so that the same 24 rotations give the same posture on
+both.
 """
 
 import functools
@@ -18,9 +19,9 @@ from fcjax.body.rotations import as_rotation_matrices, rotation_between, rotatio
 DATA = Path(__file__).parent / "data" / "body.npz"
 
 SMPL_JOINTS = (
-    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle", "spine3",
-    "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hand", "right_hand",
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
+    "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder",
+    "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand", "right_hand",
 )  # fmt: skip
 
 # The bone that each SMPL joint turns. The two hand joints have none: fingers keep a relaxed curl.
@@ -28,16 +29,16 @@ BONE_OF_JOINT = dict(
     zip(
         SMPL_JOINTS[:22],
         (
-            "pelvis", "thigh_l", "thigh_r", "spine_01", "calf_l", "calf_r", "spine_02", "foot_l", "foot_r", "spine_03", "ball_l",
-            "ball_r", "neck_01", "clavicle_l", "clavicle_r", "head", "upperarm_l", "upperarm_r", "lowerarm_l", "lowerarm_r",
-            "hand_l", "hand_r",
+            "pelvis", "thigh_l", "thigh_r", "spine_01", "calf_l", "calf_r", "spine_02", "foot_l", "foot_r", "spine_03",
+            "ball_l", "ball_r", "neck_01", "clavicle_l", "clavicle_r", "head", "upperarm_l", "upperarm_r", "lowerarm_l",
+            "lowerarm_r", "hand_l", "hand_r",
         ),
         strict=True,
     )
 )  # fmt: skip
 
-# Choice: MakeHuman's height targets reach from 1.2 m to 2.5 m; the slider spans this share of them, about 1.44 to 1.88 m
-# for the female and 1.58 to 2.02 m for the male body.
+# Choice: MakeHuman's height targets reach from 1.2 m to 2.5 m; the slider spans this share of them, about 15 cm to
+# either side of the average.
 HEIGHT_SHARE = 0.4
 
 FINGERS = ("index", "middle", "ring", "pinky", "thumb")
@@ -74,9 +75,7 @@ class EmbeddedModel:
     bone_names: tuple[str, ...]
     bone_parents: Int[ndarray, "53"]
     weights: Float[ndarray, "v 53"] = field(repr=False)
-    faces: dict[str, Int[ndarray, "f 3"]] = field(
-        repr=False
-    )  # triangles into ShapedBody.vertices, counter-clockwise outside
+    faces: dict[str, Int[ndarray, "f 3"]] = field(repr=False)  # into ShapedBody.vertices, counter-clockwise outside
     ranges: dict[str, slice]  # each mesh's vertices
     masks: dict[str, Float[ndarray, "13380"]] = field(repr=False)  # on the body's vertices, in [0, 1]
     texture_coordinates: Float[ndarray, "uv 2"] = field(repr=False)  # MakeHuman's own UV layout of the body, v upwards
@@ -127,7 +126,7 @@ class EmbeddedModel:
         return ShapedBody(shaped[: -len(self.bone_names)], joints, self._rest_correction(joints))
 
     def _coefficients(self, sliders: dict[str, float], shares: Float[ndarray, "3"]) -> Float[ndarray, "t"]:
-        """Blend shape weights: products of the sliders' piecewise linear parts, as MakeHuman's macro details define them."""
+        """Blend shape weights: products of the sliders' piecewise linear parts, as MakeHuman's macro details are."""
 
         def parts(value: float) -> dict[str, float]:
             return {"min": max(0.0, 1 - 2 * value), "average": 1 - abs(2 * value - 1), "max": max(0.0, 2 * value - 1)}
@@ -185,8 +184,8 @@ class EmbeddedModel:
         """Transforms of rest positions for SMPL joint rotations, to be blended by `skin`.
 
         Args:
-            rotations: axis-angle (24, 3) or (72,), or matrices (24, 3, 3), in SMPL's T-pose convention; None is the T-pose. The
-                last two (hands) move nothing here.
+            rotations: axis-angle (24, 3) or (72,), or matrices (24, 3, 3), in SMPL's T-pose convention; None is the
+                T-pose. The last two (hands) move nothing here.
             finger_curl: radians per finger joint.
 
         The rotations are about joints; the pelvis stays where it is.

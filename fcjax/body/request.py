@@ -12,8 +12,8 @@ from fcjax.body.camera import Camera, frame_full, frame_upper
 from fcjax.body.charts import embedded_charts
 from fcjax.body.embedded import SMPL_JOINTS, ShapedBody, embedded_model, skin
 from fcjax.body.maps import BodyMaps, mesh_maps
-from fcjax.body.poses import axis_angle, pose
-from fcjax.body.rotations import as_rotation_matrices
+from fcjax.body.poses import pose
+from fcjax.body.rotations import as_rotation_matrices, rotation_vectors
 
 SLIDERS = ("gender", "age", "height", "weight", "muscle", "proportions")
 LEGS = range(5, 15)  # parts that an upper-body framing leaves out
@@ -53,7 +53,9 @@ class Body:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pose, str):
-            raise ValueError(f"pose is {self.pose!r}; expected a name such as 'walking' (numbers go to joint_rotations)")
+            raise ValueError(
+                f"pose is {self.pose!r}; expected a name such as 'walking' (numbers go to joint_rotations)"
+            )
         object.__setattr__(self, "pose", pose(self.pose).name)
         for name in SLIDERS:
             self._check(name, 0, 1)
@@ -71,7 +73,7 @@ class Body:
             matrices = as_rotation_matrices(given, len(SMPL_JOINTS))
             if matrices.ndim != 3:
                 raise ValueError(f"joint_rotations have shape {given.shape}; expected one pose, not a batch")
-            vectors = given.reshape(-1, 3) if given.size == 72 else np.stack([axis_angle(matrix) for matrix in matrices])
+            vectors = given.reshape(-1, 3) if given.size == 72 else rotation_vectors(matrices)
             object.__setattr__(self, "joint_rotations", tuple(tuple(map(float, vector)) for vector in vectors))
 
     def _check(self, name: str, low: float, high: float) -> None:
@@ -104,11 +106,10 @@ class Body:
         for name, value in (("height", height), ("width", width)):
             if not isinstance(value, numbers.Integral) or not 8 <= value <= 16384:
                 raise ValueError(f"the image's {name} is {value!r}; expected whole pixels from 8 to 16384")
-        placed = dict(view=self.view, elevation=self.elevation, distance=self.distance)
         if self.framing == "full":
-            return frame_full(posed, height, width, **placed)
+            return frame_full(posed, height, width, self.view, self.elevation, self.distance)
         shown = embedded_model().faces["body"][~np.isin(embedded_charts().part, LEGS)]
-        return frame_upper(posed[np.unique(shown)], height, width, **placed)
+        return frame_upper(posed[np.unique(shown)], height, width, self.view, self.elevation, self.distance)
 
     def render(self, height: int, width: int) -> BodyMaps:
         """The body's maps as images of `height` x `width` pixels."""

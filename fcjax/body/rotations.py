@@ -18,6 +18,29 @@ def rotation_matrices(axis_angle: Float[ndarray, "*batch 3"]) -> Float[ndarray, 
     return identity + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
 
+def rotation_vectors(matrices: Float[ndarray, "*batch 3 3"]) -> Float[ndarray, "*batch 3"]:
+    """Axis-angle vectors of rotation matrices, exact for half turns too; float64, lengths in [0, pi]."""
+    matrices = np.asarray(matrices, np.float64)
+    # A unit quaternion's outer product with itself, times 4 (Bar-Itzhack 2000); its longest row is the safest.
+    diagonal = np.diagonal(matrices, axis1=-2, axis2=-1)
+    trace = diagonal.sum(axis=-1)
+    outer = np.empty((*matrices.shape[:-2], 4, 4))
+    outer[..., 0, 0] = 1 + trace
+    for axis in range(3):
+        after, before = (axis + 1) % 3, (axis + 2) % 3
+        outer[..., axis + 1, axis + 1] = 1 + 2 * diagonal[..., axis] - trace
+        outer[..., axis + 1, after + 1] = matrices[..., axis, after] + matrices[..., after, axis]
+        outer[..., after + 1, axis + 1] = outer[..., axis + 1, after + 1]
+        outer[..., 0, axis + 1] = matrices[..., before, after] - matrices[..., after, before]
+        outer[..., axis + 1, 0] = outer[..., 0, axis + 1]
+    longest = np.linalg.norm(outer, axis=-1).argmax(axis=-1)
+    quaternion = np.take_along_axis(outer, longest[..., None, None], axis=-2)[..., 0, :]
+    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    quaternion *= np.where(quaternion[..., :1] < 0, -1, 1)
+    sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
+    return quaternion[..., 1:] / np.maximum(sine, 1e-300) * 2 * np.arctan2(sine, quaternion[..., :1])
+
+
 def rotation_between(
     source: Float[ndarray, "*batch 3"], target: Float[ndarray, "*batch 3"]
 ) -> Float[ndarray, "*batch 3 3"]:
