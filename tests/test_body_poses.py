@@ -48,6 +48,12 @@ def test_axis_angle_inverts_rodrigues():
     vectors *= np.minimum(1, 3.0 / np.linalg.norm(vectors, axis=1, keepdims=True))
     np.testing.assert_allclose([axis_angle(matrix) for matrix in rotation_matrices(vectors)], vectors, atol=1e-9)
     np.testing.assert_array_equal(axis_angle(np.eye(3)), 0)
+    for half_turn in np.pi * np.concatenate(
+        [np.eye(3), [[0.6, 0.0, 0.8]]]
+    ):  # as cameras' global orientations have them
+        matrix = rotation_matrices(half_turn)
+        np.testing.assert_allclose(rotation_matrices(axis_angle(matrix)), matrix, atol=1e-9)
+        np.testing.assert_allclose(np.linalg.norm(axis_angle(matrix)), np.pi, atol=1e-9)
 
 
 @pytest.mark.parametrize("collar", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.35)])

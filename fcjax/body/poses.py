@@ -53,10 +53,21 @@ def pose(name: str) -> Pose:
 
 
 def axis_angle(matrix: Float[ndarray, "3 3"]) -> Float[ndarray, "3"]:
-    """The axis-angle vector of a rotation by less than pi."""
-    axis = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
-    sine = np.linalg.norm(axis)
-    return axis / max(sine, 1e-12) * np.arctan2(sine, np.trace(matrix) - 1)
+    """The axis-angle vector of a rotation matrix, by way of its quaternion: exact for half turns too."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(matrix, np.float64)
+    # Each row is the quaternion (w, x, y, z) times four of its own entries; the longest row is the safest.
+    rows = np.array(
+        [
+            [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
+            [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
+            [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
+        ]
+    )
+    quaternion = rows[rows.diagonal().argmax()]
+    quaternion = quaternion / np.linalg.norm(quaternion) * (1 if quaternion[0] >= 0 else -1)
+    sine = np.linalg.norm(quaternion[1:])
+    return quaternion[1:] / max(sine, 1e-12) * 2 * np.arctan2(sine, quaternion[0])
 
 
 @dataclass(frozen=True)
@@ -240,7 +251,7 @@ _LIBRARY = (
         right_ankle=(0.15, 0, 0),
     ),
     _pose(
-        "kneeling", Arm(upper=(0.22, -1, 0.25), fore=(-0.10, -0.55, 0.8)), HANGING,
+        "kneeling", Arm(upper=(0.22, -1, 0.25), fore=(-0.10, -0.26, 0.9), roll=1.0), HANGING,
         left_hip=(-1.66, 0.08, 0.05), left_knee=(1.66, 0, 0), right_hip=(0.05, -0.05, -0.04), right_knee=(1.58, 0, 0),
         right_ankle=(0.45, 0, 0),
     ),

@@ -1,0 +1,170 @@
+"""DensePose maps of a body: iuv.png, uv.npz and preview.png.
+
+python -m infer.densepose --pose walking --out outputs/densepose
+
+The body is the one that ships with fcjax, shaped by sliders from 0 to 1, or your own SMPL file:
+
+python -m infer.densepose --smpl SMPL_NEUTRAL.pkl --params pose.npz --out outputs/densepose
+
+With the same pose, shape, camera and aspect this is the map that composing uses. iuv.png holds the part (0 background,
+1 to 24), u and v in its three channels; uv.npz the arrays uv (one atlas, -1 on the background), face_mask, depth in
+metres and normals; preview.png shows parts with squares of u and v beside the shaded body.
+"""
+
+import colorsys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+
+from fcjax.body import BodyMaps, charts_from_skinning, frame_full, frame_upper, mesh_maps
+from fcjax.body.densepose_mat import load_densepose_charts
+from fcjax.body.poses import pose as named_pose
+from fcjax.body.request import LEGS, Body
+from fcjax.body.smpl import load_smpl
+from infer.cli import run
+from infer.parameters import Parameters, read_parameters
+
+CHECKS = 10  # squares of the preview along u and along v of each chart
+SMALLEST, LARGEST = 16, 4096  # pixels on a side
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which body to draw, and how."""
+
+    out: Path = Path("outputs/densepose")
+    """Folder for the three files."""
+    size: tuple[int, int] = (512, 384)
+    """Height and width in pixels."""
+
+    pose: str | None = None
+    """A named pose; standing where neither this nor --params is given."""
+    gender: float = 0.0
+    """0 female, 1 male."""
+    age: float = 0.0
+    """0 young adult, 1 old."""
+    height: float = 0.5
+    """Of the body, 0.5 is average."""
+    weight: float = 0.5
+    muscle: float = 0.5
+    proportions: float = 0.5
+    """0 uncommon, 1 idealised."""
+
+    view: float = 0.0
+    """Degrees that the camera walks around the body towards its left side."""
+    framing: Literal["full", "upper"] = "full"
+    """The whole person, or head, trunk and arms."""
+    elevation: float = 0.0
+    """Degrees that the camera rises."""
+    distance: float | None = None
+    """Metres from a perspective camera to the person; left out, the camera is infinitely distant."""
+
+    params: Path | None = None
+    """SMPL parameters, .npz or .pkl: poses, or body_pose and global_orient; betas and transl with --smpl."""
+    frame: int = 0
+    """Which frame of --params."""
+    up: Literal["y", "-y", "z"] = "y"
+    """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
+    smpl: Path | None = None
+    """Your SMPL model file; without it --params moves the body that ships with fcjax."""
+    uv_processed: Path | None = None
+    """DensePose's own charts for --smpl, UV_Processed.mat (needs scipy); left out, charts follow from the skinning."""
+
+
+def render(request: Request) -> BodyMaps:
+    """The maps that a request asks for; raises ValueError where it asks for what cannot be."""
+    height, width = request.size
+    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
+        raise ValueError(f"--size is {height} {width}; expected height and width from {SMALLEST} to {LARGEST} pixels")
+    if request.pose is not None and request.params is not None:
+        raise ValueError("--pose and --params both give a pose; leave one out")
+    parameters = None if request.params is None else read_parameters(request.params, request.frame, request.up)
+    if request.uv_processed is not None and request.smpl is None:
+        raise ValueError("--uv-processed belongs to SMPL's mesh: give --smpl too")
+    if request.smpl is not None:
+        return _smpl_maps(request, parameters)
+    if parameters is not None and parameters.betas is not None and np.abs(parameters.betas).max(initial=0) > 0:
+        print("betas belong to SMPL and are not used: the body of fcjax takes its shape from --gender to --proportions")
+    body = Body(
+        pose=request.pose or "standing",
+        gender=request.gender,
+        age=request.age,
+        height=request.height,
+        weight=request.weight,
+        muscle=request.muscle,
+        proportions=request.proportions,
+        view=request.view,
+        framing=request.framing,
+        elevation=request.elevation,
+        distance=request.distance,
+        joint_rotations=None if parameters is None else parameters.rotations,
+    )
+    return body.render(height, width)
+
+
+def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
+    """The same for the user's SMPL file, framed by the same rules."""
+    defaults = Request()
+    changed = [
+        f"--{name}"
+        for name in ("gender", "age", "height", "weight", "muscle", "proportions")
+        if getattr(request, name) != getattr(defaults, name)
+    ]
+    if changed:
+        raise ValueError(f"{', '.join(changed)} shape the body of fcjax; SMPL takes its shape from betas in --params")
+    model = load_smpl(request.smpl or "")
+    if parameters is None:
+        posed = model(named_pose(request.pose or "standing").rotations).vertices[0]
+    else:
+        posed = model(parameters.rotations, parameters.betas, parameters.translation).vertices[0]
+    if request.uv_processed is not None:
+        charts, faces = load_densepose_charts(request.uv_processed)
+        if faces.max() >= len(model.template):
+            raise ValueError(f"{request.uv_processed} describes SMPL's 6890 vertices, {request.smpl} has {len(posed)}")
+    else:
+        faces = model.faces
+        rest, joints = model.rest()
+        charts = charts_from_skinning(rest[0], faces, model.weights, joints[0])
+    # The camera's flags have the meaning, and the bounds, that they have for the other body.
+    asked = Body(view=request.view, framing=request.framing, elevation=request.elevation, distance=request.distance)
+    full = asked.framing == "full"
+    shown = posed if full else posed[np.unique(faces[~np.isin(charts.part, LEGS)])]
+    frame = frame_full if full else frame_upper
+    camera = frame(shown, *request.size, view=asked.view, elevation=asked.elevation, distance=asked.distance)
+    return mesh_maps(posed, faces, charts, camera, *request.size)
+
+
+def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
+    """Two pictures side by side: parts in colours with squares of u and v (the face lighter), and the shaded body."""
+    colours = [(0.0, 0.0, 0.0)] + [
+        colorsys.hsv_to_rgb((part * 0.381966) % 1, 0.55 if part % 2 else 0.75, 0.9) for part in range(1, 25)
+    ]
+    part, u, v = np.moveaxis(maps.iuv.astype(np.int32), -1, 0)
+    squares = (u * CHECKS // 256 + v * CHECKS // 256) % 2
+    charts = np.array(colours)[part] * (0.7 + 0.3 * squares)[..., None]
+    charts[maps.face_mask] = 0.5 + 0.5 * charts[maps.face_mask]
+    light = np.array([0.35, 0.5, 0.8])
+    shade = 0.2 + 0.8 * np.clip(maps.normals @ (light / np.linalg.norm(light)), 0, 1)
+    shaded = np.where(maps.foreground[..., None], shade[..., None] * (0.92, 0.86, 0.8), 0)
+    return np.round(np.concatenate([charts, shaded], axis=1) * 255).astype(np.uint8)
+
+
+def main(request: Request) -> None:
+    """Write the maps of one body."""
+    maps = render(request)
+    request.out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(maps.iuv).save(request.out / "iuv.png")
+    np.savez_compressed(
+        request.out / "uv.npz", uv=maps.uv, face_mask=maps.face_mask, depth=maps.depth, normals=maps.normals
+    )
+    Image.fromarray(preview(maps)).save(request.out / "preview.png")
+    print(f"{request.out}: iuv.png, uv.npz, preview.png ({maps.foreground.mean():.0%} of the picture is body)")
+
+
+if __name__ == "__main__":
+    run(main)

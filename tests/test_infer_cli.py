@@ -1,0 +1,99 @@
+"""Exit codes and messages that every program shares."""
+
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infer.cli import run
+
+
+@dataclass(frozen=True)
+class Request:
+    name: str = "nobody"
+    count: int = 1
+
+
+def test_a_dataclass_becomes_flags(capsys):
+    def program(request: Request) -> None:
+        print(request)
+
+    run(program, ["--name", "somebody", "--count", "3"])
+    assert capsys.readouterr().out == "Request(name='somebody', count=3)\n"
+
+
+def test_keyword_arguments_become_flags(capsys):
+    def program(name: str, count: int = 2) -> None:
+        """Print."""
+        print(name, count)
+
+    run(program, ["--name", "somebody"])
+    assert capsys.readouterr().out == "somebody 2\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "error: two lines"),
+        (FileNotFoundError(2, "No such file or directory", "shirt.png"), "error: shirt.png: No such file or directory"),
+        (OSError("cannot identify image"), "error: cannot identify image"),
+        (ValueError(), "error: ValueError"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(error, line, capsys):
+    def program(request: Request) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run(program, [])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_interrupt_is_130(capsys):
+    def program(request: Request) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        run(program, [])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_mistakes_of_the_program_keep_their_traceback():
+    def program(request: Request) -> None:
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError):
+        run(program, [])
+
+
+def test_warnings_are_one_line(capsys):
+    def program(request: Request) -> None:
+        warnings.warn("a word\nthat nobody knows", stacklevel=1)
+
+    run(program, [])
+    assert capsys.readouterr().err == "warning: a word that nobody knows\n"
+
+
+def test_wrong_flags_are_code_2(capsys):
+    def program(request: Request) -> None:
+        raise AssertionError
+
+    with pytest.raises(SystemExit) as exit_:
+        run(program, ["--count", "many"])
+    assert exit_.value.code == 2
+    assert "count" in capsys.readouterr().err
+
+
+def test_the_module_docstring_is_the_help():
+    result = subprocess.run(
+        [sys.executable, "-m", "infer.densepose", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert result.returncode == 0 and "--pose" in result.stdout and "iuv.png" in result.stdout
