@@ -140,7 +140,9 @@ def save(path: str | Path, params: Parameters, config: ComposerConfig, *, dtype:
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
     for name in ("unet", "reference_unet", "vae", "text_encoder", "binder"):
-        save_part(root, name, params[name], getattr(config, name), dtype=dtype)
+        # A tree may have lost the empty binder of the variant "none" on its way.
+        part = params.get(name, {}) if config.binder.variant == "none" else params[name]
+        save_part(root, name, part, getattr(config, name), dtype=dtype)
     _write_config(root, "scheduler", config.diffusion)
     own = {key: getattr(config, key) for key in _COMPOSER_KEYS}
     _write_json(root / "model_index.json", {"_class_name": "FashionComposer", **_INDEX, "fcjax": own})

@@ -88,6 +88,6 @@ def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = 
 
     abstract = abstract_parameters(config, dtype)
     kinds = trees.match_rules(abstract, INITIALISERS)
-    # match_rules keeps leaves alone, so that an empty binder has to be put back.
+    # Rules keep leaves alone: the empty binder of the variant "none" has to be put back.
     drawn = trees.map_paths(lambda path, leaf, kind: draw(path, leaf.shape, kind), abstract, kinds)
     return {name: drawn.get(name, {}) for name in abstract}

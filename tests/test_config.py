@@ -1,0 +1,105 @@
+"""Configs: the presets, and that what does not fit together says so."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fcjax.config import (
+    BinderConfig,
+    ComposerConfig,
+    DiffusionConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    mini,
+    sd15,
+    tiny,
+)
+
+
+@pytest.mark.parametrize("preset", [sd15, mini, tiny])
+def test_presets_are_consistent_in_every_variant(preset: Callable[..., ComposerConfig]) -> None:
+    for binding in ("none", "conv_in", "smallest", "all"):
+        assert preset(binding).binder.variant == binding
+    assert preset(condition="tryon").unet.in_channels == 2 * preset().vae.latent_channels + 1
+
+
+def test_sd15_is_the_papers_setting() -> None:
+    config = sd15()
+    assert (config.height, config.width) == (512, 384)
+    assert (config.latent_height, config.latent_width) == (64, 48)
+    assert (config.unet.in_channels, config.reference_unet.in_channels) == (6, 4)
+    assert sd15(condition="tryon").unet.in_channels == 9
+    assert config.diffusion == DiffusionConfig(1000, 0.00085, 0.012, "scaled_linear", "epsilon", "leading", 1, False)
+
+
+def test_the_mini_is_of_the_size_the_issue_asks() -> None:
+    config = mini()
+    assert (config.height, config.width) == (256, 192)
+    assert config.unet.in_channels == config.vae.latent_channels + 2 * 4 * 4
+    assert mini(vocab_size=900, max_assets=4).text_encoder.vocab_size == 900
+
+
+def test_bound_blocks_are_those_of_the_paper() -> None:
+    unet = sd15().unet
+    assert [name for name, _ in BinderConfig("smallest").blocks(unet)] == ["down_blocks_2", "up_blocks_1"]
+    assert [name for name, _ in BinderConfig("all").blocks(unet)] == [
+        *(f"down_blocks_{level}" for level in range(3)),
+        "mid_block",
+        *(f"up_blocks_{index}" for index in (1, 2, 3)),
+    ]
+    assert BinderConfig("conv_in").blocks(unet) == BinderConfig("none").blocks(unet) == ()
+
+
+def test_attention_layers_are_counted_in_forward_order() -> None:
+    assert sd15().unet.attention_levels == (0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0)
+    assert mini().unet.attention_levels == (0, 1, 2, 2, 2, 2, 1, 1, 0, 0)
+
+
+WRONG_PARTS: list[tuple[type, dict[str, Any], str]] = [
+    (UNetConfig, {"block_out_channels": (320, 640)}, "down_block_types names 4 blocks but block_out_channels 2"),
+    (UNetConfig, {"block_out_channels": (320, 640, 1280, 1270)}, "norm_num_groups=32"),
+    (UNetConfig, {"attention_head_dim": (5, 10)}, "one number or 4"),
+    (UNetConfig, {"attention_head_dim": 7}, "do not split into 7 heads"),
+    (UNetConfig, {"down_block_types": ("DownBlock2D",) * 3 + ("AttnDownBlock2D",)}, "got 'AttnDownBlock2D'"),
+    (UNetConfig, {"layers_per_block": 0}, "layers_per_block must be positive"),
+    (VAEConfig, {"block_out_channels": ()}, "block_out_channels must be positive"),
+    (VAEConfig, {"scaling_factor": 0.0}, "scaling_factor must be positive"),
+    (VAEConfig, {"patch_size": 2}, "RGB with patch_size=2 makes 12"),
+    (TextConfig, {"hidden_act": "relu"}, "hidden_act must be one of 'quick_gelu', 'gelu', got 'relu'"),
+    (TextConfig, {"vocab_size": 100}, "no row of a vocabulary of 100"),
+    (TextConfig, {"num_attention_heads": 7}, "multiple of num_attention_heads=7"),
+    (BinderConfig, {"variant": "some"}, "variant must be one of"),
+    (DiffusionConfig, {"prediction_type": "noise"}, "prediction_type must be one of"),
+    (DiffusionConfig, {"beta_start": 0.02}, "beta_start <= beta_end"),
+    (DiffusionConfig, {"rescale_betas_zero_snr": True}, "no signal at the last timestep"),
+]
+
+
+@pytest.mark.parametrize(("config_class", "values", "message"), WRONG_PARTS)
+def test_a_wrong_part_is_refused(config_class: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_class(**values)
+
+
+def _wrong_wholes() -> list[tuple[dict[str, Any], str]]:
+    config = tiny()
+    return [
+        ({"height": 36}, "height=36 and width=32 must be multiples of 8"),
+        ({"pose_patch": 3}, "pose_patch=3 must divide the VAE's factor 4"),
+        ({"pose_patch": 1}, "unet.in_channels=12, but 4 latent channels and 2 of condition 'pose'"),
+        ({"condition": "depth"}, "condition must be one of"),
+        ({"reference_coordinates": False}, "reference_coordinates=False make 4"),
+        ({"max_assets": 0}, "max_assets must be positive"),
+        ({"unet": dataclasses.replace(config.unet, out_channels=3)}, "unet.out_channels=3"),
+        ({"unet": dataclasses.replace(config.unet, ff_mult=3)}, "differ in ff_mult"),
+        ({"text_encoder": dataclasses.replace(config.text_encoder, hidden_size=8)}, "must equal text_encoder"),
+    ]
+
+
+@pytest.mark.parametrize(("values", "message"), _wrong_wholes())
+def test_parts_that_do_not_fit_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny(), **values)

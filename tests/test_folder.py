@@ -1,0 +1,200 @@
+"""Model folders: what is written is read again, diffusers opens it, and a wrong folder says what is wrong."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fcjax import convert, folder, trees
+from fcjax.config import BindingVariant, ComposerConfig, mini, sd15, tiny
+from fcjax.models.parameters import abstract_parameters
+from tests import oracles
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComposerConfig, dict[str, Any]]:
+    config = tiny()
+    wide = {name: dataclasses.replace(getattr(config, name), ff_mult=4) for name in ("unet", "reference_unet")}
+    config = dataclasses.replace(config, **wide)
+    params = oracles.random_parameters(abstract_parameters(config))
+    path = tmp_path_factory.mktemp("folder") / "model"
+    folder.save(path, params, config)
+    return path, config, params
+
+
+@pytest.fixture
+def broken(saved, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved[0], tmp_path / "model"))
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_what_is_saved_is_loaded(saved) -> None:
+    path, config, params = saved
+    loaded_config, loaded = folder.load(path)
+    assert loaded_config == config
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, loaded)))
+
+
+@pytest.mark.parametrize("variant", ["none", "conv_in"])
+def test_every_variant_and_dtype(variant: BindingVariant, tmp_path: Path) -> None:
+    config = tiny(variant, condition="tryon")
+    params = oracles.random_parameters(abstract_parameters(config))
+    folder.save(tmp_path, params, config, dtype="bfloat16")
+    loaded_config, loaded = folder.load(tmp_path)
+    assert loaded_config == config and set(loaded) == {*params, "binder"}
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(loaded))
+    wider = trees.flatten(folder.load(tmp_path, dtype=jnp.float32)[1])
+    for path, leaf in trees.flatten(params).items():
+        np.testing.assert_allclose(wider[path], leaf, rtol=2**-8)
+    with pytest.raises(ValueError, match="stored as float32, bfloat16, float16, got 'bf16'"):
+        folder.save(tmp_path, params, config, dtype="bf16")
+
+
+@pytest.mark.parametrize("config", [sd15(), mini(), tiny()], ids=["sd15", "mini", "tiny"])
+def test_configs_of_the_presets_survive(config: ComposerConfig) -> None:
+    for name in folder.CLASSES:
+        part = config.diffusion if name == "scheduler" else getattr(config, name)
+        written = json.loads(json.dumps(folder.config_dict(name, part)))
+        assert folder.parse_config(type(part), written, name) == part
+
+
+def test_diffusers_and_transformers_open_the_parts(saved) -> None:
+    pytest.importorskip("torch")
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    path, _, params = saved
+    opened = {
+        "unet": UNet2DConditionModel.from_pretrained(path / "unet"),
+        "vae": AutoencoderKL.from_pretrained(path / "vae"),
+        "text_encoder": CLIPTextModel.from_pretrained(path / "text_encoder"),
+    }
+    # With equal tensors the outputs are equal: that is what the tests of the models show.
+    for name, module in opened.items():
+        ours = convert.state_dict(params[name])
+        theirs = {convert.current_key(name, key): tensor.numpy() for key, tensor in module.state_dict().items()}
+        theirs.pop(None, None)
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    scheduler = DDIMScheduler.from_pretrained(path / "scheduler")
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.beta_end == 0.012
+
+
+def test_what_diffusers_writes_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    config = dataclasses.replace(tiny().unet, ff_mult=4)
+    torch.manual_seed(0)
+    module = oracles.torch_unet(config)
+    module.save_pretrained(tmp_path / "unet", max_shard_size="60KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    assert folder.load_part_config(tmp_path, "unet") == dataclasses.replace(config, sample_size=None)
+    params = folder.load_part(tmp_path, "unet", config)
+    ours = trees.flatten(params)["conv_in/kernel"]
+    np.testing.assert_array_equal(ours, module.conv_in.weight.detach().numpy().transpose(2, 3, 1, 0))
+
+
+def test_sharded_files_are_read(broken: Path, saved) -> None:
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    weight_map = {}
+    for index, keys in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        shard = f"diffusion_pytorch_model-0000{index + 1}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in keys}, file.with_name(shard))
+        weight_map |= dict.fromkeys(keys, shard)
+    file.with_name(file.name + ".index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    loaded = folder.load(broken)[1]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, saved[2], loaded)))
+
+
+def test_all_that_is_wrong_in_a_part_is_listed_at_once(broken: Path) -> None:
+    file = broken / "reference_unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.bias"]
+    tensors["lora.weight"] = np.ones(1, np.float32)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"][:2]
+    save_file(tensors, file)
+    with pytest.raises(ValueError) as error:
+        folder.load(broken)
+    for part in (str(file), "conv_in.bias", "lora.weight", "conv_out.weight: (2, 8, 3, 3) in the file, (4, 8, 3, 3)"):
+        assert part in str(error.value)
+
+
+def test_a_wrong_folder_says_what_is_wrong(broken: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no model folder"):
+        folder.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no model folder: it has no model_index\.json"):
+        folder.load(broken / "unet")
+    (broken / "vae" / "config.json").unlink()
+    with pytest.raises(ValueError, match="has no vae"):
+        folder.load(broken)
+    shutil.rmtree(broken / "binder")
+    with pytest.raises(ValueError, match="not of a composer: it has no binder"):
+        folder.load(broken)
+    (broken / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="no readable JSON"):
+        folder.load(broken)
+
+
+def test_a_folder_of_another_pipeline_is_refused(broken: Path) -> None:
+    index = broken / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match=r"of StableDiffusionPipeline, not of a composer: .* nothing under \"fcjax\""):
+        folder.load(broken)
+    index.write_text(json.dumps({"fcjax": {"height": 32}}))
+    with pytest.raises(ValueError, match="missing or unknown: attend_blank"):
+        folder.load(broken)
+
+
+def test_another_architecture_is_refused(broken: Path) -> None:
+    _edit(
+        broken / "unet" / "config.json",
+        addition_embed_type="text_time",
+        transformer_layers_per_block=[1, 2],
+        new_switch=True,
+        upcast_attention=True,
+        newer_key=None,
+    )
+    with pytest.raises(ValueError) as error:
+        folder.load(broken)
+    lines = str(error.value).splitlines()[1:]
+    assert {line.split()[0] for line in lines} == {"transformer_layers_per_block", "addition_embed_type", "new_switch"}
+
+
+def test_truncated_and_missing_weights(broken: Path) -> None:
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no readable safetensors file"):
+        folder.load(broken)
+    file.unlink()
+    with pytest.raises(ValueError, match="no weights of its vae"):
+        folder.load(broken)
+
+
+def test_weights_that_are_not_finite(broken: Path) -> None:
+    file = broken / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["text_model.final_layer_norm.bias"][3] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"text_model\.final_layer_norm\.bias holds values that are not finite"):
+        folder.load(broken)
+
+
+def test_parts_by_name(saved) -> None:
+    path, config, params = saved
+    assert folder.load_part_config(path, "vae") == config.vae
+    vae = folder.load_part(path, "vae", config.vae)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params["vae"], vae)))
+    with pytest.raises(ValueError, match="has the parts unet, reference_unet"):
+        folder.load_part_config(path, "decoder")
