@@ -1,29 +1,31 @@
 """The composer that users hold: a model folder in, pictures out.
 
-    composer = fcjax.Composer.load("mini")
-    [picture] = composer.compose(
-        "a woman in a red striped shirt and blue jeans",
-        assets=[fcjax.Asset.open("shirt.png", "a red striped shirt"), fcjax.Asset.open("jeans.png", "blue jeans")],
-        body=fcjax.Body(pose="walking"),
-        seed=0,
-    )
-    picture.image.save("out.png")
+composer = fcjax.Composer.load("mini")
+[picture] = composer.compose(
+    "a woman in a red striped shirt and blue jeans",
+    assets=[fcjax.Asset.open("shirt.png", "a red striped shirt"), fcjax.Asset.open("jeans.png", "blue jeans")],
+    body=fcjax.Body(pose="walking"),
+    seed=0,
+)
+picture.image.save("out.png")
 """
 
 import dataclasses
+import functools
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 
 from fcjax import folder
-from fcjax.assets import Asset, AssetCanvas, lay_out
+from fcjax.assets import AssetCanvas, Placeable, lay_out
 from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
 from fcjax.diffusion import SamplerTable, sampler_table
@@ -31,16 +33,18 @@ from fcjax.models import composer as model
 from fcjax.models.layers import Dtype
 from fcjax.sampling import (
     Branch,
+    Denoiser,
     guidance_branches,
     guidance_weights,
     image_keys,
     initial_latents,
-    sample,
+    sample_jitted,
     sample_stepwise,
 )
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
 MINI = Path(__file__).parent / "mini"
+"""The model folder in the package."""
 Progress = Callable[[int, int], bool | None]
 
 
@@ -55,32 +59,48 @@ class Composition:
     tokens: PromptTokens
 
 
-class Composer:
-    """A model folder ready to compose. `params` is the plain parameter tree, `config` says how it is built."""
+def model_folder(name: str | Path) -> Path:
+    """Where a model is: "mini" is the one in the package, anything else a path."""
+    return MINI if str(name) == "mini" else Path(name)
 
-    def __init__(self, config: ComposerConfig, params: dict[str, Any], tokenizer: Tokenizer, dtype: Dtype | None = None):
+
+class Composer:
+    """A model folder ready to compose. `params` is the plain parameter tree, `config` says how it is built.
+
+    Programs compile on the first picture; the prompt, the number of assets, the body, steps, guidance (as long as it
+    is on), sampler, seed and number of images are data to them. Composers of equal configs share them.
+    """
+
+    def __init__(
+        self, config: ComposerConfig, params: dict[str, Any], tokenizer: Tokenizer, dtype: Dtype | None = None
+    ):
         if config.condition != "pose":
             raise ValueError(f"a composing model takes a pose at conv_in, this one takes {config.condition!r} channels")
+        if tokenizer.vocab_size > config.text_encoder.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens but the text encoder only "
+                f"{config.text_encoder.vocab_size}: they belong to different models"
+            )
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-        # One object for the life of the composer: compiled programs are kept by it.
-        self._denoise = partial(_denoise, config, self.dtype)
-        self._conditions = jax.jit(partial(_conditions, config, self.dtype), static_argnames="branches")
-        self._decode = jax.jit(partial(_decode, config, self.dtype))
-        self._sample = jax.jit(partial(sample, self._denoise))
+        self.dtype = _default_dtype() if dtype is None else dtype
 
     @classmethod
-    def load(cls, path: str | Path, dtype: Dtype | None = None) -> "Composer":
-        """Reads a model folder; "mini" is the model in the package. ValueError for a folder that is none."""
-        where = MINI if str(path) == "mini" else Path(path)
-        config, params = folder.load(where)
+    def load(cls, path: str | Path = "mini", dtype: Dtype | None = None) -> "Composer":
+        """Reads a model folder; "mini" is the model in the package. ValueError for a folder that is none.
+
+        dtype: of computation; by default float32 on a CPU and bfloat16 elsewhere.
+        """
+        where = model_folder(path)
+        dtype = _default_dtype() if dtype is None else dtype
+        # What computes in float32 would turn bfloat16 weights into float32 ones in every step.
+        config, params = folder.load(where, dtype=jnp.float32 if dtype == jnp.float32 else None)
         return cls(config, params, Tokenizer.load(where / "tokenizer"), dtype)
 
     def compose(
         self,
         prompt: str,
-        assets: Sequence[Asset] = (),
-        body: Body | None = None,
+        assets: Sequence[Placeable] = (),
+        body: Body | BodyMaps | None = None,
         *,
         seed: int = 0,
         steps: int = 20,
@@ -88,28 +108,44 @@ class Composer:
         reference_guidance: float | None = None,
         num_images: int = 1,
         sampler: str = "ddim",
+        size: tuple[int, int] | None = None,
         boxes: Sequence[Sequence[int]] | None = None,
         layout_seed: int = 0,
+        batch_size: int = 1,
         progress: Progress | None = None,
     ) -> list[Composition]:
         """Pictures of one request; image i has the seed `seed + i`.
 
+        body: what to draw, or maps that are drawn already, of the picture's size.
         guidance: how far to go from the picture without text and assets (1: not at all); with `reference_guidance`
-          the two are scaled apart. boxes, layout_seed: where the assets stand on their canvas.
-        progress(done, steps): called after every step; returning False raises SamplingCancelled.
-        Warns (UserWarning) of words that the model never learnt. ValueError for bad input.
+          the two are scaled apart.
+        size: height and width in pixels, if not the ones that the model was trained at.
+        boxes, layout_seed: where the assets stand on their canvas.
+        batch_size: how many images are sampled at once. More is faster on accelerators, but the last bits of an image
+          then depend on it: with 1, an image of a call equals the image of its seed alone, pixel by pixel.
+        progress(done, steps): called after every step, all batches counted; returning False raises
+          SamplingCancelledError.
+
+        Warns (UserWarning) of words that the model never learnt, of phrases that the prompt lacks (they are appended)
+        and of a prompt too long to be read to its end. ValueError for bad input.
         """
-        config = self.config
-        canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
-        tokens = self.tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
-        if tokens.unknown:
-            warnings.warn(f"the model never learnt: {', '.join(tokens.unknown)}", stacklevel=2)
-        maps = (body or Body()).render(config.height, config.width)
+        config = self._sized(size)
+        for name, value in (("seed", seed), ("steps", steps), ("num_images", num_images), ("batch_size", batch_size)):
+            if not isinstance(value, numbers.Integral):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        keys = image_keys(seed, num_images)
+        table = sampler_table(config.diffusion, steps, sampler)
         branches = guidance_branches(guidance, reference_guidance)
         weights = guidance_weights(branches, guidance, reference_guidance)
-        table = sampler_table(config.diffusion, steps, sampler)
-        keys = image_keys(seed, num_images)
-        conditions = self._conditions(
+        canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
+        tokens = self.tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
+        maps = _maps(body, config)
+        _warn(tokens)
+
+        batch_size = min(batch_size, num_images)
+        conditions = _conditions(
             self.params,
             tokens.ids[None],
             self.tokenizer.encode("")[None],
@@ -117,96 +153,157 @@ class Composer:
             canvas.image[None],
             canvas.masks[None],
             maps.uv[None],
-            np.zeros(num_images),
+            config=config,
+            dtype=self.dtype,
             branches=branches,
+            images=batch_size,
         )
-        latents = initial_latents(
-            table, keys, config.latent_height, config.latent_width, config.vae.latent_channels
-        )
-        images = self._images(conditions, table, weights, keys, latents, progress)
-        return [
-            Composition(Image.fromarray(image), seed + index, canvas, maps, tokens)
-            for index, image in enumerate(np.asarray(images))
-        ]
+        conditions = {"params": self.params["unet"], **conditions}
+        batches = -(-num_images // batch_size)
+        compositions = []
+        for batch in range(batches):
+            # The last batch is filled up with repetitions, so that it needs no program of its own.
+            chosen = np.minimum(np.arange(batch_size) + batch * batch_size, num_images - 1)
+            advance = None
+            if progress is not None:
+                advance = functools.partial(_advance, progress, batch, batches)
+            latents = self._sample(config, conditions, table, weights, keys[chosen], advance)
+            images = np.asarray(_decode(self.params, latents, config=config, dtype=self.dtype))
+            for index, image in zip(range(batch * batch_size, num_images), images, strict=False):
+                compositions.append(Composition(Image.fromarray(image), seed + index, canvas, maps, tokens))
+        return compositions
 
-    def _images(
+    def _sized(self, size: tuple[int, int] | None) -> ComposerConfig:
+        """The config for pictures of another size."""
+        if size is None:
+            return self.config
+        height, width = size
+        factor = self.config.vae.factor * 2 ** (self.config.unet.levels - 1)
+        if not (height > 0 and width > 0 and height % factor == 0 and width % factor == 0):
+            nearest = [max(1, round(side / factor)) * factor for side in size]
+            raise ValueError(
+                f"height and width must be multiples of {factor} for this model, got {height}x{width}; "
+                f"{nearest[0]}x{nearest[1]} would do"
+            )
+        return dataclasses.replace(self.config, height=int(height), width=int(width))
+
+    def _sample(
         self,
+        config: ComposerConfig,
         conditions: dict[str, Any],
         table: SamplerTable,
-        weights: jax.Array,
-        keys: jax.Array,
-        latents: jax.Array,
-        progress: Progress | None,
-    ) -> jax.Array:
-        if progress is None:
-            latents = self._sample(conditions, table, weights, keys, latents)
-        else:
-            latents = sample_stepwise(
-                self._denoise,
-                conditions,
-                table,
-                weights,
-                keys,
-                latents,
-                lambda done, steps, _: progress(done, steps),
-            )
-        return self._decode(self.params, latents)
+        weights: Float[Array, "p"],
+        keys: Key[Array, "b"],
+        advance: Callable[[int, int, Array], bool | None] | None,
+    ) -> Float[Array, "b h w c"]:
+        """Clean latents: one program without a progress callback, else steps driven from Python."""
+        latents = initial_latents(table, keys, config.latent_height, config.latent_width, config.vae.latent_channels)
+        denoise = _denoiser(self.config, self.dtype)
+        if advance is None:
+            return sample_jitted(denoise, conditions, table, weights, keys, latents)
+        return sample_stepwise(denoise, conditions, table, weights, keys, latents, advance)
 
 
+def _default_dtype() -> Dtype:
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:
+    if not isinstance(body, BodyMaps):
+        return (Body() if body is None else body).render(config.height, config.width)
+    if body.uv.shape[:2] != (config.height, config.width):
+        height, width = body.uv.shape[:2]
+        raise ValueError(
+            f"the body's maps are {height}x{width}, the picture is {config.height}x{config.width}: "
+            "render them at the picture's size"
+        )
+    return body
+
+
+def _warn(tokens: PromptTokens) -> None:
+    """What a prompt said and its picture will not show, or not where it was said."""
+    messages = []
+    if tokens.unknown:
+        messages.append(f"the model never learnt: {', '.join(tokens.unknown)}")
+    if tokens.appended:
+        phrases = ", ".join(repr(phrase) for phrase in tokens.appended)
+        messages.append(f"not in the prompt, so added to its end: {phrases}")
+    if tokens.truncated:
+        messages.append(f"the prompt is too long, its end is not read: {tokens.truncated!r}")
+    for message in messages:
+        warnings.warn(message, stacklevel=3)
+
+
+def _advance(progress: Progress, batch: int, batches: int, done: int, steps: int, _: Array) -> bool | None:
+    """A batch's progress as that of the whole call."""
+    return progress(batch * steps + done, batches * steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Jitted functions
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "branches", "images"))
 def _conditions(
+    params: dict[str, Any],
+    ids: Int[Array, "1 k"],
+    empty_ids: Int[Array, "1 k"],
+    spans: Float[Array, "1 a k"],
+    canvas: UInt8[Array, "1 H W 3"],
+    masks: Float[Array, "1 a H W"],
+    uv: Float[Array, "1 H W 2"],
+    *,
     config: ComposerConfig,
     dtype: Dtype,
-    params: dict[str, Any],
-    ids: jax.Array,
-    empty_ids: jax.Array,
-    spans: jax.Array,
-    canvas: jax.Array,
-    masks: jax.Array,
-    uv: jax.Array,
-    images: jax.Array,
-    *,
     branches: tuple[Branch, ...],
+    images: int,
 ) -> dict[str, Any]:
     """All that stays the same over the steps, for every image of every guidance branch (branch-major).
 
-    The reference pass runs once, always with the full prompt; `images` gives the number of images by its length.
+    The reference pass runs once, always with the full prompt.
     """
-    count = images.shape[0]
     text = model.encode_prompt(params, config, jnp.concatenate([ids, empty_ids]), dtype=dtype)
     latents = model.encode_images(params, config, canvas.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
     features = model.reference_features(params, config, latents, text[:1], spans, masks, dtype=dtype)
-    features = model.repeat_reference(features, len(branches) * count)
-    kept = jnp.repeat(jnp.asarray([branch.reference for branch in branches]), count)
+    features = model.repeat_reference(features, len(branches) * images)
+    kept = jnp.repeat(jnp.asarray([branch.reference for branch in branches]), images)
     pose = model.pose_channels(uv, config.latent_height, config.latent_width, config.pose_patch)
-    rows = [0 if branch.text else 1 for branch in branches for _ in range(count)]
+    rows = np.repeat([0 if branch.text else 1 for branch in branches], images)
     return {
-        "params": params["unet"],
-        "text": text[jnp.asarray(rows)],
+        "text": text[rows],
         "pose": jnp.repeat(pose, len(rows), axis=0),
         "features": model.keep_reference(features, kept),
     }
 
 
-def _denoise(
-    config: ComposerConfig, dtype: Dtype, conditions: dict[str, Any], latents: jax.Array, timestep: jax.Array
-) -> jax.Array:
-    """The denoiser over all branches at once: (p, b, h, w, c)."""
-    rows = conditions["text"].shape[0]
-    branches = rows // latents.shape[0]
-    outputs = model.denoise(
-        {"unet": conditions["params"]},
-        config,
-        jnp.tile(latents, (branches, 1, 1, 1)),
-        jnp.full((rows,), timestep),
-        conditions["text"],
-        conditions["pose"],
-        conditions["features"],
-        dtype=dtype,
-    )
-    return outputs.reshape(branches, *latents.shape)
+@functools.lru_cache
+def _denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
+    """The denoiser over all branches at once, one object for each config: compiled programs are kept by it."""
+
+    def denoise(
+        conditions: dict[str, Any], latents: Float[Array, "b h w c"], timestep: Float[Array, ""]
+    ) -> Float[Array, "p b h w c"]:
+        rows = conditions["text"].shape[0]
+        branches = rows // latents.shape[0]
+        outputs = model.denoise(
+            {"unet": conditions["params"]},
+            config,
+            jnp.tile(latents, (branches, 1, 1, 1)),
+            jnp.full((rows,), timestep),
+            conditions["text"],
+            conditions["pose"],
+            conditions["features"],
+            dtype=dtype,
+        )
+        return outputs.reshape(branches, *latents.shape)
+
+    return denoise
 
 
-def _decode(config: ComposerConfig, dtype: Dtype, params: dict[str, Any], latents: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _decode(
+    params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
+) -> UInt8[Array, "b H W 3"]:
     """Latents to uint8 pictures."""
     images = model.decode_latents(params, config, latents, dtype=dtype)
     return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)

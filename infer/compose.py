@@ -1,0 +1,247 @@
+"""Compose a picture from a prompt, pictures of garments and a body.
+
+python -m infer.compose --prompt "a woman in a red striped shirt and blue jeans" --asset shirt.png="a red striped shirt"
+--asset jeans.png="blue jeans" --pose walking --seed 0 --out out.png
+
+The PNG holds its own request, with the SHA-256 of every asset file (or, with --embed-assets, the files), so that
+
+python -m infer.compose --request out.png --out again.png
+
+makes it again. A request may also be a JSON file (infer/request.py shows one); flags change what it says. Several
+images become out_0.png, out_1.png ..., each with its own seed in its request.
+"""
+
+import dataclasses
+import functools
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from fcjax.assets import Asset
+from fcjax.body import Body
+from infer.cli import run
+from infer.densepose import preview
+from infer.parameters import read_parameters
+from infer.request import AssetFile, ComposeRequest, weights_digest
+from infer.sheet import Panel, sheet
+
+if TYPE_CHECKING:
+    from fcjax.composer import Composer, Composition
+
+DEFAULT = ComposeRequest("nothing")
+
+
+def _flag(metavar: str, default: Any) -> Any:
+    """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def _of_body(metavar: str, name: str) -> Any:
+    return _flag(metavar, getattr(DEFAULT.body, name))
+
+
+def _of_request(metavar: str, name: str) -> Any:
+    return _flag(metavar, getattr(DEFAULT, name))
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to compose, and where it goes."""
+
+    out: Path = Path("outputs/compose.png")
+    """The picture, a PNG; its folder is made."""
+    sheet: Annotated[Path | None, _flag("PATH", "none")] = None
+    """Another picture that shows assets, pose and result side by side."""
+    request: Annotated[Path | None, _flag("PATH", "none")] = None
+    """A JSON file, or a PNG of this program, that says what the flags below leave out."""
+    embed_assets: bool = False
+    """Keep the asset files themselves in the PNG."""
+
+    model: Annotated[str | None, _of_request("FOLDER", "model")] = None
+    """A model folder, or mini, the model in the package."""
+    prompt: Annotated[str | None, _flag("WORDS", "required")] = None
+    """What the picture shows; it should contain every asset's phrase."""
+    asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
+    """A picture (transparent or near-white around) and the phrase that describes it; once for every asset."""
+    swatch: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
+    """The same for a picture that is its asset from edge to edge, such as fabric."""
+    seed: Annotated[int | None, _of_request("INT", "seed")] = None
+    """Image i has the seed SEED + i."""
+    num_images: Annotated[int | None, _of_request("INT", "num_images")] = None
+    steps: Annotated[int | None, _of_request("INT", "steps")] = None
+    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
+    """ddim, dpmpp_2m or dpmpp_2m_sde."""
+    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
+    """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
+    reference_guidance: Annotated[float | None, _flag("FLOAT", "as --guidance")] = None
+    """A scale of its own for the assets."""
+    size: Annotated[tuple[int, int] | None, _flag("HEIGHT WIDTH", "the model's")] = None
+    """Of the picture, in pixels."""
+    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
+    """Where the assets stand on their canvas."""
+
+    pose: Annotated[str | None, _of_body("NAME", "pose")] = None
+    gender: Annotated[float | None, _of_body("0..1", "gender")] = None
+    """0 female, 1 male."""
+    age: Annotated[float | None, _of_body("0..1", "age")] = None
+    """0 young adult, 1 old."""
+    height: Annotated[float | None, _of_body("0..1", "height")] = None
+    """Of the body."""
+    weight: Annotated[float | None, _of_body("0..1", "weight")] = None
+    muscle: Annotated[float | None, _of_body("0..1", "muscle")] = None
+    proportions: Annotated[float | None, _of_body("0..1", "proportions")] = None
+    """0 uncommon, 1 idealised."""
+    view: Annotated[float | None, _of_body("DEGREES", "view")] = None
+    """How far the camera walks around the body towards its left side."""
+    elevation: Annotated[float | None, _of_body("DEGREES", "elevation")] = None
+    """How far the camera rises."""
+    distance: Annotated[float | None, _flag("METRES", "no perspective")] = None
+    """Of the camera."""
+    framing: Annotated[Literal["full", "upper"] | None, _of_body("full|upper", "framing")] = None
+    params: Annotated[Path | None, _flag("PATH", "none")] = None
+    """SMPL pose parameters, .npz or .pkl, instead of --pose."""
+    frame: int = 0
+    """Which frame of --params."""
+    up: Literal["y", "-y", "z"] = "y"
+    """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
+
+
+def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
+    """The request of a file with the flags that were given put over it, and the digest of weights that the file names.
+
+    Raises ValueError for a request that cannot be.
+    """
+    held: dict[str, Any] = {}
+    weights = None
+    if flags.request is not None:
+        read, weights = ComposeRequest.read(flags.request)
+        held = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
+    given = {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
+    over = {field.name: given[field.name] for field in dataclasses.fields(ComposeRequest) if field.name in given}
+    if flags.asset or flags.swatch:
+        files = [AssetFile.parse(words) for words in flags.asset]
+        over["assets"] = (*files, *(AssetFile.parse(words, whole=True) for words in flags.swatch))
+    shape = {field.name: given[field.name] for field in dataclasses.fields(Body) if field.name in given}
+    if flags.params is not None:
+        if flags.pose is not None:
+            raise ValueError("--pose and --params both give a pose; leave one out")
+        shape["joint_rotations"] = read_parameters(flags.params, flags.frame, flags.up).rotations
+    elif flags.pose is not None:
+        shape["joint_rotations"] = None
+    over["body"] = dataclasses.replace(held.get("body", DEFAULT.body), **shape)
+    if "prompt" not in held | over:
+        raise ValueError("expected --prompt, or --request with a file that holds one")
+    return ComposeRequest(**{**held, **over}), weights
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Pictures with the requests that make each of them again."""
+
+    assets: tuple[Asset, ...]
+    compositions: "list[Composition]"
+    requests: list[ComposeRequest]
+    weights: str
+
+
+def make(
+    request: ComposeRequest,
+    composer: "Composer | None" = None,
+    *,
+    beside: Path | None = None,
+    embed_assets: bool = False,
+    expected_weights: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """The pictures of a request.
+
+    Args:
+        composer: the request's model, where it is loaded already.
+        beside: a folder where asset files may lie as well.
+        expected_weights: the digest of the weights that made the picture before; others are warned of.
+        quiet: no progress bar on stderr.
+    """
+    contents = [file.read(beside) for file in request.assets]
+    assets = tuple(file.open(content) for file, content in zip(request.assets, contents, strict=True))
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax.composer import Composer, model_folder
+
+    if composer is None:
+        composer = Composer.load(request.model)
+    weights = weights_digest(model_folder(request.model))
+    if expected_weights is not None and weights != expected_weights:
+        warnings.warn(f"the weights of {request.model} are not those that made this picture before", stacklevel=2)
+    with tqdm(total=request.steps * request.num_images, unit="step", desc="composing", disable=quiet) as bar:
+        compositions = composer.compose(
+            request.prompt, assets, request.body, **request.settings, progress=functools.partial(_show, bar)
+        )
+    sealed = tuple(file.sealed(content, embed_assets) for file, content in zip(request.assets, contents, strict=True))
+    requests = [
+        dataclasses.replace(request, assets=sealed, seed=composition.seed, num_images=1) for composition in compositions
+    ]
+    return Result(assets, compositions, requests, weights)
+
+
+def _show(bar: tqdm, done: int, _: int) -> None:
+    bar.update(done - bar.n)
+
+
+def save(result: Result, out: Path) -> list[Path]:
+    """Write each picture with its request; several become out_0.png, out_1.png ..."""
+    several = len(result.compositions) > 1
+    paths = []
+    for index, (composition, request) in enumerate(zip(result.compositions, result.requests, strict=True)):
+        path = out.with_stem(f"{out.stem}_{index}") if several else out
+        composition.image.save(path, pnginfo=request.metadata(result.weights))
+        paths.append(path)
+    return paths
+
+
+def panels(assets: Sequence[Asset], result: Result | None, maps: Any, label: str) -> list[Panel]:
+    """One row of a sheet: assets, pose, and the pictures if there are any."""
+    row: list[Panel] = [(asset.phrase, asset.image) for asset in assets]
+    charts = preview(maps)
+    row.append((label, np.ascontiguousarray(charts[:, : charts.shape[1] // 2])))
+    made = result.compositions if result is not None else []
+    row += [(f"seed {composition.seed}: {composition.tokens.prompt}", composition.image) for composition in made]
+    return row
+
+
+def prepare_output(path: Path) -> None:
+    """Make the folder of a picture; ValueError before any work is done if nothing can be written there."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} is no PNG: its name must end in .png, because the request is kept inside")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write into {path.parent}: {error.strerror}") from error
+
+
+def main(flags: Flags) -> None:
+    """Compose the pictures that the flags ask for and write them."""
+    request, weights = requested(flags)
+    for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
+        prepare_output(path)
+    beside = flags.request.parent if flags.request is not None else None
+    result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
+    paths = save(result, flags.out)
+    if flags.sheet is not None:
+        pose = "own pose" if request.body.joint_rotations is not None else request.body.pose
+        sheet([panels(result.assets, result, result.compositions[0].maps, pose)]).save(flags.sheet)
+        paths.append(flags.sheet)
+    print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    run(main)

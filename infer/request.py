@@ -1,0 +1,289 @@
+"""A request for a picture as plain data: JSON in and out, and inside the PNG that was made from it.
+
+{
+  "prompt": "a woman in a red striped shirt and blue jeans",
+  "assets": [{"path": "shirt.png", "phrase": "a red striped shirt"}, {"path": "jeans.png", "phrase": "blue jeans"}],
+  "body": {"pose": "walking"},
+  "seed": 0
+}
+
+Whatever is left out has its default. A PNG's own request also holds the SHA-256 of every asset file, or the files.
+"""
+
+import base64
+import binascii
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import math
+import numbers
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+import fcjax
+from fcjax.assets import Asset
+from fcjax.body import Body
+
+KEY = "fcjax"
+"""The PNG text chunk that holds {"fcjax": version, "weights": digest, "request": {...}}, JSON."""
+MOST_TEXT = 48 * 2**20
+"""Pillow reads at most 64 MiB of text from a PNG."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AssetFile:
+    """A picture file and its phrase.
+
+    whole: the picture is the asset from edge to edge (a fabric swatch), nothing is cut away. sha256: of the file, which
+    must match if given. data: the file itself in base64; `path` is then only its name.
+    """
+
+    path: str
+    phrase: str
+    whole: bool = False
+    sha256: str | None = None
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ValueError(f"the phrase {self.phrase!r} has no asset file: write it as FILE=PHRASE")
+        if not self.phrase.strip():
+            raise ValueError(f"the asset {self.path} has no phrase: write it as {self.path}='a red striped shirt'")
+
+    @classmethod
+    def parse(cls, words: str, whole: bool = False) -> "AssetFile":
+        """An asset as FILE=PHRASE. Where there are several equals signs, the file is the first part that exists."""
+        cuts = [place for place, letter in enumerate(words) if letter == "="]
+        if not cuts:
+            raise ValueError(
+                f"the asset {words!r} has no phrase: write it as FILE=PHRASE, shirt.png='a red striped shirt'"
+            )
+        cut = next((place for place in cuts if Path(words[:place]).is_file()), cuts[0])
+        return cls(words[:cut], words[cut + 1 :], whole)
+
+    def read(self, beside: Path | None = None) -> bytes:
+        """The file's content; a relative path may also lie in the folder `beside`."""
+        if self.data is not None:
+            try:
+                content = base64.b64decode(self.data, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
+        else:
+            places = [Path(self.path), *([beside / self.path] if beside is not None else [])]
+            path = next((place for place in places if place.exists()), None)
+            if path is None:
+                raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"cannot read the asset file {path}: {error.strerror}") from error
+        if self.sha256 is not None and self.sha256 != _sha256(content):
+            raise ValueError(
+                f"{self.path} is not the file that the request was made with: its SHA-256 is {_sha256(content)}, "
+                f"{self.sha256} was expected; find the old file, or give it anew with --asset"
+            )
+        return content
+
+    def open(self, content: bytes) -> Asset:
+        """The asset of the file's content."""
+        # The very way of Asset.open on a path, so that a picture does not depend on where its asset came from.
+        return Asset.open(_NamedBytes(content, self.path), self.phrase, self.whole)  # type: ignore[arg-type]
+
+    def sealed(self, content: bytes, embed: bool) -> "AssetFile":
+        """The same with the content's hash, and the content itself if `embed`."""
+        data = base64.b64encode(content).decode("ascii") if embed else None
+        return dataclasses.replace(self, sha256=_sha256(content), data=data)
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes that error messages call by the name of their file."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+@dataclasses.dataclass(frozen=True)
+class ComposeRequest:
+    """What `Composer.compose` is asked for, with its assets as files and its model as a name or a folder."""
+
+    prompt: str
+    assets: tuple[AssetFile, ...] = ()
+    model: str = "mini"
+    body: Body = dataclasses.field(default_factory=Body)
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 1.5
+    reference_guidance: float | None = None
+    num_images: int = 1
+    sampler: str = "ddim"
+    size: tuple[int, int] | None = None
+    layout_seed: int = 0
+    boxes: tuple[tuple[int, int, int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
+        for name in ("seed", "steps", "num_images", "layout_seed"):
+            _check(name, getattr(self, name), numbers.Integral, "a whole number")
+        _check("guidance", self.guidance, numbers.Real, "a number")
+        if self.reference_guidance is not None:
+            _check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+        for name in ("model", "sampler"):
+            _check(name, getattr(self, name), str, "a name")
+        if self.size is not None:
+            _whole_numbers("size", self.size, 2, "height and width")
+        for box in self.boxes or ():
+            _whole_numbers("a box", box, 4, "top, left, bottom and right")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `Composer.compose`."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in given.items() if name not in ("prompt", "assets", "model", "body")}
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain data for JSON, without what is at its default (the seed is always said)."""
+        said = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in ("model", "prompt", "seed", "steps", "guidance")
+            or getattr(self, field.name) != field.default
+        }
+        said["assets"] = [_changed(asset) for asset in self.assets]
+        said["body"] = _changed(self.body)
+        return said
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any], source: str = "the request") -> "ComposeRequest":
+        """The request of plain data; ValueError names every unknown or missing key at once, and `source`."""
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{source} must be a JSON object with a prompt, not {type(given).__name__}")
+        problems = [*_key_problems(cls, given, "")]
+        assets, body = given.get("assets", []), given.get("body", {})
+        if isinstance(assets, list) and all(isinstance(asset, Mapping) for asset in assets):
+            for index, asset in enumerate(assets):
+                problems += _key_problems(AssetFile, asset, f"assets[{index}].")
+        else:
+            problems.append("assets must be a list of objects with path and phrase")
+        if isinstance(body, Mapping):
+            problems += _key_problems(Body, body, "body.")
+        else:
+            problems.append("body must be an object such as {'pose': 'walking'}")
+        if problems:
+            raise ValueError(f"{source}: {'; '.join(problems)}")
+        try:
+            files = []
+            for asset in assets:
+                for name, kind in (("path", str), ("phrase", str), ("whole", bool), ("sha256", str), ("data", str)):
+                    if name in asset:
+                        expected = "text" if kind is str else "true or false"
+                        _check(f"an asset's {name}", asset[name], kind, expected)
+                files.append(AssetFile(**asset))
+            values = {**given, "assets": tuple(files), "body": Body(**body)}
+            for name in ("size", "boxes"):
+                values[name] = _tuples(values.get(name))
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> tuple["ComposeRequest", str | None]:
+        """The request in a JSON file or inside a PNG, and the digest of the weights that made the PNG."""
+        if not path.exists():
+            raise ValueError(f"no such request file: {path}")
+        content = path.read_bytes()
+        if content.startswith(b"\x89PNG"):
+            return cls._read_png(path)
+        try:
+            return cls.from_dict(json.loads(content), str(path)), None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is neither JSON nor a PNG of fcjax: {error}") from error
+
+    @classmethod
+    def _read_png(cls, path: Path) -> tuple["ComposeRequest", str | None]:
+        try:
+            with Image.open(path) as image:
+                image.load()
+                text = getattr(image, "text", {})
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"cannot read {path} as a PNG: {error}") from error
+        if KEY not in text:
+            raise ValueError(
+                f"{path} holds no request: it was not made by fcjax, or another program dropped its metadata"
+            )
+        try:
+            held = json.loads(text[KEY])
+            request, weights = held["request"], held.get("weights")
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"the metadata of {path} is not what fcjax writes: {error}") from error
+        return cls.from_dict(request, str(path)), weights
+
+    def metadata(self, weights: str) -> PngImagePlugin.PngInfo:
+        """The PNG text chunks from which `read` gets this request back."""
+        content = json.dumps({"fcjax": fcjax.__version__, "weights": weights, "request": self.asdict()})
+        if len(content) > MOST_TEXT:
+            raise ValueError(
+                f"the embedded assets take {len(content) / 2**20:.0f} MiB of the PNG's metadata, at most "
+                f"{MOST_TEXT / 2**20:.0f} can be read again: shrink the files, or leave out --embed-assets"
+            )
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Software", f"fcjax {fcjax.__version__}")
+        info.add_text(KEY, content)
+        return info
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a model folder's weights, by which a picture knows the model that made it."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _changed(thing: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults."""
+    fields = dataclasses.fields(thing)
+    return {field.name: value for field in fields if (value := getattr(thing, field.name)) != field.default}
+
+
+def _check(name: str, value: Any, kind: type, expected: str) -> None:
+    wrong_bool = isinstance(value, bool) and kind is not bool
+    if not isinstance(value, kind) or wrong_bool or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def _whole_numbers(name: str, values: Any, count: int, what: str) -> None:
+    if not isinstance(values, tuple) or len(values) != count:
+        raise ValueError(f"{name} is {values!r}; expected {count} whole numbers ({what})")
+    for value in values:
+        _check(f"{name} {values}", value, numbers.Integral, f"whole numbers ({what})")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _key_problems(kind: type, given: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            yield f"unknown key {prefix}{key}" + (f" (did you mean {near[0]}?)" if near else "")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in given:
+            yield f"{prefix}{name} is missing"

@@ -1,0 +1,48 @@
+"""What several test files share: a tiny model folder with random weights."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+# The numbers in these tests are a CPU's. Programs that tests start inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+import pytest
+
+import fcjax
+
+TOKENIZER = Path(fcjax.__file__).parent / "mini" / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of `fcjax.config.tiny()` with random weights and the mini model's tokenizer. Do not write into it."""
+    from fcjax import config, folder, trees
+    from fcjax.models.parameters import init_parameters
+    from fcjax.tokenizer import Tokenizer
+
+    vocab_size = Tokenizer.load(TOKENIZER).vocab_size
+    tiny = config.tiny()
+    text_encoder = dataclasses.replace(
+        tiny.text_encoder,
+        vocab_size=vocab_size,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+    )
+    tiny = dataclasses.replace(tiny, text_encoder=text_encoder)
+    params = init_parameters(tiny, jax.random.key(0))
+
+    def alive(path: str, leaf: jax.Array) -> jax.Array:
+        """Layers that start at zero get values, or else nothing that goes in would be seen in what comes out."""
+        if not path.endswith("kernel") or leaf.any():
+            return leaf
+        return jax.numpy.asarray(0.3 * np.random.default_rng(len(path)).standard_normal(leaf.shape, np.float32))
+
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    folder.save(path, trees.map_paths(alive, params), tiny)
+    shutil.copytree(TOKENIZER, path / "tokenizer")
+    return path
