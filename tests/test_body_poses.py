@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fcjax.body.embedded import embedded_model
-from fcjax.body.poses import POSES, Arm, arm_rotations, axis_angle, mirror_rotations, pose
-from fcjax.body.rotations import rotation_matrices
+from fcjax.body.poses import POSES, Arm, arm_rotations, mirror_rotations, pose
+from fcjax.body.rotations import rotation_matrices, rotation_vectors
 
 
 def test_the_library_is_wide_and_well_formed():
@@ -43,17 +43,14 @@ def test_even_an_unlike_name_gets_the_list():
         pose("")
 
 
-def test_axis_angle_inverts_rodrigues():
+def test_rotation_vectors_invert_rodrigues():
     vectors = np.random.default_rng(0).normal(size=(50, 3))
     vectors *= np.minimum(1, 3.0 / np.linalg.norm(vectors, axis=1, keepdims=True))
-    np.testing.assert_allclose([axis_angle(matrix) for matrix in rotation_matrices(vectors)], vectors, atol=1e-9)
-    np.testing.assert_array_equal(axis_angle(np.eye(3)), 0)
-    for half_turn in np.pi * np.concatenate(
-        [np.eye(3), [[0.6, 0.0, 0.8]]]
-    ):  # as cameras' global orientations have them
-        matrix = rotation_matrices(half_turn)
-        np.testing.assert_allclose(rotation_matrices(axis_angle(matrix)), matrix, atol=1e-9)
-        np.testing.assert_allclose(np.linalg.norm(axis_angle(matrix)), np.pi, atol=1e-9)
+    np.testing.assert_allclose(rotation_vectors(rotation_matrices(vectors)), vectors, atol=1e-9)
+    np.testing.assert_array_equal(rotation_vectors(np.eye(3)), 0)
+    half_turns = np.pi * np.concatenate([np.eye(3), [[0.6, 0.0, 0.8]]])  # as cameras' global orientations have them
+    matrices = rotation_matrices(half_turns)
+    np.testing.assert_allclose(rotation_matrices(rotation_vectors(matrices)), matrices, atol=1e-9)
 
 
 @pytest.mark.parametrize("collar", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.35)])

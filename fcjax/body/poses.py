@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fcjax.body.embedded import SMPL_JOINTS
-from fcjax.body.rotations import rotation_between, rotation_matrices
+from fcjax.body.rotations import rotation_between, rotation_matrices, rotation_vectors
 
 # SMPL's index permutation under left-right mirroring.
 MIRRORED_JOINTS = tuple(
@@ -52,24 +52,6 @@ def pose(name: str) -> Pose:
     raise ValueError(f"unknown pose {name!r}; did you mean {near[0]!r}? Known poses: {', '.join(sorted(POSES))}")
 
 
-def axis_angle(matrix: Float[ndarray, "3 3"]) -> Float[ndarray, "3"]:
-    """The axis-angle vector of a rotation matrix, by way of its quaternion: exact for half turns too."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(matrix, np.float64)
-    # Each row is the quaternion (w, x, y, z) times four of its own entries; the longest row is the safest.
-    rows = np.array(
-        [
-            [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
-        ]
-    )
-    quaternion = rows[rows.diagonal().argmax()]
-    quaternion = quaternion / np.linalg.norm(quaternion) * (1 if quaternion[0] >= 0 else -1)
-    sine = np.linalg.norm(quaternion[1:])
-    return quaternion[1:] / max(sine, 1e-12) * 2 * np.arctan2(sine, quaternion[0])
-
-
 @dataclass(frozen=True)
 class Arm:
     """Where an arm points, relative to the chest: each direction is (outwards, up, forwards), of any length."""
@@ -103,8 +85,8 @@ def arm_rotations(arm: Arm) -> dict[str, Float[ndarray, "3"]]:
     )
     return {
         "collar": np.array(arm.collar),
-        "shoulder": axis_angle(shoulder),
-        "elbow": axis_angle(elbow),
+        "shoulder": rotation_vectors(shoulder),
+        "elbow": rotation_vectors(elbow),
         "wrist": np.array(arm.wrist),
     }
 
