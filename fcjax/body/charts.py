@@ -232,6 +232,7 @@ def _centreline(
         skull = own[own[:, 1] > high[1]]
         high[2] = (skull[:, 2].min() + skull[:, 2].max()) / 2
     line = np.zeros((*height.shape, 3))
+    line[..., 0] = np.mean([place[joint][0] for joint in ("left_hip", "right_hip", "left_shoulder", "right_shoulder")])
     line[..., 2] = np.interp(height, (low[1], high[1]), (low[2], high[2]))
     return line
 
