@@ -37,6 +37,7 @@ class Body:
     height: float = 0.5
     """This and the next three from 0 to 1, 0.5 average."""
     weight: float = 0.5
+    """A mild change on average muscles, a great one on weak or strong ones."""
     muscle: float = 0.5
     proportions: float = 0.5
     """0 uncommon, 1 idealised."""
