@@ -38,6 +38,12 @@ MIRRORED_PARTS = np.array([0, 1, 2, *(part + (1 if part % 2 else -1) for part in
 # share of a cell on each side) keeps places of different charts apart.
 ATLAS_ROWS, ATLAS_COLUMNS, ATLAS_MARGIN = 6, 4, 0.05
 
+_CELLS = np.array([ATLAS_COLUMNS, ATLAS_ROWS])
+_CELL_SIZE = ((1 - 2 * ATLAS_MARGIN) / _CELLS).astype(np.float32)
+# Where (u, v) = (0, 0) of each part lies; the background's row is never shown.
+_CELL_CORNERS = np.stack([(np.arange(-1, 24) // ATLAS_ROWS), (np.arange(-1, 24) % ATLAS_ROWS)], axis=1)
+_CELL_CORNERS = ((_CELL_CORNERS + ATLAS_MARGIN) / _CELLS).astype(np.float32)
+
 NOSE_V = 0.48
 # The face ends at the ears (u of chart 23, 1 - u of chart 24), at the hairline, and below at the jaw, which rises from
 # the chin to the ear.
@@ -300,11 +306,10 @@ def atlas_uv(iuv: UInt8[ndarray, "*grid 3"]) -> Float[ndarray, "*grid 2"]:
 def place_in_atlas(part: Int[ndarray, "*grid"], uv: Float[ndarray, "*grid 2"]) -> Float[ndarray, "*grid 2"]:
     """Atlas coordinates of (u, v) in [0, 1] within charts; -1 where the part is 0."""
     part = np.asarray(part)
-    index = part.astype(np.int64) - 1
-    corner = np.stack([index // ATLAS_ROWS, index % ATLAS_ROWS], axis=-1)
-    cells = np.array([ATLAS_COLUMNS, ATLAS_ROWS])
-    placed = (corner + ATLAS_MARGIN + (1 - 2 * ATLAS_MARGIN) * uv) / cells
-    return np.where((part > 0)[..., None], placed, -1).astype(np.float32)
+    placed = _CELL_CORNERS[part]
+    placed += _CELL_SIZE * np.asarray(uv, np.float32)
+    placed[part == 0] = -1
+    return placed
 
 
 def face_of(part: UInt8[ndarray, "*grid"], u: Float[ndarray, "*grid"], v: Float[ndarray, "*grid"]) -> ndarray:
