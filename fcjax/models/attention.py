@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32, Conv, Dense, Dtype, GroupNorm, LayerNorm
 
-KeyValue = tuple[Float[Array, "b k c"], Float[Array, "b k c"]]
+# The number of tokens and their width differ from layer to layer.
+KeyValue = tuple[Float[Array, "b _ _"], Float[Array, "b _ _"]]
 
 
 def attend(

@@ -61,7 +61,7 @@ class Binder(nn.Module):
     param_dtype: Dtype = FLOAT32
 
     @nn.compact
-    def __call__(self, phrases: Float[Array, "b a e"], masks: Sequence[Float[Array, "b a h w"]]) -> dict[str, Any]:
+    def __call__(self, phrases: Float[Array, "b a e"], masks: Sequence[Float[Array, "b a _ _"]]) -> dict[str, Any]:
         """phrases: one vector per asset; masks: soft coverage of the tokens of every level, the finest first.
 
         A token's share of an asset weighs what is added: k'_j = k_j + sum_i mask_i(j) MLP_l(P_i).

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from fcjax.config import ComposerConfig, VAEConfig
 from fcjax.models.attention import KeyValue
@@ -24,7 +24,7 @@ class ReferenceFeatures(NamedTuple):
     """Keys and values of every self-attention layer of the reference UNet in forward order, and which may be seen."""
 
     layers: tuple[KeyValue, ...]
-    masks: tuple[Bool[Array, "b k"], ...]
+    masks: tuple[Bool[Array, "b _"], ...]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def area_average(masks: Float[Array, "b a H W"], height: int, width: int) -> Flo
     return cells.mean(axis=(3, 5))
 
 
-def level_masks(config: ComposerConfig, masks: Float[Array, "b a H W"]) -> tuple[Float[Array, "b a h w"], ...]:
+def level_masks(config: ComposerConfig, masks: Float[Array, "b a H W"]) -> tuple[Float[Array, "b a _ _"], ...]:
     """Coverage of the tokens at every level of the UNet, the finest first.
 
     An average is above 0 wherever the asset covers anything of the token, so no asset loses all its tokens at a
@@ -165,7 +165,7 @@ def denoise(
     params: dict[str, Any],
     config: ComposerConfig,
     noisy: Float[Array, "b h w c"],
-    timesteps: Float[Array, "b"],
+    timesteps: Num[Array, "b"],
     text: Float[Array, "b k e"],
     condition: Float[Array, "b h w p"],
     features: ReferenceFeatures | None = None,

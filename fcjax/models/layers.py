@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from fcjax.models.convolution import conv2d
 
@@ -114,7 +114,7 @@ class Embedding(nn.Module):
 
 
 def timestep_features(
-    timesteps: Float[Array, "b"], channels: int, flip_sin_to_cos: bool, freq_shift: int
+    timesteps: Num[Array, "b"], channels: int, flip_sin_to_cos: bool, freq_shift: int
 ) -> Float[Array, "b channels"]:
     """Sinusoidal features of timesteps in float32, as DDPM's with base 10000 (diffusers' get_timestep_embedding)."""
     half = channels // 2

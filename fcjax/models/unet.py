@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, UNetConfig
 from fcjax.models.attention import KeyValue, SpatialTransformer
@@ -106,11 +106,11 @@ class UNet(nn.Module):
     def __call__(
         self,
         sample: Float[Array, "b h w c"],
-        timesteps: Float[Array, "b"],
+        timesteps: Num[Array, "b"],
         text: Float[Array, "b k e"],
         *,
         reference: Sequence[KeyValue] | None = None,
-        reference_mask: Sequence[Bool[Array, "b k2"]] | None = None,
+        reference_mask: Sequence[Bool[Array, "b _"]] | None = None,
         bound: Mapping[str, Any] | None = None,
         emit: bool = False,
     ) -> Float[Array, "b h w out"] | tuple[KeyValue, ...]:
