@@ -19,7 +19,7 @@ TOKENIZER = Path(fcjax.__file__).parent / "mini" / "tokenizer"
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of `fcjax.config.tiny()` with random weights and the mini model's tokenizer. Do not write into it."""
+    """A folder of `fcjax.config.tiny()` with random weights and the mini model's tokenizer; not to be written into."""
     from fcjax import config, folder, trees
     from fcjax.models.parameters import init_parameters
     from fcjax.tokenizer import Tokenizer

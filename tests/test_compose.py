@@ -1,0 +1,376 @@
+"""The composer and `infer.compose`: seeds, drivers, compilations, and pictures made again from themselves."""
+
+import base64
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcjax
+from fcjax.assets import Asset
+from fcjax.body import Body
+from fcjax.composer import Composer
+from fcjax.sampling import SamplingCancelledError
+from infer import compose
+from infer.cli import run
+from infer.request import KEY, AssetFile, ComposeRequest
+from infer.sheet import sheet
+
+PROMPT = "a woman in a red shirt and blue jeans"
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+def flat(color: tuple[int, int, int], height: int = 12, width: int = 10) -> np.ndarray:
+    """A cut-out of one colour."""
+    return np.full((height, width, 4), (*color, 255), np.uint8)
+
+
+SHIRT = Asset(flat((200, 20, 30)), "a red shirt")
+JEANS = Asset(flat((30, 40, 160), 16, 8), "blue jeans")
+
+
+@pytest.fixture(scope="module")
+def composer(tiny_model_folder: Path) -> Composer:
+    return Composer.load(tiny_model_folder)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with two assets as files: one transparent, one on white."""
+    Image.fromarray(np.pad(SHIRT.image, ((2, 2), (2, 2), (0, 0)))).save(tmp_path / "shirt.png")
+    on_white = np.full((30, 30, 3), 255, np.uint8)
+    on_white[6:24, 10:20] = (30, 40, 160)
+    Image.fromarray(on_white).save(tmp_path / "jeans.png")
+    return tmp_path
+
+
+def pixels(composition) -> np.ndarray:
+    return np.asarray(composition.image)
+
+
+def opened(path: Path) -> tuple[np.ndarray, dict]:
+    """A picture file's pixels and its metadata of ours."""
+    with Image.open(path) as image:
+        return np.asarray(image), json.loads(image.text[KEY])
+
+
+def picture(composer: Composer, **settings) -> np.ndarray:
+    [made] = composer.compose(PROMPT, [SHIRT, JEANS], steps=3, progress=lambda done, steps: None, **settings)
+    return pixels(made)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Composer
+
+
+def test_a_seed_makes_the_same_image_again(composer: Composer) -> None:
+    image = picture(composer, seed=5)
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8 and image.std() > 1
+    np.testing.assert_array_equal(image, picture(composer, seed=5))
+    assert np.abs(image - picture(composer, seed=6).astype(int)).max() > 3
+
+
+def test_image_i_of_a_call_is_the_image_of_its_seed(composer: Composer) -> None:
+    several = composer.compose(PROMPT, [SHIRT, JEANS], seed=5, steps=3, num_images=3, progress=lambda done, steps: None)
+    assert [made.seed for made in several] == [5, 6, 7]
+    for made in several:
+        np.testing.assert_array_equal(pixels(made), picture(composer, seed=made.seed))
+
+
+@pytest.mark.slow
+def test_batches_differ_by_rounding_alone(composer: Composer) -> None:
+    alone = composer.compose(PROMPT, [SHIRT], steps=3, num_images=3, progress=lambda done, steps: None)
+    calls = []
+    together = composer.compose(
+        PROMPT, [SHIRT], steps=3, num_images=3, batch_size=2, progress=lambda *call: calls.append(call)
+    )
+    assert len(together) == 3 and calls == [(done, 6) for done in range(1, 7)]
+    for one, other in zip(alone, together, strict=True):
+        assert one.seed == other.seed
+        np.testing.assert_allclose(pixels(one).astype(int), pixels(other).astype(int), atol=1)
+
+
+def test_one_program_equals_steps_driven_from_python(composer: Composer) -> None:
+    [whole] = composer.compose(PROMPT, [SHIRT, JEANS], seed=5, steps=3)
+    np.testing.assert_allclose(pixels(whole).astype(int), picture(composer, seed=5).astype(int), atol=1)
+
+
+def test_assets_text_body_and_guidance_all_matter(composer: Composer) -> None:
+    image = picture(composer)
+    others = {
+        "guidance": picture(composer, guidance=4.0),
+        "body": picture(composer, body=Body(pose="arms_raised")),
+        "layout": picture(composer, boxes=[(0, 0, 16, 16), (16, 16, 32, 32)]),
+    }
+    [fewer] = composer.compose(PROMPT, [SHIRT], steps=3, progress=lambda done, steps: None)
+    [words] = composer.compose(
+        "a man in a red shirt and blue jeans", [SHIRT, JEANS], steps=3, progress=lambda done, steps: None
+    )
+    [swapped] = composer.compose(
+        PROMPT,
+        [Asset(SHIRT.image, "blue jeans"), Asset(JEANS.image, "a red shirt")],
+        boxes=[SHIRT_BOX, JEANS_BOX],
+        steps=3,
+        progress=lambda done, steps: None,
+    )
+    [placed] = composer.compose(
+        PROMPT, [SHIRT, JEANS], boxes=[SHIRT_BOX, JEANS_BOX], steps=3, progress=lambda done, steps: None
+    )
+    for name, other in {**others, "assets": pixels(fewer), "prompt": pixels(words)}.items():
+        assert np.abs(image.astype(int) - other).max() > 0, name
+    assert np.abs(pixels(placed).astype(int) - pixels(swapped)).max() > 0, "phrases"
+
+
+SHIRT_BOX, JEANS_BOX = (0, 0, 16, 16), (16, 16, 32, 32)
+
+
+def test_without_assets(composer: Composer) -> None:
+    [made] = composer.compose("a woman in blue jeans", steps=2, progress=lambda done, steps: None)
+    assert made.canvas.image.min() == 255 and not made.canvas.masks.any() and made.tokens.spans.max() == 0
+
+
+def test_maps_stand_for_the_body_that_drew_them(composer: Composer) -> None:
+    body = Body(pose="walking", view=30)
+    np.testing.assert_array_equal(picture(composer, body=body), picture(composer, body=body.render(32, 32)))
+    with pytest.raises(ValueError, match="maps are 64x48, the picture is 32x32"):
+        picture(composer, body=body.render(64, 48))
+
+
+@pytest.mark.slow
+def test_another_size(composer: Composer) -> None:
+    assert picture(composer, size=(48, 32)).shape == (48, 32, 3)
+
+
+def test_a_size_that_the_levels_do_not_divide(composer: Composer) -> None:
+    with pytest.raises(ValueError, match="multiples of 8 for this model, got 50x32; 48x32 would do"):
+        picture(composer, size=(50, 32))
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """What JAX compiles while a test runs."""
+    compiled: list[str] = []
+
+    def listen(event: str, _: float, **others: object) -> None:
+        if event == COMPILATION:
+            compiled.append(str(others.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("progress", [None, lambda done, steps: None], ids=["one program", "step by step"])
+def test_data_does_not_recompile(composer: Composer, compilations: list[str], progress) -> None:
+    """New requests run the programs that are there, whatever they ask for."""
+    jax.jit(lambda number: number * 2.5)(1.0)
+    assert compilations, "the event that tells of a compilation has another name in this JAX"
+    composer.compose(PROMPT, [SHIRT], steps=2, progress=progress)
+    compilations.clear()
+    settings = {"steps": 4, "seed": 9, "guidance": 3.0, "sampler": "dpmpp_2m", "layout_seed": 2}
+    composer.compose(PROMPT, [SHIRT, JEANS], progress=progress, **settings)
+    composer.compose("a man", body=Body(pose="walking", gender=1), steps=3, progress=progress)
+    Composer(composer.config, composer.params, composer.tokenizer).compose("a man", steps=1, progress=progress)
+    assert not compilations
+
+
+def test_progress_can_cancel(composer: Composer) -> None:
+    calls = []
+
+    def stop(done: int, steps: int) -> bool:
+        calls.append((done, steps))
+        return done < 2
+
+    with pytest.raises(SamplingCancelledError, match="step 2 of 3"):
+        composer.compose(PROMPT, steps=3, progress=stop)
+    assert calls == [(1, 3), (2, 3)]
+
+
+def test_what_is_not_shown_is_warned_of(composer: Composer) -> None:
+    with pytest.warns(UserWarning, match="never learnt: xylophone, brocade$"):
+        composer.compose("a xylophone in brocade on a xylophone", steps=1, progress=lambda done, steps: None)
+    with pytest.warns(UserWarning, match="added to its end: 'a red shirt'$"):
+        composer.compose("a woman", [SHIRT], steps=1, progress=lambda done, steps: None)
+    with pytest.warns(UserWarning, match="its end is not read: 'man in"):
+        composer.compose("woman man " * 37 + "woman man in a shirt", steps=1, progress=lambda done, steps: None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Requests
+
+
+def test_a_request_survives_json() -> None:
+    request = ComposeRequest(
+        "a woman in a red shirt",
+        (AssetFile("shirt.png", "a red shirt"), AssetFile("cloth.png", "a skirt of this fabric", whole=True)),
+        "models/other",
+        Body(pose="walking", gender=0.3, joint_rotations=np.zeros((24, 3))),
+        seed=4,
+        reference_guidance=2.0,
+        size=(64, 48),
+        boxes=((0, 0, 8, 8), (8, 8, 16, 16)),
+    )
+    assert ComposeRequest.from_dict(json.loads(json.dumps(request.asdict()))) == request
+
+
+def test_a_short_request_has_the_composers_defaults() -> None:
+    short = ComposeRequest.from_dict({"prompt": "a woman"})
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Composer.compose).parameters.items()}
+    assert short.settings == {name: defaults[name] for name in short.settings}
+    assert short.body == Body() and short.model == "mini"
+
+
+def test_every_setting_has_a_flag() -> None:
+    flags = {field.name for field in dataclasses.fields(compose.Flags)}
+    wanted = {field.name for kind in (ComposeRequest, Body) for field in dataclasses.fields(kind)}
+    assert wanted - flags == {"assets", "body", "boxes", "joint_rotations"}
+
+
+def test_an_equals_sign_may_stand_in_a_phrase_and_in_a_name(tmp_path: Path) -> None:
+    assert AssetFile.parse("shirt.png=a = b") == AssetFile("shirt.png", "a = b")
+    (tmp_path / "a=b.png").touch()
+    assert AssetFile.parse(f"{tmp_path}/a=b.png=a shirt").phrase == "a shirt"
+
+
+def test_jpeg_assets_are_read_alike_from_a_file_and_from_a_picture(tmp_path: Path) -> None:
+    """A JPEG of more than twice the greatest side is decoded at a reduced size: from bytes too."""
+    path = tmp_path / "large.jpg"
+    Image.effect_noise((2400, 2400), 60).convert("RGB").save(path)
+    file = AssetFile(str(path), "a skirt of this fabric", whole=True)
+    opened = file.open(file.sealed(file.read(), embed=True).read())
+    np.testing.assert_array_equal(opened.image, Asset.open(path, "a skirt of this fabric", whole=True).image)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def arguments(model: Path, files: Path, *others: object) -> list[str]:
+    words = ["--model", model, "--prompt", PROMPT, "--asset", f"{files}/shirt.png=a red shirt"]
+    words += ["--asset", f"{files}/jeans.png=blue jeans", "--pose", "walking", "--steps", 2, *others]
+    return list(map(str, words))
+
+
+def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path, capsys) -> None:
+    out, again = files / "out.png", files / "new" / "again.png"
+    run(compose.main, arguments(tiny_model_folder, files, "--out", out, "--seed", 3, "--sheet", files / "sheet.png"))
+    shown = capsys.readouterr()
+    assert shown.out.split() == [str(out), str(files / "sheet.png")] and "composing" in shown.err
+    held = opened(out)[1]["request"]
+    assert held["seed"] == 3 and held["body"] == {"pose": "walking"}
+    assert held["assets"][0]["sha256"] == hashlib.sha256((files / "shirt.png").read_bytes()).hexdigest()
+
+    run(compose.main, ["--request", str(out), "--out", str(again)])
+    np.testing.assert_array_equal(opened(again)[0], opened(out)[0])
+    assert opened(again)[1] == opened(out)[1]
+    run(compose.main, ["--request", str(out), "--out", str(again), "--seed", "4"])
+    assert np.abs(opened(again)[0].astype(int) - opened(out)[0]).max() > 0
+
+
+def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> None:
+    out = files / "out.png"
+    run(compose.main, arguments(tiny_model_folder, files, "--out", out, "--embed-assets"))
+    held = opened(out)[1]["request"]["assets"]
+    assert base64.b64decode(held[1]["data"]) == (files / "jeans.png").read_bytes()
+    (files / "shirt.png").unlink()
+    (files / "jeans.png").unlink()
+    run(compose.main, ["--request", str(out), "--out", str(files / "again.png"), "--embed-assets"])
+    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
+
+
+def test_every_image_of_several_is_made_again_alone(tiny_model_folder: Path, files: Path) -> None:
+    run(compose.main, arguments(tiny_model_folder, files, "--out", files / "out.png", "--num-images", 2, "--seed", 7))
+    assert not (files / "out.png").exists()
+    for index, seed in enumerate((7, 8)):
+        made, held = opened(files / f"out_{index}.png")
+        assert held["request"]["seed"] == seed
+        run(compose.main, ["--request", str(files / f"out_{index}.png"), "--out", str(files / "again.png")])
+        np.testing.assert_array_equal(opened(files / "again.png")[0], made)
+
+
+def test_a_request_file_finds_assets_beside_it(tiny_model_folder: Path, files: Path) -> None:
+    request = {"prompt": PROMPT, "model": str(tiny_model_folder), "steps": 1, "body": {"pose": "waving", "view": 20}}
+    request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    (files / "request.json").write_text(json.dumps(request))
+    run(compose.main, ["--request", str(files / "request.json"), "--out", str(files / "out.png"), "--pose", "walking"])
+    held = opened(files / "out.png")[1]["request"]
+    assert held["body"] == {"pose": "walking", "view": 20.0} and held["assets"][0]["path"] == "shirt.png"
+
+
+def test_other_weights_are_warned_of(tiny_model_folder: Path, files: Path, capsys) -> None:
+    out = files / "out.png"
+    run(compose.main, arguments(tiny_model_folder, files, "--out", out))
+    request = ComposeRequest.from_dict(opened(out)[1]["request"])
+    Image.new("RGB", (8, 8)).save(out, pnginfo=request.metadata("0" * 64))
+    run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
+    assert "are not those that made this picture before" in capsys.readouterr().err
+
+
+def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: Path, files: Path) -> None:
+    poses = np.zeros((2, 72), np.float32)
+    poses[1, 3:6] = (-0.6, 0, 0)
+    np.savez(files / "pose.npz", poses=poses)
+    given = ["--model", str(tiny_model_folder), "--prompt", "a woman", "--params", str(files / "pose.npz")]
+    request, _ = compose.requested(_flags([*given, "--frame", "1"]))
+    np.testing.assert_allclose(request.body.rotations.reshape(-1), poses[1], atol=1e-6)
+    with pytest.raises(ValueError, match="--pose and --params both give a pose"):
+        compose.requested(_flags([*given, "--pose", "walking"]))
+
+
+def _flags(words: list[str]) -> compose.Flags:
+    found = []
+
+    def take(flags: compose.Flags) -> None:
+        found.append(flags)
+
+    run(take, words)
+    return found[0]
+
+
+def test_in_a_process_of_its_own(tiny_model_folder: Path, files: Path) -> None:
+    """The module as a user starts it: without assets, and with a mistake, which costs no traceback."""
+    command = [sys.executable, "-m", "infer.compose", "--model", str(tiny_model_folder), "--steps", "1"]
+    root = Path(fcjax.__file__).parents[1]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
+    good = [*command, "--prompt", "a woman", "--out", str(files / "out.png")]
+    done = subprocess.run(good, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert opened(files / "out.png")[0].shape == (32, 32, 3)
+    done = subprocess.run([*good, "--pose", "walkin"], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr.startswith("error: unknown pose 'walkin'; did you mean 'walking'?") and done.stderr.count("\n") == 1
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sheets
+
+
+def test_a_sheet_keeps_aspects_and_shows_labels() -> None:
+    tall, wide = np.full((40, 20, 3), 9, np.uint8), np.full((20, 40, 4), (0, 0, 255, 0), np.uint8)
+    page = sheet([[("a label of several words", tall), ("transparent", wide)], [("below", tall)]], height=80)
+    assert page.width == 8 + 72 + 8 + 160 + 8
+    shown = np.asarray(page)
+    assert (shown[8:88, 24:64] == 9).all()
+    assert (shown[8:88, 88:248] == 255).all(), "transparent pixels are white on a sheet"
+    assert (shown[88:140, 8:80] < 128).any(), "a label is written"
+    with pytest.raises(ValueError, match="at least one"):
+        sheet([[]])
+
+
+def test_no_warning_without_reason(composer: Composer) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture(composer)
