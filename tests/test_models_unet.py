@@ -138,9 +138,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="takes 4 channels"):
         unet.apply({"params": params}, sample[..., :3], timesteps, text)
     with pytest.raises(ValueError, match="one entry for each of 7 self-attention layers, got 1"):
-        unet.apply({"params": params}, sample, timesteps, text, reference=((sample, sample),))
+        unet.apply({"params": params}, sample, timesteps, text, reference=((text, text),))
     with pytest.raises(ValueError, match="down_blocks_7"):
-        unet.apply({"params": params}, sample, timesteps, text, bound={"down_blocks_7": (sample, sample)})
+        unet.apply({"params": params}, sample, timesteps, text, bound={"down_blocks_7": (text, text)})
 
 
 @pytest.mark.parametrize("mask_kind", ["none", "keys", "causal"])

@@ -120,13 +120,14 @@ class Attention(nn.Module):
         injected_mask: Bool[Array, "b k2"] | None = None,
         emit: bool = False,
         stop: bool = False,
-    ) -> tuple[Float[Array, "b q c"] | None, KeyValue | None]:
+    ) -> tuple[Any, KeyValue | None]:
         """Attend from x to `context` (x itself when None).
 
         bound: added to the keys and values (subject binding), before they are used and before they are emitted.
         injected: further keys and values put behind the own ones (feature injection), those seen where
           `injected_mask` is True.
-        emit: return the (bound) keys and values beside the output; with `stop` the output is not computed.
+        emit: return the (bound) keys and values beside the output (b, q, c); with `stop` the output is not computed
+          and None in its place.
         """
         width = x.shape[-1]
         context = x if context is None else context
@@ -146,7 +147,7 @@ class Attention(nn.Module):
             key = jnp.concatenate([key, injected[0].astype(self.dtype)], axis=1)
             value = jnp.concatenate([value, injected[1].astype(self.dtype)], axis=1)
         query = Dense(width, use_bias=False, name="to_q", **dtypes)(x)
-        y = attend(*(split_heads(tokens, self.heads) for tokens in (query, key, value)), mask)
+        y = attend(*(split_heads(tokens, self.heads) for tokens in (query, key, value)), mask=mask)
         y = y.reshape(x.shape)
         return Dense(width, name="to_out_0", **dtypes)(y), emitted
 
@@ -207,7 +208,8 @@ class TransformerBlock(nn.Module):
         if y is None:
             return None, emitted
         x = x + y
-        x = x + Attention(self.heads, name="attn2", **dtypes)(LayerNorm(name="norm2", **dtypes)(x), text)[0]
+        y, _ = Attention(self.heads, name="attn2", **dtypes)(LayerNorm(name="norm2", **dtypes)(x), text)
+        x = x + y
         return x + FeedForward(self.ff_mult, name="ff", **dtypes)(LayerNorm(name="norm3", **dtypes)(x)), emitted
 
 

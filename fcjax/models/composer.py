@@ -7,6 +7,7 @@ denoiser sees them.
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
@@ -18,6 +19,11 @@ from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
+
+
+def _apply(module: nn.Module, params: dict[str, Any], *inputs: Any, **options: Any) -> Any:
+    """What a module computes; flax's own annotation leaves room for changed variables, of which there are none."""
+    return module.apply({"params": params}, *inputs, **options)
 
 
 class ReferenceFeatures(NamedTuple):
@@ -35,7 +41,7 @@ def encode_prompt(
     params: dict[str, Any], config: ComposerConfig, ids: Int[Array, "b k"], *, dtype: Dtype = FLOAT32
 ) -> Float[Array, "b k e"]:
     """The text encoder's embeddings of token ids."""
-    return TextEncoder(config.text_encoder, dtype=dtype).apply({"params": params["text_encoder"]}, ids)
+    return _apply(TextEncoder(config.text_encoder, dtype=dtype), params["text_encoder"], ids)
 
 
 def phrase_vectors(text: Float[Array, "b k e"], spans: Float[Array, "b a k"]) -> Float[Array, "b a e"]:
@@ -132,17 +138,15 @@ def reference_features(
     that pad to `max_assets` have zero masks.
     """
     coverage = level_masks(config, masks)
-    bound = Binder(config.binder, config.unet, dtype=dtype).apply(
-        {"params": params.get("binder", {})}, phrase_vectors(text, spans), coverage
-    )
+    binder = Binder(config.binder, config.unet, dtype=dtype)
+    bound = _apply(binder, params.get("binder", {}), phrase_vectors(text, spans), coverage)
     sample = canvas_latents
     if config.reference_coordinates:
         sample = jnp.concatenate([sample, asset_coordinates(coverage[0]).astype(sample.dtype)], axis=-1)
     # Choice: the reference UNet reads the clean latent, at timestep 0.
     timesteps = jnp.zeros(sample.shape[0])
-    layers = UNet(config.reference_unet, dtype=dtype).apply(
-        {"params": params["reference_unet"]}, sample, timesteps, text, bound=bound, emit=True
-    )
+    unet = UNet(config.reference_unet, dtype=dtype)
+    layers = _apply(unet, params["reference_unet"], sample, timesteps, text, bound=bound, emit=True)
     batch = masks.shape[0]
     if config.attend_blank:
         seen = [jnp.ones((batch, m.shape[2] * m.shape[3]), bool) for m in coverage]
@@ -177,8 +181,9 @@ def denoise(
     condition: `pose_channels` or `tryon_channels`, by `config.condition`. features None: no reference at all.
     """
     sample = jnp.concatenate([noisy, condition.astype(noisy.dtype)], axis=-1)
-    return UNet(config.unet, dtype=dtype).apply(
-        {"params": params["unet"]},
+    return _apply(
+        UNet(config.unet, dtype=dtype),
+        params["unet"],
         sample,
         timesteps,
         text,
@@ -211,7 +216,7 @@ def encode_images(
 ) -> Float[Array, "b h w c"]:
     """Scaled latents of images in [-1, 1]: the distribution's mean, or a draw from it with `key`."""
     vae = VAE(config.vae, dtype=dtype)
-    mean, log_variance = vae.apply({"params": params["vae"]}, images, method=VAE.encode)
+    mean, log_variance = _apply(vae, params["vae"], images, method=VAE.encode)
     if key is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
     return scale_latents(config.vae, mean)
@@ -222,5 +227,5 @@ def decode_latents(
 ) -> Float[Array, "b H W 3"]:
     """Images clipped to [-1, 1] of scaled latents."""
     vae = VAE(config.vae, dtype=dtype)
-    images = vae.apply({"params": params["vae"]}, unscale_latents(config.vae, latents), method=VAE.decode)
+    images = _apply(vae, params["vae"], unscale_latents(config.vae, latents), method=VAE.decode)
     return jnp.clip(images, -1.0, 1.0)

@@ -72,7 +72,7 @@ class _Block(nn.Module):
             if self.kind != "mid":
                 x = resnet(x, index)
             if self.attention:
-                x, keys_values = SpatialTransformer(
+                y, keys_values = SpatialTransformer(
                     config.heads(self.level),
                     config.ff_mult,
                     config.norm_num_groups,
@@ -81,8 +81,9 @@ class _Block(nn.Module):
                     **dtypes,
                 )(x, text, **instructions[index])
                 emitted.append(keys_values)
-                if x is None:
+                if y is None:
                     return None, skips, emitted
+                x = y
             if self.kind == "down":
                 skips = (*skips, x)
         if self.kind == "mid":
@@ -113,7 +114,7 @@ class UNet(nn.Module):
         reference_mask: Sequence[Bool[Array, "b _"]] | None = None,
         bound: Mapping[str, Any] | None = None,
         emit: bool = False,
-    ) -> Float[Array, "b h w out"] | tuple[KeyValue, ...]:
+    ) -> Float[Array, "b h w out"] | tuple[KeyValue | None, ...]:
         """The prediction in float32; with `emit` instead the keys and values of every self-attention layer.
 
         reference, reference_mask: per self-attention layer in forward order, what is put behind the layer's own keys
@@ -134,13 +135,14 @@ class UNet(nn.Module):
         if bound and CONV_IN in bound:
             x += bound[CONV_IN].astype(self.dtype)
         skips: tuple[Array, ...] = (x,)
-        emitted: list[KeyValue] = []
+        emitted: list[KeyValue | None] = []
         for name, kind, level, layers, attention, resample in _blocks(config):
             block = _Block(config, kind, level, layers, attention, resample, name=name, **dtypes)
-            x, skips, keys_values = block(x, time, text, skips, instructions.get(name, ()))
+            y, skips, keys_values = block(x, time, text, skips, instructions.get(name, ()))
             emitted += keys_values
-            if x is None:
+            if y is None:
                 return tuple(emitted)
+            x = y
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="conv_norm_out", **dtypes)(x))
         return Conv(config.out_channels, name="conv_out", **dtypes)(x).astype(FLOAT32)
 
