@@ -60,12 +60,23 @@ def unbound() -> TrainConfig:
     return dataclasses.replace(compose(), name="mini_unbound", model=models.mini(binding="none"))
 
 
+def _tiny_model() -> models.ComposerConfig:
+    """The tests' model at Wardrobe's smallest size, with the mini model's tokens."""
+    tiny = models.tiny()
+    tokens = {
+        name: getattr(models.mini().text_encoder, name)
+        for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    text = dataclasses.replace(tiny.text_encoder, **tokens)
+    return dataclasses.replace(tiny, height=64, width=48, max_assets=6, text_encoder=text)
+
+
 def tiny_autoencoder() -> TrainConfig:
     """Seconds on a CPU, for tests."""
     return TrainConfig(
         name="tiny_vae",
         task="vae",
-        model=models.tiny(),
+        model=_tiny_model(),
         data=DATA / "tiny",
         steps=20,
         batch_size=4,
@@ -80,7 +91,7 @@ def tiny_compose() -> TrainConfig:
     return TrainConfig(
         name="tiny",
         task="compose",
-        model=models.tiny(),
+        model=_tiny_model(),
         data=DATA / "tiny_latents",
         steps=20,
         batch_size=4,

@@ -389,7 +389,7 @@ def mini(
             sample_size=32,
             down_block_types=(CROSS_ATTENTION_DOWN,) * 3,
             up_block_types=(CROSS_ATTENTION_UP,) * 3,
-            block_out_channels=(64, 96, 128),
+            block_out_channels=(64, 96, 112),
             layers_per_block=1,
             cross_attention_dim=128,
             attention_head_dim=(2, 3, 4),

@@ -14,7 +14,9 @@ RNG = np.random.default_rng(0)
 
 def a_record(number: int) -> bytes:
     picture = np.full((6, 4, 3), number, np.uint8)
-    return encode_record({"image": picture}, {"latents": np.full((2, 2), number, np.float16)}, {"caption": f"no {number}"})
+    return encode_record(
+        {"image": picture}, {"latents": np.full((2, 2), number, np.float16)}, {"caption": f"no {number}"}
+    )
 
 
 @pytest.fixture

@@ -49,11 +49,12 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAELossConfig:
-    """The autoencoder's loss: L1 and L2 of pixels in [-1, 1], of their gradients, and a KL term."""
+    """The autoencoder's loss: L1 and L2 of pixels in [-1, 1], of their gradients, of 8x8 means, and a KL term."""
 
     l1: float = 1.0
     l2: float = 2.0
     gradient: float = 1.0
+    colour: float = 4.0
     kl: float = 1e-6
     crop: int = 64
 

@@ -22,9 +22,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from configs import load_config
 from fcjax import folder, trees
 from fcjax.assets import lay_out, token_masks
-from fcjax.config import ComposerConfig, mini
+from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards, write_index, write_shard
 from fcjax.models import composer
 from fcjax.wardrobe import Wardrobe
@@ -57,12 +58,19 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
     pictures = {"image": sample.image, "iuv": sample.maps.iuv, "regions": sample.regions.astype(np.uint8)}
     for layout in range(job.layouts):
         canvas = lay_out(
-            sample.assets, job.height, job.width, seed=index * job.layouts + layout, max_assets=job.max_assets, varied=True
+            sample.assets,
+            job.height,
+            job.width,
+            seed=index * job.layouts + layout,
+            max_assets=job.max_assets,
+            varied=True,
         )
         pictures[f"canvas{layout}"] = canvas.image
         # Assets do not overlap, so one picture holds every mask: its pixels name the asset (1..) that covers them.
         covered = canvas.masks >= 0.5
-        pictures[f"owners{layout}"] = (covered * np.arange(1, job.max_assets + 1)[:, None, None]).sum(0).astype(np.uint8)
+        pictures[f"owners{layout}"] = (
+            (covered * np.arange(1, job.max_assets + 1)[:, None, None]).sum(0).astype(np.uint8)
+        )
     text = {
         "caption": sample.caption,
         "phrases": [asset.phrase for asset in sample.assets],
@@ -111,11 +119,15 @@ def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LatentsJob:
-    """Encodes the pictures of the prepared set `data` with the autoencoder in the model folder `model`."""
+    """Encodes the pictures of the prepared set `data` with the autoencoder in the model folder `model`.
+
+    `config` names the configuration of the run that will read the result.
+    """
 
     data: Path
     model: Path
     out: Path
+    config: str = "mini"
     batch_size: int = 16
 
 
@@ -160,7 +172,9 @@ def _latent_records(
             owned = sample[f"owners{layout}"] == np.arange(1, config.max_assets + 1)[:, None, None]
             arrays[f"masks{layout}"] = np.round(255 * token_masks(owned.astype(np.float32), *grid)).astype(np.uint8)
         on_person = (sample["regions"] > 0) | (sample["iuv"][..., 0] > 0)
-        arrays["foreground"] = np.round(255 * token_masks(on_person[None].astype(np.float32), *grid)[0]).astype(np.uint8)
+        arrays["foreground"] = np.round(255 * token_masks(on_person[None].astype(np.float32), *grid)[0]).astype(
+            np.uint8
+        )
         text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
         yield encode_record({"iuv": _sampled(sample["iuv"], *points)}, arrays, text)
 
@@ -188,7 +202,7 @@ def main() -> None:
     if isinstance(job, WardrobeJob):
         prepare_wardrobe(job)
     else:
-        prepare_latents(job, mini())
+        prepare_latents(job, load_config(job.config).model)
 
 
 if __name__ == "__main__":

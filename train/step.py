@@ -87,9 +87,14 @@ def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype
         absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
         # The gradient term asks for edges as sharp as the picture's, which L1 and L2 alone blur.
         edges = sum(jnp.mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2))
+        # Group norm takes a crop's mean away, so plain colours come late; their own term brings them early.
+        batch_size, height, width, channels = error.shape
+        cells = error.reshape(batch_size, height // 8, 8, width // 8, 8, channels)
+        colours = jnp.mean(jnp.abs(jnp.mean(cells, axis=(2, 4))))
         divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
-        total = weights.l1 * absolute + weights.l2 * squared + weights.gradient * edges + weights.kl * divergence
-        return total, {"psnr": 10.0 * jnp.log10(4.0 / squared), "kl": divergence}
+        total = weights.l1 * absolute + weights.l2 * squared + weights.gradient * edges
+        total += weights.colour * colours + weights.kl * divergence
+        return total, {"psnr": 10.0 * jnp.log10(4.0 / squared), "colours": colours, "kl": divergence}
 
     return loss
 
