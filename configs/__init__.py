@@ -1,4 +1,4 @@
-"""Training runs as plain Python: each function returns a `TrainConfig`; its docstring names command, hardware, result."""
+"""Training runs as plain Python: each function returns a `TrainConfig`; its docstring names command and result."""
 
 import difflib
 from collections.abc import Callable

@@ -3,9 +3,9 @@
     python -m train.prepare wardrobe --out DIR --count 8000 --split train
     python -m train.prepare latents --data DIR --model RUN/model --out DIR2
 
-The first draws Wardrobe's people with a pool of processes and lays their assets out on canvases; the second encodes the
-pictures of a prepared set with a model's autoencoder, once, so that training need not. Both continue where they stopped:
-shards that are there stay as they are.
+The first draws Wardrobe's people with a pool of processes and lays their assets out on canvases; the second encodes
+the pictures of a prepared set with a model's autoencoder, once, so that training need not. Both continue where they
+stopped: shards that are there stay as they are.
 """
 
 import dataclasses

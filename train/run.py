@@ -1,8 +1,8 @@
 """The training program: `python -m train.run --config NAME --out DIR [overrides]`.
 
-DIR holds `checkpoints/` (Orbax: parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a line)
-and, at the end or with `--export-only`, `model/`: a model folder with the averaged parameters. A DIR that holds a run is
-continued. The loop dispatches step N before it reads step N-1's numbers.
+DIR holds `checkpoints/` (Orbax: parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a
+line) and, at the end, `model/`: the trained parts of a model folder with the averaged parameters. A DIR that holds a run
+is continued. The loop dispatches step N before it reads step N-1's numbers.
 """
 
 import argparse

@@ -11,8 +11,8 @@ import numpy as np
 
 from fcjax import folder
 from fcjax.body import atlas_uv
-from fcjax.data import Prepared
 from fcjax.config import ComposerConfig
+from fcjax.data import Prepared
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
 from fcjax.tokenizer import Tokenizer

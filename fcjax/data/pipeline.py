@@ -23,15 +23,15 @@ class Prepared:
         self.folder = Path(folder)
         self.index = read_index(folder)
         self._wanted = None if wanted is None else tuple(wanted)
-        self._source = grain.sources.ArrayRecordDataSource(shards(folder))
+        self._source: Any = grain.sources.ArrayRecordDataSource(shards(folder))
         if not len(self._source):
             raise ValueError(f"the prepared data set {folder} is empty: prepare at least one sample")
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return decode_record(self._source[position], self._wanted)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return decode_record(self._source[index], self._wanted)
 
 
 def training_batches(

@@ -76,6 +76,14 @@ def asset_palette(image: UInt8[ndarray, "h w 4"]) -> Palette:
     return extract_palette(image[image[..., 3] >= OPAQUE][:, :3])
 
 
+def face_palette(image: UInt8[ndarray, "h w 4"]) -> Palette:
+    """The palette of the middle of a face asset, an ellipse in which hair, neck and background hardly are."""
+    height, width = image.shape[:2]
+    y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
+    inside = ((y - 0.1) / 0.4) ** 2 + (x / 0.3) ** 2 < 1
+    return extract_palette(image[inside & (image[..., 3] >= OPAQUE)][:, :3])
+
+
 def palette_distance(first: Palette, second: Palette, lightness_scale: float = LIGHTNESS_SCALE) -> float:
     """The earth mover's distance: the mean CIEDE2000 by which colours must be changed to turn one into the other."""
     cost = ciede2000(first.colors[:, None], second.colors[None], lightness_scale)
