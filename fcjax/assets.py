@@ -229,7 +229,7 @@ def _random_places(
             best_score, best_shares = score, shares
         possible += score > -math.inf
         # Fewer to choose from make more variety; many assets need more, lest some become specks.
-        if varied and possible == 2 * len(sizes) - 1:
+        if varied and possible == 6 * len(sizes) - 1:
             break
     if best_shares is None:
         raise ValueError(f"a canvas of {height}x{width} pixels has no room for {len(sizes)} assets: use a larger one")
@@ -237,7 +237,7 @@ def _random_places(
         return [_fit(size, share) for size, share in zip(sizes, best_shares, strict=True)]
     variety = rng.random((len(sizes), 3)).tolist()
     return [
-        _fit(size, share, 0.6 + 0.4 * shrink, (down, along))
+        _fit(size, share, 0.75 + 0.25 * shrink, (down, along))
         for size, share, (shrink, down, along) in zip(sizes, best_shares, variety, strict=True)
     ]
 
