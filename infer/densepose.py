@@ -8,7 +8,7 @@ python -m infer.densepose --smpl SMPL_NEUTRAL.pkl --params pose.npz --out output
 
 With the same pose, shape, camera and aspect this is the map that composing uses. iuv.png holds the part (0 background,
 1 to 24), u and v in its three channels; uv.npz the arrays uv (one atlas, -1 on the background), face_mask, depth in
-metres and normals; preview.png shows parts with squares of u and v beside the shaded body.
+metres and normals; preview.png shows parts with squares of u and v beside the atlas's map.
 """
 
 import colorsys
@@ -140,7 +140,10 @@ def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
 
 
 def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
-    """Two pictures side by side: parts in colours with squares of u and v (the face lighter), and the shaded body."""
+    """Two pictures side by side: parts in colours with squares of u and v (the face lighter), and the map of the atlas.
+
+    The second is what the denoiser sees of the body: red is the atlas's u, green its v, blue the rest of u.
+    """
     colours = [(0.0, 0.0, 0.0)] + [
         colorsys.hsv_to_rgb((part * 0.381966) % 1, 0.55 if part % 2 else 0.75, 0.9) for part in range(1, 25)
     ]
@@ -148,10 +151,9 @@ def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
     squares = (u * CHECKS // 256 + v * CHECKS // 256) % 2
     charts = np.array(colours)[part] * (0.7 + 0.3 * squares)[..., None]
     charts[maps.face_mask] = 0.5 + 0.5 * charts[maps.face_mask]
-    light = np.array([0.35, 0.5, 0.8])
-    shade = 0.2 + 0.8 * np.clip(maps.normals @ (light / np.linalg.norm(light)), 0, 1)
-    shaded = np.where(maps.foreground[..., None], shade[..., None] * (0.92, 0.86, 0.8), 0)
-    return np.round(np.concatenate([charts, shaded], axis=1) * 255).astype(np.uint8)
+    atlas = np.stack([maps.uv[..., 0], maps.uv[..., 1], 1 - maps.uv[..., 0]], axis=-1)
+    atlas = np.where(maps.foreground[..., None], atlas, 0.0)
+    return np.round(np.concatenate([charts, atlas], axis=1) * 255).astype(np.uint8)
 
 
 def main(request: Request) -> None:

@@ -79,7 +79,7 @@ def test_flags_reach_the_body():
     np.testing.assert_array_equal(render(request).iuv, Body(framing="upper", distance=3.0, **flags).render(96, 64).iuv)
 
 
-def test_preview_shows_parts_beside_shading():
+def test_preview_shows_parts_beside_the_atlas():
     maps = Body().render(96, 64)
     left, right = np.split(preview(maps), 2, axis=1)
     for picture in (left, right):
