@@ -108,6 +108,12 @@ class AssetCanvas:
     boxes: tuple[Box, ...]
     phrases: tuple[str, ...]
 
+    @property
+    def owners(self) -> UInt8[np.ndarray, "h w"]:
+        """Which asset covers each pixel by half or more: 0 none, i + 1 asset i. Assets do not overlap."""
+        numbers = np.arange(1, len(self.masks) + 1, dtype=np.uint8)
+        return ((self.masks >= 0.5) * numbers[:, None, None]).max(0, initial=0)
+
 
 def _checked_phrase(phrase: str) -> str:
     if not isinstance(phrase, str) or not phrase.strip():
@@ -298,6 +304,14 @@ def _checked_boxes(boxes: Sequence[Sequence[int]], phrases: tuple[str, ...], hei
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Masks for tokens
+
+
+def owned_tokens(
+    owners: UInt8[np.ndarray, "h w"], max_assets: int, height: int, width: int
+) -> Float32[np.ndarray, "a h2 w2"]:
+    """`token_masks` of a map of owners: what training and sampling both give the models."""
+    numbers = np.arange(1, max_assets + 1, dtype=np.uint8)
+    return token_masks((owners == numbers[:, None, None]).astype(np.float32), height, width)
 
 
 def token_masks(masks: Float[np.ndarray, "*b a h w"], height: int, width: int) -> Float32[np.ndarray, "*b a h2 w2"]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 
 from fcjax import folder
-from fcjax.assets import AssetCanvas, Placeable, lay_out
+from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
 from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
 from fcjax.diffusion import SamplerTable, sampler_table
@@ -151,7 +151,7 @@ class Composer:
             self.tokenizer.encode("")[None],
             tokens.spans[None],
             canvas.image[None],
-            canvas.masks[None],
+            owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)[None],
             maps.uv[None],
             config=config,
             dtype=self.dtype,
@@ -250,7 +250,7 @@ def _conditions(
     empty_ids: Int[Array, "1 k"],
     spans: Float[Array, "1 a k"],
     canvas: UInt8[Array, "1 H W 3"],
-    masks: Float[Array, "1 a H W"],
+    masks: Float[Array, "1 a h w"],
     uv: Float[Array, "1 H W 2"],
     *,
     config: ComposerConfig,

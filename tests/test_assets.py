@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from fcjax.assets import MAX_ASSETS, SMALLEST_COVERAGE, Asset, Box, lay_out, token_masks
+from fcjax.assets import MAX_ASSETS, SMALLEST_COVERAGE, Asset, AssetCanvas, Box, lay_out, owned_tokens, token_masks
 
 RED = (200, 30, 40)
 
@@ -296,3 +296,13 @@ def test_a_small_asset_keeps_a_token_at_every_level() -> None:
     assert coarse[0, 2, 3] == SMALLEST_COVERAGE and np.count_nonzero(coarse[0]) == 1
     # Both tokens that it straddles know of it; one of them is raised.
     assert coarse[1, 5, 1] == SMALLEST_COVERAGE and coarse[1, 5, 2] == pytest.approx(0.25 * 4 / 64)
+
+
+def test_owned_tokens_are_those_of_the_masks() -> None:
+    """Training keeps the map of owners, sampling the masks: both must come to the same tokens."""
+    masks = np.zeros((3, 16, 16), np.float32)
+    masks[0, :8, :8], masks[1, 8:, 4:12] = 0.9, 1.0
+    canvas = AssetCanvas(np.full((16, 16, 3), 255, np.uint8), masks, (), ())
+    assert set(np.unique(canvas.owners)) == {0, 1, 2}
+    assert canvas.owners[0, 0] == 1 and canvas.owners[15, 4] == 2 and canvas.owners[0, 15] == 0
+    assert np.array_equal(owned_tokens(canvas.owners, 3, 4, 4), token_masks((masks >= 0.5).astype(np.float32), 4, 4))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from configs import load_config
 from fcjax import folder, trees
-from fcjax.assets import lay_out, token_masks
+from fcjax.assets import lay_out, owned_tokens, token_masks
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards, write_index, write_shard
 from fcjax.models import composer
@@ -66,11 +66,7 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
             varied=True,
         )
         pictures[f"canvas{layout}"] = canvas.image
-        # Assets do not overlap, so one picture holds every mask: its pixels name the asset (1..) that covers them.
-        covered = canvas.masks >= 0.5
-        pictures[f"owners{layout}"] = (
-            (covered * np.arange(1, job.max_assets + 1)[:, None, None]).sum(0).astype(np.uint8)
-        )
+        pictures[f"owners{layout}"] = canvas.owners
     text = {
         "caption": sample.caption,
         "phrases": [asset.phrase for asset in sample.assets],
@@ -169,8 +165,8 @@ def _latent_records(
     for number, sample in enumerate(samples):
         arrays = {name: latents[name][number] for name in pictures}
         for layout in range(layouts):
-            owned = sample[f"owners{layout}"] == np.arange(1, config.max_assets + 1)[:, None, None]
-            arrays[f"masks{layout}"] = np.round(255 * token_masks(owned.astype(np.float32), *grid)).astype(np.uint8)
+            tokens = owned_tokens(sample[f"owners{layout}"], config.max_assets, *grid)
+            arrays[f"masks{layout}"] = np.round(255 * tokens).astype(np.uint8)
         on_person = (sample["regions"] > 0) | (sample["iuv"][..., 0] > 0)
         arrays["foreground"] = np.round(255 * token_masks(on_person[None].astype(np.float32), *grid)[0]).astype(
             np.uint8
