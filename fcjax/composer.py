@@ -130,9 +130,12 @@ class Composer:
         and of a prompt too long to be read to its end. ValueError for bad input.
         """
         config = self._sized(size)
-        for name, value in (("seed", seed), ("steps", steps), ("num_images", num_images), ("batch_size", batch_size)):
+        whole = {"seed": seed, "steps": steps, "num_images": num_images, "batch_size": batch_size}
+        for name, value in {**whole, "layout_seed": layout_seed}.items():
             if not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if layout_seed < 0:
+            raise ValueError(f"layout_seed must not be negative, got {layout_seed}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         keys = image_keys(seed, num_images)

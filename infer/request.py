@@ -141,6 +141,8 @@ class ComposeRequest:
             _check(name, getattr(self, name), str, "a name")
         if self.size is not None:
             _whole_numbers("size", self.size, 2, "height and width")
+        if self.boxes is not None:
+            _check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():
             _whole_numbers("a box", box, 4, "top, left, bottom and right")
 

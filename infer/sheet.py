@@ -10,15 +10,16 @@ Panel = tuple[str, Image.Image | UInt8[np.ndarray, "h w c"]]
 
 MARGIN = 8  # pixels around every panel
 TEXT = 12  # pixels of a line's letters
-LINE = 15  # pixels from line to line
+LINE = 17  # pixels from line to line
 NARROWEST = 72  # pixels, so that a label has room
 
 
 def sheet(rows: Sequence[Sequence[Panel]], height: int = 256) -> Image.Image:
     """Rows of (label, picture) panels on white.
 
-    Pictures are scaled to `height` pixels, aspect kept; transparent ones stand on white. Labels are broken into lines
-    under their pictures. Enlarging keeps pixels as squares, so that a small picture does not look better than it is.
+    Pictures are scaled to `height` pixels, or to that width if they are wider than high, aspect kept; transparent ones
+    stand on white. Labels are broken into lines under their pictures. Enlarging keeps pixels as squares, so that a
+    small picture does not look better than it is.
     """
     if not rows or not all(rows):
         raise ValueError("a sheet needs at least one row, and every row at least one picture")
@@ -44,13 +45,13 @@ def _panel(label: str, picture: Image.Image | np.ndarray, height: int, font: Ima
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    size = (max(1, round(image.width * height / image.height)), height)
-    larger = height > image.height
-    image = image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
+    scale = height / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     width = max(image.width, NARROWEST)
     lines = _lines(label, width, font)
     panel = Image.new("RGB", (width, height + LINE * len(lines)), "white")
-    panel.paste(image, ((width - image.width) // 2, 0))
+    panel.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     draw = ImageDraw.Draw(panel)
     for number, line in enumerate(lines):
         draw.text((0, height + LINE * number + 2), line, fill="black", font=font)

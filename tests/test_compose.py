@@ -361,10 +361,10 @@ def test_in_a_process_of_its_own(tiny_model_folder: Path, files: Path) -> None:
 def test_a_sheet_keeps_aspects_and_shows_labels() -> None:
     tall, wide = np.full((40, 20, 3), 9, np.uint8), np.full((20, 40, 4), (0, 0, 255, 0), np.uint8)
     page = sheet([[("a label of several words", tall), ("transparent", wide)], [("below", tall)]], height=80)
-    assert page.width == 8 + 72 + 8 + 160 + 8
+    assert page.width == 8 + 72 + 8 + 80 + 8
     shown = np.asarray(page)
     assert (shown[8:88, 24:64] == 9).all()
-    assert (shown[8:88, 88:248] == 255).all(), "transparent pixels are white on a sheet"
+    assert (shown[8:88, 88:168] == 255).all(), "transparent pixels are white on a sheet"
     assert (shown[88:140, 8:80] < 128).any(), "a label is written"
     with pytest.raises(ValueError, match="at least one"):
         sheet([[]])

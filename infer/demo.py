@@ -1,0 +1,146 @@
+"""A full look on two poses: files a user would give, the requests, the pictures and a sheet of it all.
+
+python -m infer.demo --out outputs/demo
+
+The look (garments and a face as cut-out pictures, and the prompt) is one that Wardrobe draws in its held-out split, so
+that no model was trained on it. Where the package has no trained weights, the stages before the denoiser are shown.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from fcjax.assets import lay_out
+from fcjax.body import Body
+from fcjax.wardrobe import Sample, Wardrobe
+from infer import wardrobe
+from infer.cli import run
+from infer.compose import make, panels, save
+from infer.densepose import preview
+from infer.request import AssetFile, ComposeRequest
+from infer.sheet import Panel, sheet
+
+POSES = ("catwalk", "one_hand_on_hip")
+STAGE_SIZE = (256, 192)  # of the stages, where no model says a size
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the demo shows."""
+
+    out: Path = Path("outputs/demo")
+    """Folder of everything that the demo writes."""
+    model: str = "mini"
+    """A model folder, or mini, the model in the package."""
+    look: int = 0
+    """Which full look of the held-out split, counted from 0."""
+    steps: int = 20
+    seed: int = 0
+
+
+def full_looks() -> Iterator[Sample]:
+    """Held-out samples whose assets are a face and a top and a bottom, or a face and a dress, told by their colours."""
+    heldout, index = Wardrobe("heldout"), 0
+    while True:
+        sample = heldout[index]
+        kinds = {asset.kind for asset in sample.assets}
+        dressed = "dress" in kinds or ("top" in kinds and kinds & {"trousers", "skirt"})
+        if dressed and "face" in kinds and not sample.colorless and "seen from" not in sample.caption:
+            yield sample
+        index += 1
+
+
+def full_look(number: int) -> Sample:
+    """One of `full_looks`."""
+    if number < 0:
+        raise ValueError(f"looks count from 0, got {number}")
+    return next(sample for index, sample in enumerate(full_looks()) if index == number)
+
+
+def write_assets(sample: Sample, folder: Path) -> tuple[AssetFile, ...]:
+    """The sample's assets as PNG files named by their kind, with paths relative to the folder's parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, asset in enumerate(sample.assets):
+        name = f"{number}_{asset.kind}.png"
+        Image.fromarray(asset.image).save(folder / name)
+        files.append(AssetFile(f"{folder.name}/{name}", asset.phrase))
+    return tuple(files)
+
+
+def requests_of(sample: Sample, files: tuple[AssetFile, ...], flags: Flags) -> list[ComposeRequest]:
+    """The look on every pose of the demo."""
+    man = " man" in f" {sample.caption}".replace("'s", "")
+    return [
+        ComposeRequest(
+            sample.caption, files, flags.model, Body(pose=pose, gender=float(man)), seed=flags.seed, steps=flags.steps
+        )
+        for pose in POSES
+    ]
+
+
+def stages(request: ComposeRequest, folder: Path) -> list[Panel]:
+    """What exists before the denoiser: assets, their canvas, the body's charts and their atlas."""
+    assets = [file.open(file.read(folder)) for file in request.assets]
+    canvas = lay_out(assets, *STAGE_SIZE, request.layout_seed)
+    maps = request.body.render(*STAGE_SIZE)
+    row = panels(assets, None, maps, request.body.pose)
+    row.insert(-1, ("asset canvas", canvas.image))
+    row.append(("UV atlas", preview(maps)[:, STAGE_SIZE[1] :]))
+    return row
+
+
+def main(flags: Flags) -> None:
+    """Write the demo."""
+    begin = time.monotonic()
+    try:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=flags.out):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write into {flags.out}: {error.strerror}") from error
+    sample = full_look(flags.look)
+    requests = requests_of(sample, write_assets(sample, flags.out / "assets"), flags)
+    for request in requests:
+        (flags.out / f"{request.body.pose}.json").write_text(json.dumps(request.asdict(), indent=2) + "\n")
+    rows = _composed(requests, flags) if trained(flags.model) else _untrained(requests, flags)
+    sheet(rows).save(flags.out / "sheet.png")
+    print(f"{sample.caption}\n{flags.out / 'sheet.png'} after {time.monotonic() - begin:.0f} seconds")
+
+
+def trained(model: str) -> bool:
+    """Whether there is a model to compose with; only the package's own may be missing without that being a mistake."""
+    from fcjax.composer import model_folder
+
+    return model != "mini" or (model_folder(model) / "model_index.json").is_file()
+
+
+def _composed(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:
+    """The pictures, written beside their requests, as rows of the sheet."""
+    from fcjax.composer import Composer
+
+    composer = Composer.load(flags.model)
+    rows = []
+    for request in requests:
+        result = make(request, composer, beside=flags.out)
+        save(result, flags.out / f"{request.body.pose}.png")
+        rows.append(panels(result.assets, result, result.compositions[0].maps, request.body.pose))
+    return rows
+
+
+def _untrained(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:
+    """The stages that need no weights, and a sheet of what the model is to be trained on."""
+    print("There are no trained weights in fcjax/mini: no picture is composed, only the stages before it are shown.")
+    contact = wardrobe.Request(out=flags.out / "wardrobe.png", count=4, split="heldout", columns=2)
+    Image.fromarray(wardrobe.sheet(contact)).save(contact.out)
+    print(f"{contact.out}: what a model is trained on (a person, the assets, the body, the assets' places)")
+    return [stages(request, flags.out) for request in requests]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,62 @@
+"""`infer.demo`: with a model, and where the package has none yet."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax import composer
+from infer import compose, demo
+from infer.cli import run
+
+
+def test_full_looks_are_complete_and_the_same_again() -> None:
+    look = demo.full_look(1)
+    kinds = {asset.kind for asset in look.assets}
+    assert "face" in kinds and ("dress" in kinds or {"top"} < kinds) and "swatch" not in kinds
+    assert all(asset.phrase in look.caption for asset in look.assets)
+    assert demo.full_look(1).caption == look.caption != demo.full_look(0).caption
+
+
+def test_a_look_on_two_poses(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "demo"
+    run(demo.main, ["--out", str(out), "--model", str(tiny_model_folder), "--steps", "1"])
+    shown = capsys.readouterr().out
+    assert "sheet.png after" in shown and "no trained weights" not in shown
+    for pose in demo.POSES:
+        with Image.open(out / f"{pose}.png") as image:
+            made = np.asarray(image)
+        assert made.shape == (32, 32, 3)
+        # The request beside the picture makes it again, and so does the picture itself.
+        for source in (f"{pose}.json", f"{pose}.png"):
+            run(compose.main, ["--request", str(out / source), "--out", str(tmp_path / "again.png")])
+            with Image.open(tmp_path / "again.png") as image:
+                np.testing.assert_array_equal(np.asarray(image), made)
+    with Image.open(out / "sheet.png") as image:
+        assert image.width > 4 * 72 and image.height > 2 * 256
+
+
+def test_without_weights_the_stages_before_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(composer, "MINI", tmp_path)
+    out = tmp_path / "demo"
+    run(demo.main, ["--out", str(out)])
+    assert "no trained weights in fcjax/mini: no picture is composed" in capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    assert names == {"assets", "sheet.png", "wardrobe.png", *(f"{pose}.json" for pose in demo.POSES)}
+    request = json.loads((out / f"{demo.POSES[0]}.json").read_text())
+    assert {asset["path"] for asset in request["assets"]} == {
+        f"assets/{path.name}" for path in (out / "assets").iterdir()
+    }
+
+
+def test_bad_flags_are_one_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    for words, line in (
+        (["--out", str(tmp_path / "file")], f"error: cannot write into {tmp_path / 'file'}: File exists\n"),
+        (["--out", str(tmp_path), "--look", "-1"], "error: looks count from 0, got -1\n"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run(demo.main, words)
+        assert exit_.value.code == 2 and capsys.readouterr().err == line
