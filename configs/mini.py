@@ -44,12 +44,13 @@ def compose() -> TrainConfig:
         task="compose",
         model=models.mini(),
         data=DATA / "latents",
+        vae=Path("runs/mini_vae/model"),
         steps=10_000,
         batch_size=8,
         optimizer=OptimizerConfig(
             learning_rate=8e-4, warmup_steps=200, final_rate=0.05, ema_decay=0.998, weight_decay=0.01
         ),
-        loss=LossConfig(foreground_weight=2.0, drop_text=0.15, drop_reference=0.08, noises=2),
+        loss=LossConfig(foreground_weight=2.0, noises=2),
         compute_dtype="bfloat16",
         log_every=20,
         checkpoint_every=200,

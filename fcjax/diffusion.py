@@ -131,31 +131,26 @@ def to_noise(
     raise _unknown_prediction_type(prediction_type)
 
 
-def signal_to_noise(alphas_cumprod: Float[Array | np.ndarray, "t"], timesteps: Int[Array, "b"]) -> Float[Array, "b"]:
-    """alpha^2 / sigma^2 of each sample."""
-    share = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
-    return share / (1.0 - share)
-
-
 def loss_weight(
     prediction_type: str,
     alphas_cumprod: Float[Array | np.ndarray, "t"],
     timesteps: Int[Array, "b"],
-    gamma: float = 5.0,
+    bound: float = 5.0,
 ) -> Float[Array, "b"]:
-    """Min-SNR-gamma (arXiv 2303.09556): the weight of each sample's squared error.
+    """min(1 / sigma_t^2, bound) on the squared error of x_0, expressed for what the network predicts.
 
-    min(snr, gamma) on the error of x_0, expressed for what the network predicts: divided by snr for epsilon, by snr +
-    1 for v.
+    Choice: min-SNR (arXiv 2303.09556) with 1 / sigma^2 = SNR + 1 for the SNR, which does not vanish where no signal
+    is left: that is where a picture's layout is decided.
     """
-    snr = signal_to_noise(alphas_cumprod, timesteps)
-    clipped = jnp.minimum(snr, gamma)
+    share = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
+    sigma2 = 1.0 - share
+    clipped = jnp.minimum(1.0 / sigma2, bound)
     if prediction_type == "sample":
         return clipped
     if prediction_type == "epsilon":
-        return clipped / snr
+        return clipped * sigma2 / share
     if prediction_type == "v_prediction":
-        return clipped / (snr + 1.0)
+        return clipped * sigma2
     raise _unknown_prediction_type(prediction_type)
 
 

@@ -5,9 +5,12 @@ averaged, decayed, sharded or initialised how is a table of (regular expression,
 matches the WHOLE path gives the value, and a path that none matches is an error.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 Tree = Any
 Value = TypeVar("Value")
@@ -110,6 +113,16 @@ def merge(*trees: Mapping[str, Tree]) -> dict[str, Tree]:
 def count(tree: Mapping[str, Tree]) -> int:
     """The number of parameters (array elements) in a tree."""
     return sum(leaf.size for leaf in flatten(tree).values())
+
+
+def digest(tree: Mapping[str, Tree]) -> str:
+    """A short hash of paths, dtypes and values: equal for equal parameters alone."""
+    state = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        array = np.asarray(leaf)
+        state.update(f"{path} {array.dtype} {array.shape}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()[:16]
 
 
 def _listing(paths: Iterable[str], note: str = "") -> str:

@@ -13,14 +13,14 @@ import pytest
 
 from configs import load_config
 from fcjax import folder, trees
+from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
-from fcjax.diffusion import make_alphas_cumprod
 from fcjax.models.parameters import init_parameters
 from fcjax.optim import update_ema
 from train import run
 from train.config import OptimizerConfig, TrainConfig
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
-from train.step import composing_loss, error_weight, initial_state, make_step, parameters
+from train.step import composing_loss, dropped, initial_state, make_step, parameters
 from train.tasks import make_task
 
 KEY = jax.random.key(0)
@@ -85,8 +85,8 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path):
-    with pytest.raises(ValueError, match="the loss of step 7 is nan: lower the learning rate"):
-        run._add({}, (7, {"loss": jnp.float32(jnp.nan)}), tmp_path)
+    with pytest.raises(ValueError, match="step 7 has loss 0.5 and gradient norm nan: lower the learning rate"):
+        run._add({}, (7, {"loss": jnp.float32(0.5), "gradient_norm": jnp.float32(jnp.nan)}), tmp_path)
 
 
 def test_an_unknown_configuration_names_the_nearest():
@@ -95,14 +95,14 @@ def test_an_unknown_configuration_names_the_nearest():
 
 
 def test_shards_of_other_settings_are_not_taken_over(data: Path):
-    with pytest.raises(ValueError, match=r"begun with other settings \(layouts\)"):
-        prepare_wardrobe(WardrobeJob(out=data / "pictures", count=8, height=64, width=48, shard_size=4, layouts=1))
+    with pytest.raises(ValueError, match=r"begun with other settings \(count\)"):
+        prepare_wardrobe(WardrobeJob(out=data / "pictures", count=9, height=64, width=48, shard_size=4))
 
 
 @pytest.fixture(scope="module")
 def composing(data: Path):
     """The composing task on one batch: (config, task, batch)."""
-    config = dataclasses.replace(load_config("tiny"), data=data / "latents")
+    config = dataclasses.replace(load_config("tiny"), data=data / "latents", vae=data / "model")
     config = dataclasses.replace(config, model=one_level(config.model))
     config = dataclasses.replace(
         config,
@@ -153,7 +153,7 @@ def test_a_batch_is_what_the_model_takes(composing):
 
 def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     config, task, batch = composing
-    drop = dataclasses.replace(config.loss, drop_text=1.0, drop_reference=1.0, drop_pose=1.0)
+    drop = dataclasses.replace(config.loss, drop_text=0.0, drop_reference=0.0, drop_both=1.0, drop_pose=1.0)
     loss = jax.jit(composing_loss(config.model, drop, jnp.float32))
     params = trees.map_paths(
         lambda path, leaf: leaf + 0.05 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), task.parameters
@@ -161,21 +161,37 @@ def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     other = {**batch, "canvas_latents": -batch["canvas_latents"], "condition": batch["condition"] * 0.5}
     other["ids"] = np.flip(batch["ids"], 1)
     assert float(loss(params, batch, KEY)[0]) == pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-6)
+    # The same changes do move the loss where nothing is dropped.
+    seeing = dataclasses.replace(drop, drop_both=0.0, drop_pose=0.0)
+    loss = jax.jit(composing_loss(config.model, seeing, jnp.float32))
+    assert float(loss(params, batch, KEY)[0]) != pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-3)
 
 
-def test_error_weights_agree_over_what_is_predicted(composing):
-    """The same error of x_0 weighs the same, whatever the network predicts."""
-    schedule = make_alphas_cumprod(composing[0].model.diffusion)
-    times = jnp.asarray([0, 100, 500, 900])
-    alpha2 = schedule[np.asarray(times)]
-    sigma2 = 1 - alpha2
-    weight = {
-        kind: np.asarray(error_weight(kind, schedule, times, 5.0)) for kind in ("sample", "v_prediction", "epsilon")
-    }
-    assert np.allclose(weight["sample"], np.minimum(1 / sigma2, 5.0), rtol=1e-4)
-    # An error d of x_0 is an error d / sigma of v and d alpha / sigma of epsilon.
-    assert np.allclose(weight["v_prediction"] / sigma2, weight["sample"], rtol=1e-4)
-    assert np.allclose(weight["epsilon"] * alpha2 / sigma2, weight["sample"], rtol=1e-4)
+def test_drop_out_gives_each_guidance_branch_its_share(composing):
+    shares = dataclasses.replace(composing[0].loss, drop_text=0.1, drop_reference=0.2, drop_both=0.3)
+    no_words, no_assets = (np.asarray(drop) for drop in dropped(shares, KEY, 20_000))
+    assert np.mean(no_words & ~no_assets) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(~no_words & no_assets) == pytest.approx(0.2, abs=0.01)
+    assert np.mean(no_words & no_assets) == pytest.approx(0.3, abs=0.01)
+    with pytest.raises(ValueError, match="drop-out shares"):
+        dataclasses.replace(shares, drop_text=0.6)
+
+
+def test_a_trained_run_is_a_model_folder_that_composes(composing, tmp_path: Path):
+    config, task, _ = composing
+    task.export(task.parameters, tmp_path / "model")
+    composer = Composer.load(tmp_path / "model")
+    [picture] = composer.compose("a woman on a white background", steps=1, guidance=1.0)
+    assert picture.image.size == (config.model.width, config.model.height)
+    assert trees.digest(composer.params["vae"]) == task.data.index["settings"]["vae"]
+
+
+def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_path: Path):
+    config = composing[0]
+    other = init_parameters(config.model, jax.random.key(9))["vae"]
+    folder.save_part(tmp_path, "vae", other, config.model.vae)
+    with pytest.raises(ValueError, match="was encoded by the VAE .* but .* holds"):
+        make_task(dataclasses.replace(config, vae=tmp_path))
 
 
 def test_freezing_everything_is_refused(composing):

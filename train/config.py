@@ -39,12 +39,19 @@ class LossConfig:
     min_snr: float = 5.0
     # Latent tokens on the person count `1 + foreground_weight` times.
     foreground_weight: float = 0.0
-    # Choice: text and pose drop-out concern the denoiser alone; reference drop-out hides every asset from it.
-    drop_text: float = 0.1
-    drop_reference: float = 0.1
+    # Choice: drop-out concerns the denoiser alone. The first three exclude each other, so that each branch of guidance
+    # (no text, no assets, neither) gets the share of the training that it is given here.
+    drop_text: float = 0.05
+    drop_reference: float = 0.05
+    drop_both: float = 0.1
     drop_pose: float = 0.0
     # Noise levels trained per reference pass.
     noises: int = 1
+
+    def __post_init__(self):
+        shares = (self.drop_text, self.drop_reference, self.drop_both)
+        if min(*shares, self.drop_pose) < 0 or sum(shares) > 1 or self.drop_pose > 1:
+            raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,8 @@ class TrainConfig:
     vae_loss: VAELossConfig = VAELossConfig()
     # The model folder of another run to start from; None starts at random.
     start: Path | None = None
+    # Where the VAE of the prepared latents lies (task "compose"): it goes into the model folder as it is.
+    vae: Path | None = None
     tokenizer: Path = MINI / "tokenizer"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0

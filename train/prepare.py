@@ -90,6 +90,9 @@ def prepare_wardrobe(job: WardrobeJob) -> None:
     job.out.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-job.count // job.shard_size))
     settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in ("out", "workers")}
+    # Code that draws other samples makes another set, whatever the settings say.
+    first = Wardrobe(split=job.split, seed=job.seed, height=job.height, width=job.width)[0]
+    settings["first_sample"] = hashlib.sha256(wardrobe_record(first, 0, job)).hexdigest()[:16]
     _refuse_other_settings(job.out, settings)
     with multiprocessing.get_context("spawn").Pool(job.workers) as pool, tqdm(total=job.count, unit="sample") as bar:
         names = []
@@ -134,7 +137,7 @@ def prepare_latents(job: LatentsJob, config: ComposerConfig) -> None:
     params = folder.load_part(job.model, "vae", vae)
     config = dataclasses.replace(config, vae=vae)
     encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
-    settings = {**index["settings"], "vae": fingerprint(params)}
+    settings = {**index["settings"], "vae": trees.digest(params)}
     job.out.mkdir(parents=True, exist_ok=True)
     _refuse_other_settings(job.out, settings)
     names = []
@@ -173,15 +176,6 @@ def _latent_records(
         )
         text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
         yield encode_record({"iuv": _sampled(sample["iuv"], *points)}, arrays, text)
-
-
-def fingerprint(params: dict[str, Any]) -> str:
-    """A short hash of parameters: latents of one autoencoder must not meet another's decoder."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(trees.flatten(params).items()):
-        digest.update(path.encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _sampled(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The training program: `python -m train.run --config NAME --out DIR [overrides]`.
 
 DIR holds `checkpoints/` (Orbax: parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a
-line) and, at the end, `model/`: the trained parts of a model folder with the averaged parameters. A DIR that holds a run
-is continued. The loop dispatches step N before it reads step N-1's numbers.
+line) and, at the end, `model/`: what was trained, with the averaged parameters, as a model folder. A DIR that holds a
+run is continued. The loop dispatches step N before it reads step N-1's numbers.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from train.step import TrainState, initial_state, make_step, parameters
 from train.tasks import Task, make_task
 
 # What may change when a run is continued.
-FREE_FIELDS = ("steps", "log_every", "checkpoint_every", "keep", "workers", "data", "start", "tokenizer")
+FREE_FIELDS = ("steps", "log_every", "checkpoint_every", "keep", "workers", "data", "start", "tokenizer", "vae")
 
 
 def train(config: TrainConfig, out: Path) -> bool:
@@ -121,10 +121,10 @@ def _add(sums: dict[str, float], pending: tuple[int, dict[str, jax.Array]], out:
     """Fetches a step's numbers and adds them up; a loss that is no number ends the run."""
     number, metrics = pending
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not np.isfinite(values["loss"]):
+    if not all(np.isfinite(value) for value in values.values()):
         raise ValueError(
-            f"the loss of step {number} is {values['loss']}: lower the learning rate and continue {out} from its last "
-            "checkpoint"
+            f"step {number} has loss {values['loss']} and gradient norm {values['gradient_norm']}: lower the learning "
+            f"rate and continue {out} from its last checkpoint"
         )
     for name, value in values.items():
         sums[name] = sums.get(name, 0.0) + value

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from fcjax import trees
 from fcjax.config import ComposerConfig
-from fcjax.diffusion import add_noise, make_alphas_cumprod, to_clean, training_target
+from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clean, training_target
 from fcjax.models import composer
 from fcjax.models.layers import Dtype
 from fcjax.models.vae import VAE
@@ -102,17 +102,17 @@ def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype
 def composing_loss(model: ComposerConfig, config: LossConfig, dtype: Dtype) -> Loss:
     """The denoising loss of both UNets, the binder and the text encoder together.
 
-    batch: `latents`, `canvas_latents` (b, h, w, c) scaled; `ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w);
-    `condition` (b, h, w, p), the pose channels; `foreground` (b, h, w) in [0, 1]. Every reference pass serves
-    `config.noises` noise levels of its sample.
+    batch: `latents`, `canvas_latents` (b, h, w, c) scaled; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77);
+    `masks` (b, a, h, w); `condition` (b, h, w, p), the pose channels; `foreground` (b, h, w) in [0, 1].
+    Every reference pass serves `config.noises` noise levels of its sample.
     """
     schedule = make_alphas_cumprod(model.diffusion)
-    empty = jnp.asarray([model.text_encoder.bos_token_id] + [model.text_encoder.eos_token_id] * 76, jnp.int32)
 
     def loss(params: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
-        keys = dict(zip(("time", "noise", "text", "reference", "pose"), jax.random.split(key, 5), strict=True))
+        keys = dict(zip(("time", "noise", "drop", "pose"), jax.random.split(key, 4), strict=True))
         samples = batch["latents"].shape[0]
-        ids = jnp.concatenate([batch["ids"], empty[None]])
+        # The empty prompt is the same in every row.
+        ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
         embedded = composer.encode_prompt(params, model, ids, dtype=dtype)
         text, no_text = embedded[:-1], embedded[-1:]
         features = composer.reference_features(
@@ -124,10 +124,9 @@ def composing_loss(model: ComposerConfig, config: LossConfig, dtype: Dtype) -> L
 
         count = samples * config.noises
         features = composer.repeat_reference(features, config.noises)
-        kept = jax.random.uniform(keys["reference"], (count,)) >= config.drop_reference
-        features = composer.keep_reference(features, kept)
-        hidden = jax.random.uniform(keys["text"], (count,)) < config.drop_text
-        text = jnp.where(hidden[:, None, None], no_text, repeat(text))
+        no_words, no_assets = dropped(config, keys["drop"], count)
+        features = composer.keep_reference(features, ~no_assets)
+        text = jnp.where(no_words[:, None, None], no_text, repeat(text))
         blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
         condition = jnp.where(blind[:, None, None, None], -1.0, repeat(batch["condition"]))
 
@@ -140,29 +139,18 @@ def composing_loss(model: ComposerConfig, config: LossConfig, dtype: Dtype) -> L
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
         emphasis = emphasis / jnp.mean(emphasis)
         error = jnp.mean(emphasis * jnp.square(prediction - target), axis=(1, 2, 3))
-        weight = error_weight(model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
+        weight = loss_weight(model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
         restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
         return jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
 
     return loss
 
 
-def error_weight(
-    prediction_type: str, schedule: Float[Array, "t"], timesteps: Int[Array, "b"], bound: float
-) -> Float[Array, "b"]:
-    """min(1 / sigma^2, bound) on the squared error of x_0, expressed for what the network predicts.
-
-    Choice: min-SNR (arXiv 2303.09556) with 1 / sigma^2 = SNR + 1 for the SNR, which does not vanish where no signal
-    is left: that is where a picture's layout is decided.
-    """
-    share = jnp.asarray(schedule, jnp.float32)[timesteps]
-    sigma2 = 1.0 - share
-    clipped = jnp.minimum(1.0 / sigma2, bound)
-    if prediction_type == "sample":
-        return clipped
-    if prediction_type == "v_prediction":
-        return clipped * sigma2
-    return clipped * sigma2 / share
+def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:
+    """Whose text and whose assets the denoiser does not see: disjoint shares of the samples, by one draw each."""
+    draw = jax.random.uniform(key, (count,))
+    both, text = config.drop_both, config.drop_both + config.drop_text
+    return draw < text, (draw < both) | ((draw >= text) & (draw < text + config.drop_reference))
 
 
 def make_step(config: TrainConfig, loss: Loss):

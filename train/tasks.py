@@ -1,6 +1,7 @@
 """What is trained: where a task's parameters start, what it reads, its loss, and how its result is written."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcjax import folder
+from fcjax import folder, trees
 from fcjax.body import atlas_uv
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
@@ -88,18 +89,26 @@ def measured_scale(model: ComposerConfig, params: Tree, pictures: np.ndarray) ->
 
 
 def _compose(config: TrainConfig) -> Task:
-    """Both UNets, the binder and the text encoder, on prepared latents; the autoencoder is not even loaded."""
+    """Both UNets, the binder and the text encoder, on prepared latents. The result is a whole model folder."""
     model = config.model
     tokenizer = Tokenizer.load(config.tokenizer)
     data = Prepared(config.data)
+    if config.vae is None:
+        raise ValueError("composing needs --vae, the folder of the VAE that encoded the data: it joins what is trained")
+    vae_config = folder.load_part_config(config.vae, "vae")
+    vae = folder.load_part(config.vae, "vae", vae_config)
+    model = dataclasses.replace(model, vae=vae_config)
+    encoded, given = data.index["settings"].get("vae"), trees.digest(vae)
+    if encoded != given:
+        raise ValueError(f"{config.data} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if config.start:
-        params = {
-            part: folder.load_part(config.start, part, getattr(model, part), dtype=jnp.float32)
-            for part in TRAINED_PARTS
-        }
+        started, drawn = folder.load(config.start, dtype=jnp.float32)
+        if started != model:
+            raise ValueError(f"{config.start} holds a model of another configuration than {config.name!r}")
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
-        params = {part: drawn[part] for part in TRAINED_PARTS}
+    params = {part: drawn[part] for part in TRAINED_PARTS}
+    empty_ids = tokenizer.encode("")
     layouts, patch = data.index["settings"]["layouts"], model.pose_patch
     height, width = model.latent_height, model.latent_width
 
@@ -114,11 +123,12 @@ def _compose(config: TrainConfig) -> Task:
             "foreground": sample["foreground"].astype(np.float32) / 255.0,
             "condition": points.transpose(0, 2, 1, 3, 4).reshape(height, width, 2 * patch**2),
             "ids": tokens.ids,
+            "empty_ids": empty_ids,
             "spans": tokens.spans,
         }
 
     def export(params: Tree, out: Path) -> None:
-        for part in TRAINED_PARTS:
-            folder.save_part(out, part, params[part], getattr(model, part))
+        folder.save(out, {**params, "vae": vae, "binder": params.get("binder", {})}, model)
+        shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     return Task(params, data, transform, composing_loss(model, config.loss, _dtype(config)), export)
