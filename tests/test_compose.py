@@ -317,6 +317,16 @@ def test_other_weights_are_warned_of(tiny_model_folder: Path, files: Path, capsy
     assert "are not those that made this picture before" in capsys.readouterr().err
 
 
+def test_words_that_the_model_never_learnt_are_a_warning(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out.png"
+    run(
+        compose.main,
+        ["--model", str(tiny_model_folder), "--steps", "1", "--prompt", "a xylophone in tulle", "--out", str(out)],
+    )
+    assert "warning: the model never learnt: xylophone, tulle\n" in capsys.readouterr().err
+    assert out.exists()
+
+
 def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: Path, files: Path) -> None:
     poses = np.zeros((2, 72), np.float32)
     poses[1, 3:6] = (-0.6, 0, 0)
