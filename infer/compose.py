@@ -13,6 +13,7 @@ images become out_0.png, out_1.png ..., each with its own seed in its request.
 
 import dataclasses
 import functools
+import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Composition
+
+# Where there is no torch, transformers says so on stderr; its tokenizers do without.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DEFAULT = ComposeRequest("nothing")
 
