@@ -130,6 +130,10 @@ class DrawnSets:
         prompt = f"a {person} wearing {phrases[0]} and {phrases[1]} on a plain grey background"
         return EvaluationSet(prompt, assets, maps, target, pose)
 
+    def may_have_swatches(self, index: int) -> bool:
+        """Never: these are garments."""
+        return False
+
 
 def _draw(
     outline: tuple[tuple[float, float], ...], color: tuple[int, int, int], height: int, width: int

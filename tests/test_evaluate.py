@@ -1,0 +1,220 @@
+"""`python -m infer.evaluate`: arms, sets, scores and files on a tiny random model, and bad input."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.composer import Composer
+from fcjax.metrics import FIGURES, nearest_palette, places_exchanged, region_palette, score
+from infer.cli import run
+from infer.evaluate import (
+    RECONSTRUCTION,
+    TRUTH,
+    Arm,
+    Request,
+    evaluate,
+    main,
+    make_arms,
+    report,
+    table,
+    without_binding,
+    worst,
+)
+from infer.sets import DrawnSets, WardrobeSets
+
+SIZE = (128, 96)
+
+
+def painted(one, assets, seed):
+    """A composer that does all that is asked: the truth, its garments' places filled with the assets' colours.
+
+    It looks at phrases alone to know which asset goes where, as binding should.
+    """
+    picture = one.target.truth.copy() if one.target.truth is not None else np.full((*SIZE, 3), 200, np.uint8)
+    by_phrase = {asset.phrase: asset.image for asset in assets}
+    for index, asset in enumerate(one.assets):
+        image = by_phrase[asset.phrase]
+        opaque = image[image[..., 3] >= 250][:, :3]
+        region = one.target.regions == index + 1
+        places = np.linspace(0, len(opaque) - 1, np.count_nonzero(region)).astype(int)
+        picture[region] = opaque[places]
+    return picture
+
+
+def careless(one, assets, seed):
+    """A composer that looks at no phrase: every asset lies where the one before it belongs."""
+    phrases = [asset.phrase for asset in one.assets]
+    shifted = [
+        dataclasses.replace(asset, phrase=phrase)
+        for asset, phrase in zip(one.assets, phrases[-1:] + phrases[:-1], strict=True)
+    ]
+    return painted(one, shifted, seed)
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    request = Request(count=6, swap_count=3, seed=1)
+    truth = Arm(TRUTH, lambda one, assets, seed: one.target.truth, composes=False)
+    arms = [truth, Arm("painted", painted), Arm("careless", careless)]
+    return request, evaluate(request, arms, SIZE, quiet=True)
+
+
+def test_the_truth_is_the_ceiling(evaluated):
+    summary = evaluated[1].summary(TRUTH)
+    assert summary["binding_accuracy"].mean == 1 and summary["texture_correlation"].mean == pytest.approx(1)
+    assert summary["silhouette_iou"].mean >= 0.95
+    assert summary["palette_distance"].mean < 0.5 * summary["other_palette_distance"].mean
+    assert summary["face_distance"].mean < summary["wrong_face_distance"].mean
+    assert "psnr" not in summary and "swap_test" not in summary
+
+
+def test_figures_tell_binding_from_none(evaluated):
+    followed, ignored = (evaluated[1].summary(arm) for arm in ("painted", "careless"))
+    assert followed["binding_accuracy"].mean >= 0.95 and ignored["binding_accuracy"].mean <= 0.3
+    assert followed["swap_test"].mean == 1 and ignored["swap_test"].mean == 0
+    assert followed["swap_test"].count == 3 and len(evaluated[1].swap_indices) == 3
+    # The colours are right, but their order is not.
+    assert followed["texture_correlation"].mean < 0.6
+
+
+def test_table_and_report(evaluated):
+    request, evaluation = evaluated
+    text = table(evaluation)
+    assert all(name in text for name in (TRUTH, "painted", "careless", FIGURES["binding_accuracy"], "by pattern"))
+    found = json.loads(json.dumps({**report_of(request, evaluation)}, allow_nan=False))
+    assert set(found) == {"settings", "versions", "weights", "arms", "sets", "swaps"}
+    assert found["settings"]["seed"] == 1 and found["versions"]["jax"] == jax.__version__
+    figure = found["arms"]["painted"]["figures"]["binding_accuracy"]
+    assert figure["low"] <= figure["mean"] <= figure["high"] and figure["groups"] <= 6 <= figure["count"]
+    assert len(found["sets"]) == 6 and all(one["prompt"] for one in found["sets"])
+    assert [one["painted"] for one in found["swaps"]] == [True] * 3
+
+
+def report_of(request, evaluation):
+    return report(request, evaluation, SIZE)
+
+
+def test_the_worst_sets_come_first(evaluated):
+    order = worst(evaluated[1], "careless", 6)
+    figures = evaluated[1].figures("careless")
+    scores = [np.mean(figures[index].get("binding_accuracy", [1.0])) for index in order]
+    assert sorted(order) == list(range(6)) and scores == sorted(scores)
+
+
+def test_sets_are_the_same_for_the_same_seed():
+    first, again = (WardrobeSets("heldout", 1, *SIZE)[2] for _ in range(2))
+    assert first.prompt == again.prompt and np.array_equal(first.target.truth, again.target.truth)
+    assert WardrobeSets("heldout", 2, *SIZE)[2].prompt != first.prompt
+
+
+def test_exchanged_phrases_keep_pictures_in_place():
+    sets = WardrobeSets("heldout", 1, *SIZE)
+    index = next(index for index in range(60) if sets.may_have_swatches(index) and sets[index].swatches)
+    one = sets[index]
+    first, second = one.swatches
+    exchanged = one.exchanged((first, second))
+    for place, (before, after) in enumerate(zip(one.assets, exchanged, strict=True)):
+        assert np.array_equal(before.image, after.image)
+        assert (before.phrase != after.phrase) == (place in (first, second))
+    assert all("fabric" in one.assets[place].phrase for place in (first, second))
+    # Of a picture that did not change, and of one that was right only afterwards, no places were exchanged.
+    right = painted(one, one.assets, 0)
+    assert places_exchanged(right, painted(one, exchanged, 0), one.target, (first, second))
+    assert not places_exchanged(right, right, one.target, (first, second))
+    assert not places_exchanged(painted(one, exchanged, 0), painted(one, exchanged, 0), one.target, (first, second))
+
+
+def test_drawn_garments_belong_to_body_parts():
+    sets = DrawnSets(0, *SIZE)
+    for index in range(4):
+        one = sets[index]
+        assert all(asset.phrase in one.prompt for asset in one.assets)
+        assert all(asset.image[0, 0, 3] == 0 and asset.image[60, 100, 3] == 255 for asset in one.assets)
+        picture = painted(one, one.assets, 0)
+        assert score(picture, one.target).figures["binding_accuracy"] == [1, 1]
+        # The shirt's part lies above the trousers' part.
+        rows = [np.nonzero(one.target.regions == part)[0].mean() for part in (1, 2)]
+        assert rows[0] < rows[1]
+        palette = region_palette(picture, one.target.regions == 2)
+        assert nearest_palette(palette, list(one.target.palettes))[0] == 1
+    assert "t-shirt" in sets[0].prompt and sets[1].assets[1].phrase == "trousers"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With a model
+
+
+def test_without_binding_phrases_bind_nothing(tiny_model_folder):
+    composer = Composer.load(tiny_model_folder)
+    one = WardrobeSets("heldout", 1, 64, 48)[0]
+    assets = one.assets[: composer.config.max_assets]
+    phrases = [asset.phrase for asset in assets]
+    turned = [dataclasses.replace(asset, phrase=phrase) for asset, phrase in zip(assets, phrases[::-1], strict=True)]
+
+    def differ(model):
+        pictures = [
+            np.asarray(model.compose(one.prompt, given, one.maps, steps=2, size=(64, 48))[0].image, int)
+            for given in (assets, turned)
+        ]
+        return np.abs(pictures[0] - pictures[1]).max()
+
+    assert len(assets) > 1 and differ(composer) > 0
+    assert differ(without_binding(composer)) == 0
+    with pytest.raises(ValueError, match="built without binding"):
+        without_binding(Composer(composer.config, {**composer.params, "binder": {}}, composer.tokenizer))
+
+
+def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, monkeypatch):
+    """Every file and column; the sets have no more assets than the tiny model takes."""
+    few = WardrobeSets.__getitem__
+
+    def with_few_assets(sets, index):
+        one = few(sets, index)
+        target = dataclasses.replace(
+            one.target, kinds=one.target.kinds[:3], palettes=one.target.palettes[:3], patterns=one.target.patterns[:3]
+        )
+        return dataclasses.replace(one, assets=one.assets[:3], target=target)
+
+    monkeypatch.setattr(WardrobeSets, "__getitem__", with_few_assets)
+    flags = ["--model", tiny_model_folder, "--without-binding", "--count", "2", "--swap-count", "1", "--steps", "2"]
+    flags += ["--size", "64", "48", "--json", tmp_path / "new" / "out.json", "--rows", "2"]
+    for name in ("sheet", "worst", "swap-sheet"):
+        flags += [f"--{name}", tmp_path / f"{name}.png"]
+    run(main, [str(flag) for flag in flags])
+    printed = capsys.readouterr().out
+    assert f"{tiny_model_folder}, binding off" in printed and RECONSTRUCTION in printed
+    written = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert len(written["sets"]) == 2 and len(written["swaps"]) == 1 and len(written["weights"]) == 1
+    assert written["arms"][RECONSTRUCTION]["figures"]["psnr"]["count"] == 2
+    # A picture without binding cannot tell whose phrase is whose.
+    assert not written["swaps"][0][f"{tiny_model_folder}, binding off"]
+    for name in ("sheet", "worst", "swap-sheet"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.height > 256
+
+
+def test_a_model_is_scored_once(tiny_model_folder):
+    with pytest.raises(ValueError, match="scored once"):
+        make_arms(Request(model=str(tiny_model_folder), also=(str(tiny_model_folder),)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--count", "0"], "count is 0"),
+        (["--split", "drawn", "--swap-count", "3"], "no fabric swatches"),
+        (["--model", "no/such/model"], "no model folder"),
+        (["--sheet", "sheet.jpg"], "PNG"),
+        (["--json", "."], "is a folder"),
+    ],
+)
+def test_bad_input_is_one_line(flags, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run(main, flags)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and len(error.strip().splitlines()) == 1
