@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fcjax.composer import Composer
-from fcjax.metrics import FIGURES, nearest_palette, places_exchanged, region_palette, score
+from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
 from infer.cli import run
 from infer.evaluate import (
     RECONSTRUCTION,
@@ -74,6 +74,7 @@ def test_the_truth_is_the_ceiling(evaluated):
 
 def test_figures_tell_binding_from_none(evaluated):
     followed, ignored = (evaluated[1].summary(arm) for arm in ("painted", "careless"))
+    assert followed["told_binding_accuracy"].mean == 1 and ignored["told_binding_accuracy"].mean <= 0.3
     assert followed["binding_accuracy"].mean >= 0.95 and ignored["binding_accuracy"].mean <= 0.3
     assert followed["swap_test"].mean == 1 and ignored["swap_test"].mean == 0
     assert followed["swap_test"].count == 3 and len(evaluated[1].swap_indices) == 3
@@ -103,6 +104,25 @@ def test_the_worst_sets_come_first(evaluated):
     figures = evaluated[1].figures("careless")
     scores = [np.mean(figures[index].get("binding_accuracy", [1.0])) for index in order]
     assert sorted(order) == list(range(6)) and scores == sorted(scores)
+
+
+def test_garments_of_one_look_are_not_told_apart():
+    [truth, red, blue] = [np.full((40, 40, size), 255, np.uint8) for size in (3, 4, 4)]
+    red[..., :3], blue[..., :3] = (200, 30, 40), (30, 60, 190)
+    regions = np.zeros((40, 40), np.int8)
+    regions[:20], regions[20:] = 1, 2
+    truth[:20], truth[20:] = (190, 30, 45), (35, 60, 180)
+
+    def told(*assets):
+        target = Target(("top", "skirt"), tuple(map(asset_palette, assets)), regions, truth=truth)
+        return target.telling, score(truth, target).figures
+
+    telling, figures = told(red, blue)
+    assert telling == (True, True) and figures["told_binding_accuracy"] == figures["binding_accuracy"] == [1, 1]
+    almost_red = red.copy()
+    almost_red[..., 0] -= 4
+    telling, figures = told(red, almost_red)
+    assert telling == (False, False) and "told_binding_accuracy" not in figures
 
 
 def test_sets_are_the_same_for_the_same_seed():
