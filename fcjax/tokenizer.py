@@ -4,6 +4,7 @@ The tokenizer is transformers' CLIPTokenizer over a folder as Stable Diffusion's
 `merges.txt`, or `tokenizer.json`). A folder may hold `words.txt` too: the words that its model learnt.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Tokenizer:
                 f"{folder} is not a tokenizer folder: vocab.json and merges.txt (or tokenizer.json) are expected"
             )
         # Imported here because it takes seconds, which programs without a prompt need not wait.
+        # Where there is no torch, transformers says so on stderr; its tokenizers do without.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import CLIPTokenizer
 
         try:

@@ -13,7 +13,6 @@ images become out_0.png, out_1.png ..., each with its own seed in its request.
 
 import dataclasses
 import functools
-import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from fcjax.assets import Asset
 from fcjax.body import Body
-from infer.cli import run
+from fcjax.cli import run
 from infer.densepose import preview
 from infer.parameters import read_parameters
 from infer.request import AssetFile, ComposeRequest, weights_digest
@@ -35,9 +34,6 @@ from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Composition
-
-# Where there is no torch, transformers says so on stderr; its tokenizers do without.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DEFAULT = ComposeRequest("nothing")
 

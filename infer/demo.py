@@ -17,9 +17,9 @@ from PIL import Image
 
 from fcjax.assets import lay_out
 from fcjax.body import Body
+from fcjax.cli import run
 from fcjax.wardrobe import Sample, Wardrobe
 from infer import wardrobe
-from infer.cli import run
 from infer.compose import make, panels, save
 from infer.densepose import preview
 from infer.request import AssetFile, ComposeRequest

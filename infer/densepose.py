@@ -26,7 +26,7 @@ from fcjax.body.densepose_mat import load_densepose_charts
 from fcjax.body.poses import pose as named_pose
 from fcjax.body.request import LEGS, Body
 from fcjax.body.smpl import load_smpl
-from infer.cli import run
+from fcjax.cli import run
 from infer.parameters import Parameters, read_parameters
 
 CHECKS = 10  # squares of the preview along u and along v of each chart

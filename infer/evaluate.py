@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import fcjax
 from fcjax.assets import Placeable
+from fcjax.cli import run
 from fcjax.metrics import FIGURES, Figure, Palette, Scores, bootstrap, face_scores, places_exchanged, score
 from fcjax.metrics.scores import FACE
-from infer.cli import run
 from infer.compose import prepare_output
 from infer.densepose import preview
 from infer.request import weights_digest

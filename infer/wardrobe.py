@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from fcjax.cli import run
 from fcjax.wardrobe import POSES_PER_OUTFIT, Sample, Wardrobe
-from infer.cli import run
 
 REGION_COLORS = np.array(
     [(40, 40, 40), (230, 80, 70), (80, 190, 90), (80, 110, 235), (235, 210, 70), (200, 80, 210), (70, 205, 205)],

@@ -19,13 +19,13 @@ TOKENIZER = Path(fcjax.__file__).parent / "mini" / "tokenizer"
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of `fcjax.config.tiny()` with random weights and the mini model's tokenizer; not to be written into."""
-    from fcjax import config, folder, trees
+    """A folder of `fcjax.presets.tiny()` with random weights and the mini model's tokenizer; not to be written into."""
+    from fcjax import folder, presets, trees
     from fcjax.models.parameters import init_parameters
     from fcjax.tokenizer import Tokenizer
 
     vocab_size = Tokenizer.load(TOKENIZER).vocab_size
-    tiny = config.tiny()
+    tiny = presets.tiny()
     text_encoder = dataclasses.replace(
         tiny.text_encoder,
         vocab_size=vocab_size,

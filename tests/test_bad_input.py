@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import fcjax
+from fcjax.cli import run
 from fcjax.composer import Composer
 from infer import compose
-from infer.cli import run
 from infer.request import KEY, AssetFile, ComposeRequest
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from fcjax import composer
+from fcjax.cli import run
 from infer import compose, demo
-from infer.cli import run
 
 
 def test_full_looks_are_complete_and_the_same_again() -> None:

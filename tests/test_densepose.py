@@ -10,7 +10,7 @@ from PIL import Image
 
 from fcjax.body import POSES, SMPL_JOINTS, Body, embedded_model
 from fcjax.body.embedded import BONE_OF_JOINT, skin
-from infer.cli import run
+from fcjax.cli import run
 from infer.densepose import Request, main, preview, render
 
 SIZE = ("--size", "128", "96")

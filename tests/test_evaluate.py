@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
-from infer.cli import run
 from infer.evaluate import (
     RECONSTRUCTION,
     TRUTH,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infer.cli import run
+from fcjax.cli import run
 
 
 @dataclass(frozen=True)

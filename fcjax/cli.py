@@ -1,15 +1,16 @@
-"""What all programs of this folder share: flags from a dataclass, errors in one line, exit codes.
+"""What all programs share: flags from a dataclass, errors in one line, exit codes.
 
 0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a
 mistake of the program's and keeps its traceback.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
@@ -28,16 +29,23 @@ def run(function: Callable[..., object], arguments: Sequence[str] | None = None)
     module = inspect.getmodule(function)
     description = (module.__doc__ if module else None) or function.__doc__
     kind = _request_type(function)
-    try:
+    with exit_codes():
         request = tyro.cli(kind or _keywords(function), args=arguments, description=description)
+        if kind is None:
+            function(**request)
+        else:
+            function(request)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """ValueError and OSError inside become one line and SystemExit(2), an interruption SystemExit(130)."""
+    try:
         with warnings.catch_warnings():
             # A program's own warnings are for whoever typed the command; those of libraries keep their default.
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            if kind is None:
-                function(**request)
-            else:
-                function(request)
+            yield
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
