@@ -21,26 +21,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array
 from PIL import Image
 
 from fcjax import folder
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
 from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
-from fcjax.diffusion import SamplerTable, sampler_table
-from fcjax.models import composer as model
+from fcjax.diffusion import sampler_table
+from fcjax.generation import conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
-from fcjax.sampling import (
-    Branch,
-    Denoiser,
-    guidance_branches,
-    guidance_weights,
-    image_keys,
-    initial_latents,
-    sample_jitted,
-    sample_stepwise,
-)
+from fcjax.sampling import guidance_branches, guidance_weights, image_keys, initial_latents
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
 MINI = Path(__file__).parent / "mini"
@@ -148,31 +139,34 @@ class Composer:
         _warn(tokens)
 
         batch_size = min(batch_size, num_images)
-        conditions = _conditions(
+        conditions = conditions_of_pictures(
             self.params,
             tokens.ids[None],
-            self.tokenizer.encode("")[None],
+            self.tokenizer.encode(""),
             tokens.spans[None],
             canvas.image[None],
             owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)[None],
             maps.uv[None],
             config=config,
-            dtype=self.dtype,
             branches=branches,
             images=batch_size,
+            dtype=self.dtype,
         )
-        conditions = {"params": self.params["unet"], **conditions}
+        noise = (config.latent_height, config.latent_width, config.vae.latent_channels)
         batches = -(-num_images // batch_size)
         compositions = []
         for batch in range(batches):
             # The last batch is filled up with repetitions, so that it needs no program of its own.
-            chosen = np.minimum(np.arange(batch_size) + batch * batch_size, num_images - 1)
-            advance = None
+            chosen = keys[np.minimum(np.arange(batch_size) + batch * batch_size, num_images - 1)]
+            program = generate
             if progress is not None:
                 advance = functools.partial(_advance, progress, batch, batches)
-            latents = self._sample(config, conditions, table, weights, keys[chosen], advance)
-            images = np.asarray(_decode(self.params, latents, config=config, dtype=self.dtype))
-            for index, image in zip(range(batch * batch_size, num_images), images, strict=False):
+                program = functools.partial(generate_stepwise, progress=advance)
+            latents = initial_latents(table, chosen, *noise)
+            pictures = program(
+                self.params, conditions, table, weights, chosen, latents, config=config, dtype=self.dtype
+            )
+            for index, image in zip(range(batch * batch_size, num_images), np.asarray(pictures), strict=False):
                 compositions.append(Composition(Image.fromarray(image), seed + index, canvas, maps, tokens))
         return compositions
 
@@ -189,22 +183,6 @@ class Composer:
                 f"{nearest[0]}x{nearest[1]} would do"
             )
         return dataclasses.replace(self.config, height=int(height), width=int(width))
-
-    def _sample(
-        self,
-        config: ComposerConfig,
-        conditions: dict[str, Any],
-        table: SamplerTable,
-        weights: Float[Array, "p"],
-        keys: Key[Array, "b"],
-        advance: Callable[[int, int, Array], bool | None] | None,
-    ) -> Float[Array, "b h w c"]:
-        """Clean latents: one program without a progress callback, else steps driven from Python."""
-        latents = initial_latents(table, keys, config.latent_height, config.latent_width, config.vae.latent_channels)
-        denoise = _denoiser(self.config, self.dtype)
-        if advance is None:
-            return sample_jitted(denoise, conditions, table, weights, keys, latents)
-        return sample_stepwise(denoise, conditions, table, weights, keys, latents, advance)
 
 
 def _default_dtype() -> Dtype:
@@ -240,73 +218,3 @@ def _warn(tokens: PromptTokens) -> None:
 def _advance(progress: Progress, batch: int, batches: int, done: int, steps: int, _: Array) -> bool | None:
     """A batch's progress as that of the whole call."""
     return progress(batch * steps + done, batches * steps)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Jitted functions
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "branches", "images"))
-def _conditions(
-    params: dict[str, Any],
-    ids: Int[Array, "1 k"],
-    empty_ids: Int[Array, "1 k"],
-    spans: Float[Array, "1 a k"],
-    canvas: UInt8[Array, "1 H W 3"],
-    masks: Float[Array, "1 a h w"],
-    uv: Float[Array, "1 H W 2"],
-    *,
-    config: ComposerConfig,
-    dtype: Dtype,
-    branches: tuple[Branch, ...],
-    images: int,
-) -> dict[str, Any]:
-    """All that stays the same over the steps, for every image of every guidance branch (branch-major).
-
-    The reference pass runs once, always with the full prompt.
-    """
-    text = model.encode_prompt(params, config, jnp.concatenate([ids, empty_ids]), dtype=dtype)
-    latents = model.encode_images(params, config, canvas.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
-    features = model.reference_features(params, config, latents, text[:1], spans, masks, dtype=dtype)
-    features = model.repeat_reference(features, len(branches) * images)
-    kept = jnp.repeat(jnp.asarray([branch.reference for branch in branches]), images)
-    pose = model.pose_channels(uv, config.latent_height, config.latent_width, config.pose_patch)
-    rows = np.repeat([0 if branch.text else 1 for branch in branches], images)
-    return {
-        "text": text[rows],
-        "pose": jnp.repeat(pose, len(rows), axis=0),
-        "features": model.keep_reference(features, kept),
-    }
-
-
-@functools.lru_cache
-def _denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
-    """The denoiser over all branches at once, one object for each config: compiled programs are kept by it."""
-
-    def denoise(
-        conditions: dict[str, Any], latents: Float[Array, "b h w c"], timestep: Float[Array, ""]
-    ) -> Float[Array, "p b h w c"]:
-        rows = conditions["text"].shape[0]
-        branches = rows // latents.shape[0]
-        outputs = model.denoise(
-            {"unet": conditions["params"]},
-            config,
-            jnp.tile(latents, (branches, 1, 1, 1)),
-            jnp.full((rows,), timestep),
-            conditions["text"],
-            conditions["pose"],
-            conditions["features"],
-            dtype=dtype,
-        )
-        return outputs.reshape(branches, *latents.shape)
-
-    return denoise
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _decode(
-    params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
-) -> UInt8[Array, "b H W 3"]:
-    """Latents to uint8 pictures."""
-    images = model.decode_latents(params, config, latents, dtype=dtype)
-    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)

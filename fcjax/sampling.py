@@ -168,7 +168,6 @@ def sample(
     return jax.lax.fori_loop(0, table.steps, body, SamplerState(latents, jnp.zeros_like(latents))).latents
 
 
-sample_jitted = jax.jit(sample, static_argnames="denoise")
 guided_step_jitted = jax.jit(guided_step, static_argnames="denoise")
 
 

@@ -1,0 +1,158 @@
+"""The jitted programs between arrays and pictures: conditions once, then noise to images.
+
+`Composer` (one request, several images) and training's sample grids (several requests) call the same functions. Rows of
+conditions are branch-major: all requests' images of the first guidance branch, then those of the second.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from fcjax.config import ComposerConfig
+from fcjax.diffusion import SamplerTable
+from fcjax.models import composer as model
+from fcjax.models.layers import FLOAT32, Dtype
+from fcjax.sampling import Branch, Denoiser, Progress, sample, sample_stepwise
+
+
+class Inputs(NamedTuple):
+    """What n requests say, as arrays (see `models.composer.reference_features` and `denoise`)."""
+
+    ids: Int[Array, "n k"]
+    empty_ids: Int[Array, "k"]
+    spans: Float[Array, "n a k"]
+    canvas_latents: Float[Array, "n h w c"]
+    masks: Float[Array, "n a h w"]
+    channels: Float[Array, "n h w p"]  # of the pose or of try-on
+
+
+class Conditions(NamedTuple):
+    """All that stays the same over the steps, a row for every image of every guidance branch."""
+
+    text: Float[Array, "r k e"]
+    channels: Float[Array, "r h w p"]
+    features: model.ReferenceFeatures
+
+
+def make_conditions(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    inputs: Inputs,
+    branches: tuple[Branch, ...],
+    images: int = 1,
+    *,
+    dtype: Dtype = FLOAT32,
+) -> Conditions:
+    """Conditions for `images` images of each request. The reference pass runs once, always with the full prompt."""
+    requests = inputs.ids.shape[0]
+    text = model.encode_prompt(params, config, jnp.concatenate([inputs.ids, inputs.empty_ids[None]]), dtype=dtype)
+    features = model.reference_features(
+        params, config, inputs.canvas_latents, text[:-1], inputs.spans, inputs.masks, dtype=dtype
+    )
+    rows = np.tile(np.repeat(np.arange(requests), images), len(branches))
+    features = jax.tree.map(lambda leaf: leaf[rows], features)
+    has_text = np.repeat([branch.text for branch in branches], requests * images)
+    has_reference = np.repeat([branch.reference for branch in branches], requests * images)
+    return Conditions(
+        text[np.where(has_text, rows, requests)],
+        inputs.channels[rows],
+        model.keep_reference(features, jnp.asarray(has_reference)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "branches", "images", "dtype"))
+def conditions_of_pictures(
+    params: dict[str, Any],
+    ids: Int[Array, "n k"],
+    empty_ids: Int[Array, "k"],
+    spans: Float[Array, "n a k"],
+    canvases: UInt8[Array, "n H W 3"],
+    masks: Float[Array, "n a h w"],
+    uv: Float[Array, "n H W 2"],
+    *,
+    config: ComposerConfig,
+    branches: tuple[Branch, ...],
+    images: int,
+    dtype: Dtype,
+) -> Conditions:
+    """`make_conditions` from canvases and UV maps of the picture's size."""
+    latents = model.encode_images(params, config, canvases.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
+    channels = model.pose_channels(uv, config.latent_height, config.latent_width, config.pose_patch)
+    inputs = Inputs(ids, empty_ids, spans, latents, masks, channels)
+    return make_conditions(params, config, inputs, branches, images, dtype=dtype)
+
+
+@functools.lru_cache
+def denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
+    """The denoiser over all branches at once, one object for each config: compiled programs are kept by it.
+
+    Its conditions are (parameters of the denoising UNet, `Conditions`).
+    """
+
+    def denoise(
+        conditions: tuple[dict[str, Any], Conditions], latents: Float[Array, "b h w c"], timestep: Float[Array, ""]
+    ) -> Float[Array, "p b h w c"]:
+        unet, given = conditions
+        rows = given.text.shape[0]
+        branches = rows // latents.shape[0]
+        outputs = model.denoise(
+            {"unet": unet},
+            config,
+            jnp.tile(latents, (branches, 1, 1, 1)),
+            jnp.full((rows,), timestep),
+            given.text,
+            given.channels,
+            given.features,
+            dtype=dtype,
+        )
+        return outputs.reshape(branches, *latents.shape)
+
+    return denoise
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def decode(
+    params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
+) -> UInt8[Array, "b H W 3"]:
+    """Latents to pictures of 8 bits."""
+    images = model.decode_latents(params, config, latents, dtype=dtype)
+    return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def generate(
+    params: dict[str, Any],
+    conditions: Conditions,
+    table: SamplerTable,
+    weights: Float[Array, "p"],
+    keys: Key[Array, "b"],
+    latents: Float[Array, "b h w c"],
+    *,
+    config: ComposerConfig,
+    dtype: Dtype,
+) -> UInt8[Array, "b H W 3"]:
+    """From noise and conditions to pictures in one program; arguments as `sampling.sample`, b images in all."""
+    clean = sample(denoiser(config, dtype), (params["unet"], conditions), table, weights, keys, latents)
+    return decode(params, clean, config=config, dtype=dtype)
+
+
+def generate_stepwise(
+    params: dict[str, Any],
+    conditions: Conditions,
+    table: SamplerTable,
+    weights: Float[Array, "p"],
+    keys: Key[Array, "b"],
+    latents: Float[Array, "b h w c"],
+    progress: Progress | None = None,
+    *,
+    config: ComposerConfig,
+    dtype: Dtype,
+) -> UInt8[Array, "b H W 3"]:
+    """The same with its step jitted and driven from Python (`sampling.sample_stepwise`), to report and to cancel."""
+    given = (params["unet"], conditions)
+    clean = sample_stepwise(denoiser(config, dtype), given, table, weights, keys, latents, progress)
+    return decode(params, clean, config=config, dtype=dtype)
