@@ -1,7 +1,7 @@
 """What a composer is made of: frozen dataclasses whose field names follow diffusers' and transformers' config keys.
 
-`sd15()` is the paper's setting, `mini()` the model that ships in the package, `tiny()` a few thousand parameters for
-tests. Derive others with `dataclasses.replace`; every combination is checked where it is made.
+`fcjax.presets` has the paper's setting and that of the model in the package. Derive others with
+`dataclasses.replace`; every combination is checked where it is made.
 """
 
 import dataclasses
@@ -49,6 +49,9 @@ class VAEConfig:
 
     The VAE's factor is patch_size * 2 ** (len(block_out_channels) - 1); `in_channels` and `out_channels` count what the
     first convolution takes and the last one gives, 3 * patch_size ** 2.
+
+    `linear_encoder`: a latent is a linear map of its own factor x factor pixels, without a distribution, and what the
+    decoder's convolutions give is added to a linear map back; there is no encoder network and no quant convolution.
     """
 
     in_channels: int = 3
@@ -64,6 +67,7 @@ class VAEConfig:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
     patch_size: int = 1
+    linear_encoder: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -77,6 +81,10 @@ class VAEConfig:
                 f"{3 * self.patch_size**2}",
             )
         _require_groups(self, self.block_out_channels, self.norm_num_groups)
+        _require(
+            not (self.linear_encoder and (self.use_quant_conv or self.use_post_quant_conv)),
+            "VAEConfig.linear_encoder leaves nothing for use_quant_conv and use_post_quant_conv to do: set both False",
+        )
         _require(self.scaling_factor > 0, f"VAEConfig.scaling_factor must be positive, got {self.scaling_factor!r}")
 
     @property
@@ -230,7 +238,7 @@ class BinderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Keys of diffusers' schedulers: the forward process, and what the denoiser predicts."""
+    """Keys of diffusers' DDIMScheduler; the defaults are those of Stable Diffusion 1.5's file."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -240,6 +248,7 @@ class DiffusionConfig:
     timestep_spacing: str = "leading"
     steps_offset: int = 1
     rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_train_timesteps")
@@ -344,134 +353,3 @@ class ComposerConfig:
     @property
     def latent_width(self) -> int:
         return self.width // self.vae.factor
-
-
-def _composer(unet: UNetConfig, vae: VAEConfig, *, condition: Condition, pose_patch: int, **others) -> ComposerConfig:
-    """Give both UNets the input channels that the conditions ask for."""
-    latent = vae.latent_channels
-    condition_channels = 2 * pose_patch**2 if condition == "pose" else latent + 1
-    return ComposerConfig(
-        unet=dataclasses.replace(unet, in_channels=latent + condition_channels, out_channels=latent),
-        reference_unet=dataclasses.replace(
-            unet, in_channels=latent + 2 * others.get("reference_coordinates", False), out_channels=latent
-        ),
-        vae=vae,
-        condition=condition,
-        pose_patch=pose_patch,
-        **others,
-    )
-
-
-def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> ComposerConfig:
-    """The paper's model: two Stable Diffusion v1.5 UNets at 512x384, a 2-channel pose map or 5 try-on channels."""
-    return _composer(
-        UNetConfig(),
-        VAEConfig(),
-        condition=condition,
-        pose_patch=1,
-        text_encoder=TextConfig(),
-        binder=BinderConfig(variant=binding),
-        diffusion=DiffusionConfig(),
-    )
-
-
-def mini(
-    binding: BindingVariant = "all", condition: Condition = "pose", vocab_size: int = 1536, max_assets: int = 6
-) -> ComposerConfig:
-    """The model in the package: 256x192, at most 13 M parameters (26 MB in bfloat16).
-
-    Attention at every level, because garments must be matched in place at 32x24 tokens; 4x4 UV points per token,
-    because one point per 8x8 pixels loses arms and legs; coordinates of each asset, because so small a UNet does not
-    find them by itself.
-    """
-    return _composer(
-        UNetConfig(
-            sample_size=32,
-            down_block_types=(CROSS_ATTENTION_DOWN,) * 3,
-            up_block_types=(CROSS_ATTENTION_UP,) * 3,
-            block_out_channels=(64, 96, 112),
-            layers_per_block=1,
-            cross_attention_dim=128,
-            attention_head_dim=(2, 3, 4),
-            use_linear_projection=True,
-            norm_num_groups=16,
-            ff_mult=2,
-        ),
-        # Choice: 2x2 pixels go in as channels; the full resolution's own level would take most of the VAE's time.
-        VAEConfig(
-            in_channels=12,
-            out_channels=12,
-            patch_size=2,
-            latent_channels=16,
-            block_out_channels=(32, 64, 112),
-            layers_per_block=1,
-            norm_num_groups=8,
-            sample_size=256,
-            scaling_factor=1.0,
-        ),
-        condition=condition,
-        pose_patch=4,
-        reference_coordinates=True,
-        text_encoder=TextConfig(
-            vocab_size=vocab_size,
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            bos_token_id=vocab_size - 2,
-            eos_token_id=vocab_size - 1,
-            pad_token_id=vocab_size - 1,
-        ),
-        binder=BinderConfig(variant=binding, hidden_size=128),
-        # Choice: a model trained from nothing predicts v, with no signal left at the last timestep, so that plain
-        # backgrounds come out in their colour; SD1.5's epsilon prediction cannot.
-        diffusion=DiffusionConfig(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        ),
-        height=256,
-        width=192,
-        max_assets=max_assets,
-    )
-
-
-def tiny(binding: BindingVariant = "all", condition: Condition = "pose") -> ComposerConfig:
-    """A composer of a few ten thousand parameters for tests: 32x32 pixels, VAE factor 4, two levels."""
-    return _composer(
-        UNetConfig(
-            sample_size=8,
-            down_block_types=(CROSS_ATTENTION_DOWN,) * 2,
-            up_block_types=(CROSS_ATTENTION_UP,) * 2,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            norm_num_groups=4,
-            ff_mult=2,
-        ),
-        VAEConfig(
-            latent_channels=4,
-            block_out_channels=(4, 8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            sample_size=32,
-            scaling_factor=1.0,
-        ),
-        condition=condition,
-        pose_patch=2,
-        reference_coordinates=True,
-        text_encoder=TextConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=62,
-            eos_token_id=63,
-            pad_token_id=63,
-        ),
-        binder=BinderConfig(variant=binding, hidden_size=16),
-        diffusion=DiffusionConfig(prediction_type="v_prediction"),
-        height=32,
-        width=32,
-        max_assets=3,
-    )

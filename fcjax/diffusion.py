@@ -227,15 +227,13 @@ def ddim_table(
     steps: int,
     *,
     eta: float = 0.0,
-    set_alpha_to_one: bool = True,
     max_steps: int = MAX_STEPS,
 ) -> SamplerTable:
     """DDIM (arXiv 2010.02502, equations 12 and 16); `eta` 0 is deterministic, 1 is ancestral DDPM.
 
-    Every argument means what diffusers' DDIMScheduler means by it, clip_sample off; with `set_alpha_to_one` the last
-    step ends without noise (Stable Diffusion 1.5's scheduler file has it False: the noise of timestep 0 stays in). As
-    there, a step ends at t - T // steps whatever the spacing, which for "linspace" is not quite where the next one
-    starts.
+    Every setting means what diffusers' DDIMScheduler means by it, clip_sample off; with `config.set_alpha_to_one` the
+    last step ends without noise, else the noise of timestep 0 stays in. As there, a step ends at t - T // steps
+    whatever the spacing, which for "linspace" is not quite where the next one starts.
     """
     train_steps = config.num_train_timesteps
     _check_steps(steps, train_steps, max_steps)
@@ -252,7 +250,7 @@ def ddim_table(
 
     alphas_cumprod = make_alphas_cumprod(config)
     share = alphas_cumprod[timesteps]
-    final_share = 1.0 if set_alpha_to_one else alphas_cumprod[0]
+    final_share = 1.0 if config.set_alpha_to_one else alphas_cumprod[0]
     next_share = np.where(ends >= 0, alphas_cumprod[np.maximum(ends, 0)], final_share)
     deviation = eta * np.sqrt((1.0 - next_share) / (1.0 - share) * np.maximum(1.0 - share / next_share, 0.0))
     # x' = sqrt(next) x_0 + sqrt(1 - next - s^2) epsilon + s z, with epsilon = (x - alpha x_0) / sigma.

@@ -71,7 +71,7 @@ _ONLY: dict[type, dict[str, Any]] = {
     },
     VAEConfig: {"act_fn": "silu"},
     TextConfig: {"model_type": "clip_text_model", "attention_dropout": 0.0, "dropout": 0.0},
-    DiffusionConfig: {},
+    DiffusionConfig: {"clip_sample": False, "thresholding": False},
     BinderConfig: {},
 }
 # ... what it may say without a change to what we compute, ...
@@ -88,13 +88,10 @@ _IRRELEVANT: dict[type, tuple[str, ...]] = {
         "transformers_version",
     ),
     DiffusionConfig: (
-        "clip_sample",
         "clip_sample_range",
         "dynamic_thresholding_ratio",
         "sample_max_value",
-        "set_alpha_to_one",
         "skip_prk_steps",
-        "thresholding",
     ),
     BinderConfig: (),
 }
@@ -110,6 +107,7 @@ _ABSENT: dict[type, dict[str, Any]] = {
         "use_linear_projection": False,
     },
     VAEConfig: {
+        "linear_encoder": False,
         "mid_block_add_attention": True,
         "patch_size": 1,
         "sample_size": 512,
@@ -122,13 +120,14 @@ _ABSENT: dict[type, dict[str, Any]] = {
     DiffusionConfig: {
         "prediction_type": "epsilon",
         "rescale_betas_zero_snr": False,
+        "set_alpha_to_one": True,
         "steps_offset": 0,
         "timestep_spacing": "leading",
     },
     BinderConfig: {},
 }
 # Keys of ours that diffusers does not know: written only where they say something.
-_OURS: dict[type, dict[str, Any]] = {UNetConfig: {"ff_mult": 4}, VAEConfig: {"patch_size": 1}}
+_OURS: dict[type, dict[str, Any]] = {UNetConfig: {"ff_mult": 4}, VAEConfig: {"linear_encoder": False, "patch_size": 1}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ def config_dict(name: str, config: PartConfig) -> dict[str, Any]:
         given["down_block_types"] = ["DownEncoderBlock2D"] * levels
         given["up_block_types"] = ["UpDecoderBlock2D"] * levels
     if isinstance(config, DiffusionConfig):
-        given |= {"clip_sample": False, "set_alpha_to_one": False}
+        given["clip_sample"] = False
     return {"_class_name": class_name, **given}
 
 

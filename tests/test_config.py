@@ -6,17 +6,8 @@ from typing import Any
 
 import pytest
 
-from fcjax.config import (
-    BinderConfig,
-    ComposerConfig,
-    DiffusionConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-    mini,
-    sd15,
-    tiny,
-)
+from fcjax.config import BinderConfig, ComposerConfig, DiffusionConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.presets import mini, sd15, tiny
 
 
 @pytest.mark.parametrize("preset", [sd15, mini, tiny])
@@ -32,7 +23,9 @@ def test_sd15_is_the_papers_setting() -> None:
     assert (config.latent_height, config.latent_width) == (64, 48)
     assert (config.unet.in_channels, config.reference_unet.in_channels) == (6, 4)
     assert sd15(condition="tryon").unet.in_channels == 9
-    assert config.diffusion == DiffusionConfig(1000, 0.00085, 0.012, "scaled_linear", "epsilon", "leading", 1, False)
+    assert config.diffusion == DiffusionConfig(
+        1000, 0.00085, 0.012, "scaled_linear", "epsilon", "leading", 1, False, False
+    )
 
 
 def test_the_mini_is_of_the_size_the_issue_asks() -> None:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import tiny
 from fcjax.models.parameters import abstract_parameters, abstract_part
+from fcjax.presets import tiny
 from tests import oracles
 
 

@@ -87,7 +87,8 @@ def test_ddim_equals_diffusers(prediction_type: str, spacing: str, steps: int, e
             clip_sample=False, set_alpha_to_one=set_alpha_to_one, **scheduler_arguments(config)
         )
         theirs = run_scheduler(scheduler, steps, start, noises, eta=eta)
-        table = diffusion.ddim_table(config, steps, eta=eta, set_alpha_to_one=set_alpha_to_one)
+        own = dataclasses.replace(config, set_alpha_to_one=set_alpha_to_one)
+        table = diffusion.ddim_table(own, steps, eta=eta)
         assert list(table.timesteps[:steps]) == list(scheduler.timesteps.numpy())
         for ours, reference in zip(run_table(table, start, noises), theirs, strict=True):
             assert relative_error(ours, reference) <= 1e-4
@@ -114,7 +115,11 @@ def test_dpmpp_2m_equals_diffusers(prediction_type: str, spacing: str, steps: in
 def test_zero_terminal_snr_equals_diffusers(sampler: str) -> None:
     schedulers = pytest.importorskip("diffusers.schedulers")
     config = dataclasses.replace(
-        SD15, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+        SD15,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
     )
     start, noises = start_and_noises(8)
     if sampler == "ddim":
@@ -131,7 +136,7 @@ def test_zero_terminal_snr_equals_diffusers(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_a_perfect_denoiser_is_followed_to_its_picture(sampler: str, prediction_type: str) -> None:
-    config = dataclasses.replace(SD15, prediction_type=prediction_type)
+    config = dataclasses.replace(SD15, prediction_type=prediction_type, set_alpha_to_one=True)
     alphas_cumprod = jnp.asarray(diffusion.make_alphas_cumprod(config), jnp.float32)
     clean = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
     table = diffusion.sampler_table(config, 10, sampler)

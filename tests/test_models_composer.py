@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from fcjax import trees
-from fcjax.config import BindingVariant, ComposerConfig, mini, sd15, tiny
+from fcjax.config import BindingVariant, ComposerConfig
 from fcjax.models import composer
 from fcjax.models.binder import Binder
 from fcjax.models.parameters import abstract_binder, abstract_parameters, init_parameters
+from fcjax.presets import mini, sd15, tiny
 from tests import oracles
 
 

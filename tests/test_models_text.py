@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import TextConfig, sd15
+from fcjax.config import TextConfig
 from fcjax.models.parameters import abstract_part
 from fcjax.models.text import TextEncoder
+from fcjax.presets import sd15
 from tests import oracles
 
 SMALL = TextConfig(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig, sd15
+from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig
 from fcjax.models.attention import attend
 from fcjax.models.convolution import conv2d
 from fcjax.models.parameters import abstract_part
 from fcjax.models.unet import UNet
+from fcjax.presets import sd15
 from tests import oracles
 
 SD15 = UNetConfig(

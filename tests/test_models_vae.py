@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import VAEConfig, mini, sd15
+from fcjax.config import VAEConfig
 from fcjax.models import vae
 from fcjax.models.parameters import abstract_part
 from fcjax.models.vae import VAE
+from fcjax.presets import mini, sd15
 from tests import oracles
 
 SMALL = VAEConfig(
@@ -85,3 +86,49 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32() -> None:
 
 def test_the_mini_vae_has_factor_8() -> None:
     assert mini().vae.factor == 8
+
+
+LINEAR = dataclasses.replace(
+    SMALL,
+    latent_channels=5,
+    scaling_factor=1.0,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+    mid_block_add_attention=False,
+    linear_encoder=True,
+)
+
+
+def smooth(count: int) -> np.ndarray:
+    """Pictures whose neighbouring pixels are alike, (count, 32, 32, 3) in [-1, 1]."""
+    noise = np.random.default_rng(0).standard_normal((count, 9, 9, 3))
+    return np.clip(0.5 * noise.repeat(4, 1).repeat(4, 2)[:, 2:34, 2:34], -1, 1).astype(np.float32)
+
+
+def test_a_linear_encoder_is_the_best_linear_code_of_the_pixels() -> None:
+    images = smooth(16)
+    params = {**oracles.random_part(LINEAR), **vae.principal_components(images, LINEAR)}
+    params["decoder"]["conv_out"] = jax.tree.map(jnp.zeros_like, params["decoder"]["conv_out"])
+    restored, latents, log_variance = VAE(LINEAR).apply({"params": params}, images, jax.random.key(0))
+    assert np.all(log_variance == -30.0)
+    latents = latents.reshape(-1, 5)
+    assert np.allclose(latents.mean(0), 0.0, atol=1e-4)
+    assert float(jnp.mean(jnp.var(latents, axis=0))) == pytest.approx(1.0, rel=1e-3)
+    # The truncated singular value decomposition has the least squared error of all codes of 5 numbers.
+    cells = np.asarray(vae._patches(jnp.asarray(images), LINEAR.factor)).reshape(-1, 3 * LINEAR.factor**2)
+    left, sizes, right = np.linalg.svd(cells - cells.mean(0), full_matrices=False)
+    best = (left[:, :5] * sizes[:5]) @ right[:5] + cells.mean(0)
+    ours = np.asarray(vae._patches(restored, LINEAR.factor)).reshape(cells.shape)
+    np.testing.assert_allclose(ours, best, atol=2e-4)
+
+
+def test_a_linear_decoder_adds_what_its_network_gives() -> None:
+    params, latents = oracles.random_part(LINEAR), oracles.normal(2, 1, 4, 4, 5)
+    whole = VAE(LINEAR).apply({"params": params}, latents, method=VAE.decode)
+    no_network = {**params, "decoder": jax.tree.map(jnp.zeros_like, params["decoder"])}
+    no_line = {**params, "linear_decoder": jax.tree.map(jnp.zeros_like, params["linear_decoder"])}
+    parts = [VAE(LINEAR).apply({"params": part}, latents, method=VAE.decode) for part in (no_network, no_line)]
+    np.testing.assert_allclose(whole, parts[0] + parts[1], atol=1e-5)
+    assert min(float(jnp.std(part)) for part in parts) > 0.1
+    with pytest.raises(ValueError, match="set both False"):
+        dataclasses.replace(LINEAR, use_quant_conv=True)

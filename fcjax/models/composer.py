@@ -206,6 +206,11 @@ def unscale_latents(config: VAEConfig, latents: Float[Array, "b h w c"]) -> Floa
     return latents / config.scaling_factor + (config.shift_factor or 0.0)
 
 
+def encoding_parameters(vae: dict[str, Any]) -> dict[str, Any]:
+    """The VAE's parameters that latents depend on: all but the decoder's."""
+    return {name: part for name, part in vae.items() if name not in ("decoder", "post_quant_conv", "linear_decoder")}
+
+
 def encode_images(
     params: dict[str, Any],
     config: ComposerConfig,
