@@ -181,6 +181,11 @@ def lay_out(
         area = np.s_[box.top : box.bottom, box.left : box.right]
         canvas[area] = colour
         masks[index][area] = alpha
+        if alpha.max() < 0.5:
+            raise ValueError(
+                f"the asset {phrases[index]!r} is so thin or faint that nothing of it is left at "
+                f"{box.bottom - box.top}x{box.right - box.left} pixels: give it a larger box or a bolder picture"
+            )
     return AssetCanvas(canvas, masks, tuple(places), phrases)
 
 

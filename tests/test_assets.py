@@ -306,3 +306,11 @@ def test_owned_tokens_are_those_of_the_masks() -> None:
     assert set(np.unique(canvas.owners)) == {0, 1, 2}
     assert canvas.owners[0, 0] == 1 and canvas.owners[15, 4] == 2 and canvas.owners[0, 15] == 0
     assert np.array_equal(owned_tokens(canvas.owners, 3, 4, 4), token_masks((masks >= 0.5).astype(np.float32), 4, 4))
+
+
+def test_an_asset_of_which_nothing_is_left_is_refused() -> None:
+    """A hair-line is there at its own size, but covers no pixel of the canvas by half."""
+    picture = np.zeros((400, 400, 4), np.uint8)
+    picture[np.arange(400), np.arange(400)] = (200, 0, 0, 255)
+    with pytest.raises(ValueError, match="'a thread' is so thin or faint that nothing of it is left at .* pixels"):
+        lay_out([Asset(picture, "a thread")], 64, 48)

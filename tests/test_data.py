@@ -36,7 +36,6 @@ def test_a_record_comes_back_as_it_went_in():
     assert np.array_equal(sample["image"], picture) and np.array_equal(sample["parts"], parts)
     assert np.array_equal(sample["latents"], latents) and sample["latents"].dtype == np.float16
     assert sample["phrases"] == ["a", "b"]
-    assert set(decode_record(record, ["latents"])) == {"latents", "phrases"}
 
 
 def test_a_record_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,6 @@
 """Prepared records to batches: a deterministic, shuffled, resumable stream through Grain."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ class Prepared:
     example; the generator's stream depends on the sample's place in the epoch alone.
     """
 
-    def __init__(self, folder: str | Path, wanted: Iterable[str] | None = None):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.index = read_index(folder)
-        self._wanted = None if wanted is None else tuple(wanted)
         self._source: Any = grain.sources.ArrayRecordDataSource(shards(folder))
         if not len(self._source):
             raise ValueError(f"the prepared data set {folder} is empty: prepare at least one sample")
@@ -31,7 +30,7 @@ class Prepared:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return decode_record(self._source[index], self._wanted)
+        return decode_record(self._source[index])
 
 
 def training_batches(

@@ -35,11 +35,10 @@ def encode_record(
     return save(tensors)
 
 
-def decode_record(record: bytes, wanted: Iterable[str] | None = None) -> dict[str, Any]:
+def decode_record(record: bytes) -> dict[str, Any]:
     """Unpacks one sample into a flat dict: pictures and arrays by name, the text entries beside them.
 
-    `wanted` limits which pictures and arrays are decoded (text always is). Raises ValueError for a record of another
-    version.
+    Raises ValueError for a record of another version.
     """
     tensors = load(record)
     sample: dict[str, Any] = json.loads(tensors.pop("text").tobytes())
@@ -48,11 +47,8 @@ def decode_record(record: bytes, wanted: Iterable[str] | None = None) -> dict[st
         raise ValueError(
             f"this record has version {version}, this program reads version {RECORD_VERSION}: prepare the data again"
         )
-    names = None if wanted is None else set(wanted)
     for key, tensor in tensors.items():
         name = key.removesuffix(".png")
-        if names is not None and name not in names:
-            continue
         sample[name] = np.asarray(Image.open(io.BytesIO(tensor.tobytes()))) if key.endswith(".png") else tensor
     return sample
 
