@@ -8,6 +8,7 @@ from train.config import TrainConfig
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "mini_vae": mini.autoencoder,
+    "mini_coarse": mini.compose_coarse,
     "mini": mini.compose,
     "mini_unbound": mini.unbound,
     "tiny_vae": mini.tiny_autoencoder,

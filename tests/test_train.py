@@ -10,18 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import load_config
 from fcjax import folder, trees
+from fcjax.assets import lay_out, owned_tokens
 from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
+from fcjax.data import Prepared
+from fcjax.generation import decode
+from fcjax.models.composer import encode_images, encoding_parameters, pose_channels
 from fcjax.models.parameters import init_parameters
 from fcjax.optim import update_ema
-from train import run
-from train.config import OptimizerConfig, TrainConfig
+from fcjax.tokenizer import Tokenizer
+from fcjax.wardrobe import Wardrobe
+from train import prepare, run
+from train.config import OptimizerConfig, TrainConfig, VAELossConfig
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
-from train.step import composing_loss, dropped, initial_state, make_step, parameters
+from train.step import autoencoder_loss, composing_loss, dropped, initial_state, make_step, parameters
 from train.tasks import make_task
+from train.watch import Watch
 
 KEY = jax.random.key(0)
 
@@ -77,11 +85,44 @@ def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkey
         assert (tmp_path / "parts/model" / path).read_bytes() == (tmp_path / "whole/model" / path).read_bytes()
 
 
+def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path):
+    config = autoencoder(data, heldout=data / "pictures", watch_every=4, steps=6)
+    assert run.train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    shown = {line["step"]: line["heldout_psnr"] for line in lines if "heldout_psnr" in line}
+    assert list(shown) == [4, 6] and shown[4] != shown[6]
+    page = np.asarray(Image.open(tmp_path / "samples/00000006.png"))
+    # A row for every sample of the batch: the crop and its reconstruction.
+    assert page.shape == (config.batch_size * config.vae_loss.crop, 2 * config.vae_loss.crop, 3)
+    with pytest.raises(ValueError, match="has 8 samples, held-out losses need a batch: 9"):
+        Watch(dataclasses.replace(config, batch_size=9), make_task(config), tmp_path)
+
+
 def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Path):
-    run._check_config(tmp_path, autoencoder(data))
+    run._note_config(tmp_path, autoencoder(data))
     run._check_config(tmp_path, autoencoder(data, steps=99, log_every=7))
     with pytest.raises(ValueError, match=r"these fields differ: batch_size, seed\. Choose another --out"):
         run._check_config(tmp_path, autoencoder(data, batch_size=2, seed=5))
+
+
+def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, pictures, latents = str(tmp_path / "run"), str(data / "pictures"), str(data / "latents")
+    model = str(data / "model")
+    for program, arguments, message in (
+        (run.main, ["--config", "mini-vae", "--out", out], "did you mean 'mini_vae'"),
+        (run.main, ["--config", "tiny_vae", "--out", out, "--data", latents], "holds latents; an autoencoder is"),
+        (run.main, ["--config", "tiny_vae", "--out", out, "--data", str(tmp_path)], f"{tmp_path}"),
+        (run.main, ["--config", "tiny", "--out", out, "--data", latents], "composing needs --vae"),
+        (run.main, ["--config", "tiny", "--out", out, "--data", pictures, "--vae", model], "holds pictures; encode"),
+        (run.main, ["--config", "tiny", "--out", out, "--data", latents, "--vae", out], "has no vae"),
+        (prepare.main, ["wardrobe", "--out", out, "--count", "0"], "count must be at least 1"),
+        (prepare.main, ["latents", "--data", latents, "--model", model, "--out", out], "holds latents already"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            program(arguments)
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and message in error, error
+        assert "Traceback" not in error and not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path):
@@ -97,6 +138,54 @@ def test_an_unknown_configuration_names_the_nearest():
 def test_shards_of_other_settings_are_not_taken_over(data: Path):
     with pytest.raises(ValueError, match=r"begun with other settings \(count\)"):
         prepare_wardrobe(WardrobeJob(out=data / "pictures", count=9, height=64, width=48, shard_size=4))
+
+
+def linear(config: TrainConfig) -> TrainConfig:
+    """The configuration with the mini model's kind of encoder."""
+    fields = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
+    vae = dataclasses.replace(config.model.vae, linear_encoder=True, **dict.fromkeys(fields, False))
+    optimizer = dataclasses.replace(config.optimizer, trainable=load_config("mini_vae").optimizer.trainable)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vae=vae), optimizer=optimizer)
+
+
+def test_training_a_decoder_leaves_the_latents_alone(data: Path, tmp_path: Path):
+    config = linear(autoencoder(data, steps=2))
+    begun = make_task(config).parameters["vae"]
+    assert run.train(config, tmp_path)
+    trained = folder.load_part(tmp_path / "model", "vae", folder.load_part_config(tmp_path / "model", "vae"))
+    encoding = [trees.digest(encoding_parameters(params)) for params in (begun, trained)]
+    assert encoding[0] == encoding[1] and trees.digest(begun) != trees.digest(trained)
+
+
+def test_noise_in_the_latents_is_what_the_decoder_learns_to_stand(data: Path):
+    config = linear(autoencoder(data))
+    params = make_task(config).parameters
+    batch = {"images": Prepared(data / "pictures")[0]["image"][None, :32, :32]}
+    psnr = [
+        float(
+            autoencoder_loss(config.model, VAELossConfig(latent_noise=noise), jnp.float32)(params, batch, KEY)[1][
+                "psnr"
+            ]
+        )
+        for noise in (0.0, 0.5, 2.0)
+    ]
+    assert psnr[0] > psnr[1] + 1 > psnr[2] + 2
+    # Without noise the decoder undoes the encoder up to what principal components leave out.
+    assert psnr[0] > 15
+
+
+def test_latents_of_smaller_pictures_come_of_means_of_pixels(data: Path, tmp_path: Path):
+    model = load_config("tiny").model
+    half = dataclasses.replace(model, height=32, width=24)
+    job = LatentsJob(data=data / "pictures", model=data / "model", out=tmp_path, batch_size=4)
+    prepare_latents(job, half)
+    picture, latent = Prepared(data / "pictures")[3]["image"], Prepared(tmp_path)[3]["image"]
+    small = picture.reshape(32, 2, 24, 2, 3).mean((1, 3))[None] / 127.5 - 1
+    params = folder.load_part(data / "model", "vae", model.vae)
+    expected = encode_images({"vae": params}, half, jnp.asarray(small, jnp.float32))[0]
+    np.testing.assert_allclose(latent, expected, atol=0.03)
+    with pytest.raises(ValueError, match="are 64x48 .* the configuration's 128x96: prepare pictures of that size"):
+        prepare_latents(dataclasses.replace(job, out=tmp_path / "b"), dataclasses.replace(model, height=128, width=96))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +240,25 @@ def test_a_batch_is_what_the_model_takes(composing):
     assert np.allclose(batch["spans"].sum(2)[batch["spans"].sum(2) > 0], 1.0)
 
 
+def test_training_gives_the_model_what_sampling_gives_it(composing, data: Path):
+    config, task, _ = composing
+    model, index, layouts = config.model, 2, task.data.index["settings"]["layouts"]
+    sample = Wardrobe("train", seed=0, height=model.height, width=model.width)[index]
+    example = task.transform(task.data[index], np.random.default_rng(0))
+    layout = int(np.random.default_rng(0).integers(layouts))
+    seed = index * layouts + layout
+    canvas = lay_out(sample.assets, model.height, model.width, seed, max_assets=model.max_assets, varied=True)
+    tokens = Tokenizer.load(config.tokenizer).encode_prompt(sample.caption, canvas.phrases, max_assets=model.max_assets)
+    assert np.array_equal(example["ids"], tokens.ids) and np.array_equal(example["spans"], tokens.spans)
+    grid = (model.latent_height, model.latent_width)
+    np.testing.assert_allclose(example["masks"], owned_tokens(canvas.owners, model.max_assets, *grid), atol=1 / 255)
+    pose = pose_channels(jnp.asarray(sample.maps.uv)[None], *grid, model.pose_patch)[0]
+    np.testing.assert_allclose(example["condition"], pose, atol=1 / 128)
+    params = {"vae": folder.load_part(data / "model", "vae", model.vae)}
+    picture = jnp.asarray(canvas.image, jnp.float32)[None] / 127.5 - 1.0
+    np.testing.assert_allclose(example["canvas_latents"], encode_images(params, model, picture)[0], atol=5e-3)
+
+
 def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     config, task, batch = composing
     drop = dataclasses.replace(config.loss, drop_text=0.0, drop_reference=0.0, drop_both=1.0, drop_pose=1.0)
@@ -183,7 +291,7 @@ def test_a_trained_run_is_a_model_folder_that_composes(composing, tmp_path: Path
     composer = Composer.load(tmp_path / "model")
     [picture] = composer.compose("a woman on a white background", steps=1, guidance=1.0)
     assert picture.image.size == (config.model.width, config.model.height)
-    assert trees.digest(composer.params["vae"]) == task.data.index["settings"]["vae"]
+    assert trees.digest(encoding_parameters(composer.params["vae"])) == task.data.index["settings"]["vae"]
 
 
 def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_path: Path):
@@ -192,6 +300,37 @@ def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_p
     folder.save_part(tmp_path, "vae", other, config.model.vae)
     with pytest.raises(ValueError, match="was encoded by the VAE .* but .* holds"):
         make_task(dataclasses.replace(config, vae=tmp_path))
+
+
+def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
+    config, task, _ = composing
+    task.export(task.parameters, tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["fcjax"] |= {"height": 32, "width": 24}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    started = make_task(dataclasses.replace(config, start=tmp_path, seed=5)).parameters
+    assert trees.digest(started) == trees.digest(task.parameters)
+    index["fcjax"]["attend_blank"] = True
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="holds a model of another configuration than 'tiny'"):
+        make_task(dataclasses.replace(config, start=tmp_path))
+
+
+def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Path, tmp_path: Path):
+    config, task, _ = composing
+    Watch(dataclasses.replace(config, heldout=data / "latents"), task, tmp_path)(12, task.parameters)
+    page = np.asarray(Image.open(tmp_path / "samples/00000012.png"))
+    height, width = config.model.height, config.model.width
+    assert page.shape == (4 * height, 3 * width, 3)
+    params = {"vae": folder.load_part(data / "model", "vae", config.model.vae)}
+    example = task.transform(task.data[1], np.random.default_rng(1))
+    [truth] = decode(params, example["latents"][None], config=config.model, dtype=jnp.float32)
+    np.testing.assert_allclose(page[height : 2 * height, width : 2 * width], truth, atol=1)
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line["step"] == 12 and 0 < line["heldout_clean_error"] < 100
+    other = dataclasses.replace(config, heldout=data / "pictures")
+    with pytest.raises(ValueError, match="was not encoded by the VAE that encoded"):
+        Watch(other, task, tmp_path)
 
 
 def test_freezing_everything_is_refused(composing):

@@ -56,13 +56,18 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAELossConfig:
-    """The autoencoder's loss: L1 and L2 of pixels in [-1, 1], of their gradients, of 8x8 means, and a KL term."""
+    """The autoencoder's loss: L1 and L2 of pixels in [-1, 1], L1 of their gradients and of 8x8 means, and a KL term.
+
+    latent_noise: each sample's latents get Gaussian noise of a deviation drawn between 0 and this, so that the decoder
+      learns to smooth a denoiser's small errors.
+    """
 
     l1: float = 1.0
     l2: float = 2.0
     gradient: float = 1.0
     colour: float = 4.0
     kl: float = 1e-6
+    latent_noise: float = 0.0
     crop: int = 64
 
 
@@ -85,13 +90,18 @@ class TrainConfig:
     vae: Path | None = None
     tokenizer: Path = MINI / "tokenizer"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    # How the tensors of the model folder are stored.
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    # A prepared set whose losses are logged and whose first samples are drawn every `watch_every` steps.
+    heldout: Path | None = None
+    watch_every: int = 500
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
     workers: int = 2
 
     def __post_init__(self):
-        for field in ("steps", "batch_size", "log_every", "checkpoint_every", "keep", "workers"):
+        for field in ("steps", "batch_size", "watch_every", "log_every", "checkpoint_every", "keep", "workers"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")

@@ -13,18 +13,20 @@ import functools
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from configs import load_config
 from fcjax import folder, trees
 from fcjax.assets import lay_out, owned_tokens, token_masks
+from fcjax.cli import exit_codes
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards, write_index, write_shard
 from fcjax.models import composer
@@ -55,7 +57,12 @@ class WardrobeJob:
 
 def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
     """One Wardrobe sample as a record: pictures, canvases with the map of their assets, IUV, regions, text."""
-    pictures = {"image": sample.image, "iuv": sample.maps.iuv, "regions": sample.regions.astype(np.uint8)}
+    pictures = {
+        "image": sample.image,
+        "iuv": sample.maps.iuv,
+        "regions": sample.regions.astype(np.uint8),
+        "foreground": 255 * sample.foreground.astype(np.uint8),
+    }
     for layout in range(job.layouts):
         canvas = lay_out(
             sample.assets,
@@ -120,7 +127,7 @@ def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
 class LatentsJob:
     """Encodes the pictures of the prepared set `data` with the autoencoder in the model folder `model`.
 
-    `config` names the configuration of the run that will read the result.
+    `config` names the run that will read the result; its pictures may be smaller by a whole factor.
     """
 
     data: Path
@@ -133,11 +140,13 @@ class LatentsJob:
 def prepare_latents(job: LatentsJob, config: ComposerConfig) -> None:
     """Writes a copy of the set in which latents, token masks and UV points stand for the pictures."""
     index = read_index(job.data)
+    if index["source"] == "latents":
+        raise ValueError(f"{job.data} holds latents already; name the set of pictures that they were made of")
     vae = folder.load_part_config(job.model, "vae")
     params = folder.load_part(job.model, "vae", vae)
     config = dataclasses.replace(config, vae=vae)
     encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
-    settings = {**index["settings"], "vae": trees.digest(params)}
+    settings = {**index["settings"], "vae": trees.digest(composer.encoding_parameters(params))}
     job.out.mkdir(parents=True, exist_ok=True)
     _refuse_other_settings(job.out, settings)
     names = []
@@ -160,7 +169,9 @@ def _latent_records(
     latents: dict[str, list[np.ndarray]] = {name: [] for name in pictures}
     for name in pictures:
         for first in range(0, len(samples), batch_size):
-            batch = np.stack([sample[name] for sample in samples[first : first + batch_size]])
+            batch = np.stack(
+                [_fitted(sample[name], config.height, config.width) for sample in samples[first : first + batch_size]]
+            )
             padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), 0)])
             latents[name] += list(np.asarray(encode(padded.astype(np.float32)), np.float16)[: len(batch)])
     grid = (config.latent_height, config.latent_width)
@@ -170,12 +181,22 @@ def _latent_records(
         for layout in range(layouts):
             tokens = owned_tokens(sample[f"owners{layout}"], config.max_assets, *grid)
             arrays[f"masks{layout}"] = np.round(255 * tokens).astype(np.uint8)
-        on_person = (sample["regions"] > 0) | (sample["iuv"][..., 0] > 0)
-        arrays["foreground"] = np.round(255 * token_masks(on_person[None].astype(np.float32), *grid)[0]).astype(
-            np.uint8
-        )
+        on_person = sample["foreground"][None].astype(np.float32) / 255.0
+        arrays["foreground"] = np.round(255 * token_masks(on_person, *grid)[0]).astype(np.uint8)
         text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
         yield encode_record({"iuv": _sampled(sample["iuv"], *points)}, arrays, text)
+
+
+def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture at the model's size, by means of equal squares of pixels."""
+    rows, columns = picture.shape[:2]
+    factor = rows // height
+    if (factor * height, factor * width) != (rows, columns):
+        raise ValueError(
+            f"the prepared pictures are {rows}x{columns} (height x width), the configuration's {height}x{width}: "
+            "prepare pictures of that size or a multiple of it, or name another --config"
+        )
+    return picture if factor == 1 else np.asarray(Image.fromarray(picture).reduce(factor))
 
 
 def _sampled(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -186,13 +207,16 @@ def _sampled(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return picture[row][:, column]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m train.prepare wardrobe|latents --help` lists the settings."""
-    job = tyro.extras.subcommand_cli_from_dict({"wardrobe": WardrobeJob, "latents": LatentsJob})
-    if isinstance(job, WardrobeJob):
-        prepare_wardrobe(job)
-    else:
-        prepare_latents(job, load_config(job.config).model)
+    with exit_codes():
+        job = tyro.extras.subcommand_cli_from_dict(
+            {"wardrobe": WardrobeJob, "latents": LatentsJob}, args=arguments, prog="python -m train.prepare"
+        )
+        if isinstance(job, WardrobeJob):
+            prepare_wardrobe(job)
+        else:
+            prepare_latents(job, load_config(job.config).model)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The training program: `python -m train.run --config NAME --out DIR [overrides]`.
 
 DIR holds `checkpoints/` (Orbax: parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a
-line) and, at the end, `model/`: what was trained, with the averaged parameters, as a model folder. A DIR that holds a
+line), `samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged
+parameters, as a model folder. A DIR that holds a
 run is continued. The loop dispatches step N before it reads step N-1's numbers.
 """
 
@@ -10,7 +11,9 @@ import dataclasses
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +21,16 @@ import orbax.checkpoint as ocp
 import tyro
 
 from configs import load_config
+from fcjax.cli import exit_codes
 from fcjax.data import training_batches
 from train.config import TrainConfig
 from train.step import TrainState, initial_state, make_step, parameters
 from train.tasks import Task, make_task
+from train.watch import Watch
 
 # What may change when a run is continued.
-FREE_FIELDS = ("steps", "log_every", "checkpoint_every", "keep", "workers", "data", "start", "tokenizer", "vae")
+FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "workers")
+FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
 
 
 def train(config: TrainConfig, out: Path) -> bool:
@@ -33,9 +39,9 @@ def train(config: TrainConfig, out: Path) -> bool:
     Returns False where SIGTERM ended the run early; its state is saved then. ValueError: `out` holds a run of another
     configuration, or a loss that is no number.
     """
-    out.mkdir(parents=True, exist_ok=True)
     _check_config(out, config)
     task = make_task(config)
+    _note_config(out, config)
     state = initial_state(config.optimizer, config.steps, task.parameters)
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep)
     with ocp.CheckpointManager((out / "checkpoints").absolute(), options=options) as manager:
@@ -51,10 +57,18 @@ def train(config: TrainConfig, out: Path) -> bool:
     return whole
 
 
+def _document(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _note_config(out: Path, config: TrainConfig) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(_document(config), indent=1) + "\n")
+
+
 def _check_config(out: Path, config: TrainConfig) -> None:
     """A run continues only with what it began with; its length, paths and logging may change."""
-    path = out / "config.json"
-    document = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    path, document = out / "config.json", _document(config)
     if path.exists():
         before = json.loads(path.read_text())
         differ = sorted(key for key in document if key not in FREE_FIELDS and document[key] != before.get(key))
@@ -63,13 +77,13 @@ def _check_config(out: Path, config: TrainConfig) -> None:
                 f"{out} holds a run with another configuration; these fields differ: {', '.join(differ)}. "
                 "Choose another --out or restore the fields"
             )
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _loop(
     config: TrainConfig, task: Task, state: TrainState, out: Path, manager: ocp.CheckpointManager
 ) -> tuple[TrainState, bool]:
     step = make_step(config, task.loss)
+    watch = Watch(config, task, out)
     start = int(state.step)
     if start >= config.steps:
         return state, True
@@ -109,6 +123,9 @@ def _loop(
                     began, waited, reported, sums = time.perf_counter(), 0.0, done, {}
                 if done % config.checkpoint_every == 0 or last:
                     manager.save(done, args=ocp.args.StandardSave(state))
+                if done % config.watch_every == 0 or done == config.steps:
+                    watch(done, parameters(state, averaged=True))
+                    began = time.perf_counter()
                 if stop["asked"]:
                     break
     finally:
@@ -130,14 +147,15 @@ def _add(sums: dict[str, float], pending: tuple[int, dict[str, jax.Array]], out:
         sums[name] = sums.get(name, 0.0) + value
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m train.run --config NAME --out DIR`, then any field of the configuration to override."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog="python -m train.run", add_help=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    known, rest = parser.parse_known_args()
-    config = tyro.cli(TrainConfig, default=load_config(known.config), args=rest, prog="python -m train.run")
-    train(config, known.out)
+    known, rest = parser.parse_known_args(arguments)
+    with exit_codes():
+        config = tyro.cli(TrainConfig, default=load_config(known.config), args=rest, prog="python -m train.run")
+        train(config, known.out)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,12 @@ def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype
     def loss(params: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
         images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
         vae = VAE(model.vae, dtype=dtype)
-        restored, mean, log_variance = vae.apply({"params": params["vae"]}, images, key)
+        keys = dict(zip(("latent", "level"), jax.random.split(key), strict=True))
+        mean, log_variance = vae.apply({"params": params["vae"]}, images, method=VAE.encode)
+        level = weights.latent_noise * jax.random.uniform(keys["level"], (len(images), 1, 1, 1))
+        deviation = jnp.sqrt(jnp.exp(log_variance) + jnp.square(level))
+        latents = mean + deviation * jax.random.normal(keys["latent"], mean.shape)
+        restored = vae.apply({"params": params["vae"]}, latents, method=VAE.decode)
         error = restored - images
         absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
         # The gradient term asks for edges as sharp as the picture's, which L1 and L2 alone blur.

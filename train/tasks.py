@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ from fcjax import folder, trees
 from fcjax.body import atlas_uv
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
+from fcjax.diffusion import sampler_table
+from fcjax.generation import Inputs, decode, generate, make_conditions
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
+from fcjax.models.vae import principal_components
+from fcjax.sampling import guidance_branches, guidance_weights, image_keys, initial_latents
 from fcjax.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.step import Loss, autoencoder_loss, composing_loss
 
 Tree = dict[str, Any]
+GUIDANCE = 1.5
 TRAINED_PARTS = ("unet", "reference_unet", "text_encoder", "binder")
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
@@ -34,6 +39,8 @@ class Task:
     transform: Transform
     loss: Loss
     export: Callable[[Tree, Path], None]
+    # Of parameters and the b samples of a batch: (b, columns, H, W, 3) uint8, the true picture next to the last.
+    pictures: Callable[[Tree, Mapping[str, np.ndarray]], np.ndarray]
 
 
 def make_task(config: TrainConfig) -> Task:
@@ -46,15 +53,27 @@ def _dtype(config: TrainConfig):
 
 
 def _autoencoder(config: TrainConfig) -> Task:
-    """The VAE alone, on crops of people and of canvases; its scaling factor is measured when it is written."""
+    """The VAE alone, on crops of people and of canvases; its scaling factor is measured when it is written.
+
+    A linear encoder is fitted once, when the run begins at random; its latents stay what they are then.
+    """
     model = config.model
-    if config.start:
-        params = {"vae": folder.load_part(config.start, "vae", model.vae, dtype=jnp.float32)}
-    else:
-        params = {"vae": quiet_start(init_parameters(model, jax.random.key(config.seed))["vae"])}
     data = Prepared(config.data)
+    if data.index["source"] == "latents":
+        raise ValueError(f"{config.data} holds latents; an autoencoder is trained on the pictures they were made of")
     size, layouts = config.vae_loss.crop, data.index["settings"]["layouts"]
     names = ["image"] * layouts + [f"canvas{layout}" for layout in range(layouts)]
+
+    def pictures(count: int) -> np.ndarray:
+        places = np.linspace(0, len(data) - 1, min(len(data), count)).astype(int)
+        return np.stack([data[index][names[turn % len(names)]] for turn, index in enumerate(places)])
+
+    if config.start:
+        params = {"vae": folder.load_part(config.start, "vae", model.vae, dtype=jnp.float32)}
+    elif model.vae.linear_encoder:
+        params = {"vae": linear_start(init_parameters(model, jax.random.key(config.seed))["vae"], model, pictures(400))}
+    else:
+        params = {"vae": quiet_start(init_parameters(model, jax.random.key(config.seed))["vae"])}
 
     def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         picture = sample[names[rng.integers(len(names))]]
@@ -63,11 +82,27 @@ def _autoencoder(config: TrainConfig) -> Task:
         return {"images": crop[:, ::-1] if rng.random() < 0.5 else crop}
 
     def export(params: Tree, out: Path) -> None:
-        pictures = np.stack([data[index][names[index % len(names)]] for index in range(min(len(data), 64))])
-        scale = measured_scale(model, params, pictures)
-        folder.save_part(out, "vae", params["vae"], dataclasses.replace(model.vae, scaling_factor=scale))
+        # A linear encoder's latents have variance 1 as they are, and must not change while its decoder is trained.
+        scale = 1.0 if model.vae.linear_encoder else measured_scale(model, params, pictures(64))
+        folder.save_part(
+            out, "vae", params["vae"], dataclasses.replace(model.vae, scaling_factor=scale), dtype=config.export_dtype
+        )
 
-    return Task(params, data, transform, autoencoder_loss(model, config.vae_loss, _dtype(config)), export)
+    def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        latents = encode(params, batch["images"].astype(np.float32) / 127.5 - 1.0)
+        restored = decode(params, latents, config=model, dtype=jnp.float32)
+        return np.stack([batch["images"], restored], axis=1)
+
+    encode = jax.jit(lambda params, images: composer.encode_images(params, model, images))
+    return Task(params, data, transform, autoencoder_loss(model, config.vae_loss, _dtype(config)), export, columns)
+
+
+def linear_start(params: Tree, model: ComposerConfig, pictures: np.ndarray) -> Tree:
+    """The VAE's parameters with the principal components of `pictures` uint8 (b, H, W, 3); its network adds nothing."""
+    decoder = params["decoder"]
+    silent = {**decoder, "conv_out": jax.tree.map(jnp.zeros_like, decoder["conv_out"])}
+    linear = principal_components(pictures.astype(np.float32) / 127.5 - 1.0, model.vae)
+    return {**params, **jax.tree.map(jnp.asarray, linear), "decoder": silent}
 
 
 def quiet_start(params: Tree, log_variance: float = -6.0) -> Tree:
@@ -98,12 +133,15 @@ def _compose(config: TrainConfig) -> Task:
     vae_config = folder.load_part_config(config.vae, "vae")
     vae = folder.load_part(config.vae, "vae", vae_config)
     model = dataclasses.replace(model, vae=vae_config)
-    encoded, given = data.index["settings"].get("vae"), trees.digest(vae)
+    if data.index["source"] != "latents":
+        raise ValueError(f"{config.data} holds pictures; encode them first: python -m train.prepare latents --data ...")
+    encoded, given = data.index["settings"].get("vae"), trees.digest(composer.encoding_parameters(vae))
     if encoded != given:
         raise ValueError(f"{config.data} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32)
-        if started != model:
+        # The networks do not depend on the picture's size: a run may go on from one on smaller pictures.
+        if dataclasses.replace(started, height=model.height, width=model.width) != model:
             raise ValueError(f"{config.start} holds a model of another configuration than {config.name!r}")
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
@@ -128,7 +166,30 @@ def _compose(config: TrainConfig) -> Task:
         }
 
     def export(params: Tree, out: Path) -> None:
-        folder.save(out, {**params, "vae": vae, "binder": params.get("binder", {})}, model)
+        folder.save(out, {**params, "vae": vae, "binder": params.get("binder", {})}, model, dtype=config.export_dtype)
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
-    return Task(params, data, transform, composing_loss(model, config.loss, _dtype(config)), export)
+    def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The canvas, the true picture, and one composed with guidance in 20 DDIM steps."""
+        params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
+        inputs = Inputs(
+            batch["ids"],
+            empty_ids,
+            batch["spans"],
+            batch["canvas_latents"],
+            batch["masks"],
+            batch["condition"],
+        )
+        branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
+        weights = guidance_weights(branches, GUIDANCE)
+        conditions = prepare(params, inputs, branches=branches)
+        noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
+        composed = generate(params, conditions, table, weights, keys, noise, config=model, dtype=dtype)
+        given = [decode(params, batch[name], config=model, dtype=dtype) for name in ("canvas_latents", "latents")]
+        return np.stack([*given, composed], axis=1)
+
+    prepare = jax.jit(
+        lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),
+        static_argnames="branches",
+    )
+    return Task(params, data, transform, composing_loss(model, config.loss, _dtype(config)), export, columns)
