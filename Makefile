@@ -23,7 +23,7 @@ test: $(VENV)/.test  ## the tests that fit in about 12 minutes on 2 cores
 	$(PY) -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.test  ## the slow ones too
-	$(PY) -m pytest -m ""
+	$(PY) -m pytest -n 2 --dist loadfile -m ""
 
 lint: $(VENV)/.test  ## what CI checks besides the tests
 	$(PY) -m ruff check .

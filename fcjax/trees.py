@@ -61,14 +61,6 @@ def map_paths(function: Callable[..., Any], tree: Mapping[str, Tree], *others: M
     return unflatten({path: function(path, leaf, *(other[path] for other in rest)) for path, leaf in flat.items()})
 
 
-def first_match(path: str, rules: Rules[Value]) -> Value:
-    """The value of the first rule that matches the whole path."""
-    for pattern, value in rules:
-        if re.fullmatch(pattern, path):
-            return value
-    raise KeyError(path)
-
-
 def match_rules(tree: Mapping[str, Tree], rules: Rules[Value]) -> dict[str, Tree]:
     """A tree of the same paths holding each path's value by first match.
 

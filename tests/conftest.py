@@ -11,10 +11,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
-import fcjax
+import tests.typecheck
 
-TOKENIZER = Path(fcjax.__file__).parent / "mini" / "tokenizer"
+# Shapes in annotations of what JAX traces are checked in every call; this must come before these are imported. (The
+# NumPy rooms take what users give and check it themselves.)
+CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.sampling", "fcjax.generation", "train.step"]
+install_import_hook(CHECKED, f"{tests.typecheck.__name__}.checked")
+
+TOKENIZER = Path(__file__).parents[1] / "fcjax" / "mini" / "tokenizer"
 
 
 @pytest.fixture(scope="session")

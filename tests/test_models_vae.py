@@ -99,10 +99,10 @@ LINEAR = dataclasses.replace(
 )
 
 
-def smooth(count: int) -> np.ndarray:
+def smooth(count: int) -> jax.Array:
     """Pictures whose neighbouring pixels are alike, (count, 32, 32, 3) in [-1, 1]."""
     noise = np.random.default_rng(0).standard_normal((count, 9, 9, 3))
-    return np.clip(0.5 * noise.repeat(4, 1).repeat(4, 2)[:, 2:34, 2:34], -1, 1).astype(np.float32)
+    return jnp.asarray(np.clip(0.5 * noise.repeat(4, 1).repeat(4, 2)[:, 2:34, 2:34], -1, 1), jnp.float32)
 
 
 def test_a_linear_encoder_is_the_best_linear_code_of_the_pixels() -> None:
@@ -115,7 +115,7 @@ def test_a_linear_encoder_is_the_best_linear_code_of_the_pixels() -> None:
     assert np.allclose(latents.mean(0), 0.0, atol=1e-4)
     assert float(jnp.mean(jnp.var(latents, axis=0))) == pytest.approx(1.0, rel=1e-3)
     # The truncated singular value decomposition has the least squared error of all codes of 5 numbers.
-    cells = np.asarray(vae._patches(jnp.asarray(images), LINEAR.factor)).reshape(-1, 3 * LINEAR.factor**2)
+    cells = np.asarray(vae._patches(images, LINEAR.factor)).reshape(-1, 3 * LINEAR.factor**2)
     left, sizes, right = np.linalg.svd(cells - cells.mean(0), full_matrices=False)
     best = (left[:, :5] * sizes[:5]) @ right[:5] + cells.mean(0)
     ours = np.asarray(vae._patches(restored, LINEAR.factor)).reshape(cells.shape)

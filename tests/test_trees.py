@@ -21,9 +21,8 @@ def test_the_first_matching_rule_wins_and_must_match_the_whole_path() -> None:
         "unet": {"conv_in": {"kernel": "unet", "bias": "bias"}},
         "vae": {"scale": "vae"},
     }
-    assert trees.first_match("unet/conv_in/kernel", ((r"conv_in", 0), (r".*conv_in.*", 1))) == 1
-    with pytest.raises(KeyError):
-        trees.first_match("unet", ((r"une", 0),))
+    part_of_a_path = ((r"conv_in|vae", "half"), (r".*", "whole"))
+    assert set(trees.flatten(trees.match_rules(TREE, part_of_a_path)).values()) == {"whole"}
 
 
 def test_every_uncovered_path_is_listed() -> None:

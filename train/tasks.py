@@ -101,7 +101,7 @@ def linear_start(params: Tree, model: ComposerConfig, pictures: np.ndarray) -> T
     """The VAE's parameters with the principal components of `pictures` uint8 (b, H, W, 3); its network adds nothing."""
     decoder = params["decoder"]
     silent = {**decoder, "conv_out": jax.tree.map(jnp.zeros_like, decoder["conv_out"])}
-    linear = principal_components(pictures.astype(np.float32) / 127.5 - 1.0, model.vae)
+    linear = principal_components(jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0, model.vae)
     return {**params, **jax.tree.map(jnp.asarray, linear), "decoder": silent}
 
 

@@ -18,7 +18,7 @@ import functools
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from numpy import ndarray
 
 from fcjax.body.embedded import BONE_OF_JOINT, SMPL_JOINTS, embedded_model, skin
@@ -303,7 +303,7 @@ def atlas_uv(iuv: UInt8[ndarray, "*grid 3"]) -> Float[ndarray, "*grid 2"]:
     return place_in_atlas(iuv[..., 0], iuv[..., 1:].astype(np.float32) / 255)
 
 
-def place_in_atlas(part: Int[ndarray, "*grid"], uv: Float[ndarray, "*grid 2"]) -> Float[ndarray, "*grid 2"]:
+def place_in_atlas(part: Integer[ndarray, "*grid"], uv: Float[ndarray, "*grid 2"]) -> Float[ndarray, "*grid 2"]:
     """Atlas coordinates of (u, v) in [0, 1] within charts; -1 where the part is 0."""
     part = np.asarray(part)
     placed = _CELL_CORNERS[part]

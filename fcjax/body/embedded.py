@@ -74,7 +74,7 @@ class EmbeddedModel:
     target_names: tuple[str, ...] = field(repr=False)
     bone_names: tuple[str, ...]
     bone_parents: Int[ndarray, "53"]
-    weights: Float[ndarray, "v 53"] = field(repr=False)
+    weights: Float[ndarray, "skinned 53"] = field(repr=False)
     faces: dict[str, Int[ndarray, "f 3"]] = field(repr=False)  # into ShapedBody.vertices, counter-clockwise outside
     ranges: dict[str, slice]  # each mesh's vertices
     masks: dict[str, Float[ndarray, "13380"]] = field(repr=False)  # on the body's vertices, in [0, 1]

@@ -70,25 +70,20 @@ class _Layer(nn.Module):
 
 class _Layers(nn.Module):
     config: TextConfig
-    clip_skip: int = 0
     dtype: Dtype = FLOAT32
     param_dtype: Dtype = FLOAT32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
-        for index in range(self.config.num_hidden_layers - self.clip_skip):
+        for index in range(self.config.num_hidden_layers):
             x = _Layer(self.config, name=f"layers_{index}", dtype=self.dtype, param_dtype=self.param_dtype)(x)
         return x
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings: causal attention, no padding mask (as Stable Diffusion uses CLIP).
-
-    clip_skip: how many of the last layers are left out before the final norm (0 for all layers).
-    """
+    """Token ids to embeddings: causal attention, no padding mask (as Stable Diffusion uses CLIP)."""
 
     config: TextConfig
-    clip_skip: int = 0
     dtype: Dtype = FLOAT32
     param_dtype: Dtype = FLOAT32
 
@@ -100,8 +95,6 @@ class TextEncoder(nn.Module):
                 f"the text encoder has {config.max_position_embeddings} positions, got {ids.shape[1]} tokens: cut the "
                 "prompt"
             )
-        if not 0 <= self.clip_skip < config.num_hidden_layers:
-            raise ValueError(f"clip_skip must be between 0 and {config.num_hidden_layers - 1}, got {self.clip_skip}")
         x = _Embeddings(config, name="embeddings", **dtypes)(ids)
-        x = _Layers(config, self.clip_skip, name="encoder", **dtypes)(x)
+        x = _Layers(config, name="encoder", **dtypes)(x)
         return LayerNorm(config.layer_norm_eps, name="final_layer_norm", **dtypes)(x)

@@ -127,13 +127,13 @@ def _pixels(patches: Float[Array, "b h2 w2 c2"], size: int) -> Float[Array, "b h
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * size, width * size, -1)
 
 
-def principal_components(images: np.ndarray, config: VAEConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Parameters `linear_encoder` and `linear_decoder` from images in [-1, 1], (b, H, W, 3): the best linear code.
+def principal_components(images: Float[Array, "b h w c"], config: VAEConfig) -> dict[str, dict[str, np.ndarray]]:
+    """Parameters `linear_encoder` and `linear_decoder` from images in [-1, 1]: the best linear code.
 
     Components are divided by the square root of their standard deviation, half-way between pixels' own weights, where
     a denoiser hardly sees texture, and equal ones, where it sees little else. Latents have mean 0 and variance 1.
     """
-    cells = np.asarray(_patches(jnp.asarray(images), config.factor), np.float64).reshape(-1, 3 * config.factor**2)
+    cells = np.asarray(_patches(images, config.factor), np.float64).reshape(-1, 3 * config.factor**2)
     mean, covariance = cells.mean(axis=0), np.cov(cells, rowvar=False)
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = (part[..., ::-1][..., : config.latent_channels] for part in (variances, directions))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from fcjax.wardrobe import motifs
-from fcjax.wardrobe.palette import COLORS, middle, partners, shade
+from fcjax.wardrobe.palette import COLORS, partners, shade
 
 Mask = Float[ndarray, "h w"]
 
@@ -372,8 +372,3 @@ def _third(pattern: str, base: ndarray, second: ndarray, rng: np.random.Generato
     if pattern == "plaid":
         return np.array((0.95, 0.94, 0.9)) if base.mean() + second.mean() < 1.1 else np.array((0.12, 0.12, 0.15))
     return (base + second) * (0.35 if rng.random() < 0.5 else 0.6)
-
-
-def family_color(name: str) -> ndarray:
-    """The plain colour of a palette name, for parts that are not cloth (shoes' soles, buttons)."""
-    return middle(name)
