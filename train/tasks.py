@@ -63,6 +63,8 @@ def _autoencoder(config: TrainConfig) -> Task:
         raise ValueError(f"{config.data} holds latents; an autoencoder is trained on the pictures they were made of")
     size, layouts = config.vae_loss.crop, data.index["settings"]["layouts"]
     names = ["image"] * layouts + [f"canvas{layout}" for layout in range(layouts)]
+    # Canvases are encoded only, which a linear encoder does not learn by gradients.
+    cropped = ["image"] if model.vae.linear_encoder else names
 
     def pictures(count: int) -> np.ndarray:
         places = np.linspace(0, len(data) - 1, min(len(data), count)).astype(int)
@@ -76,7 +78,7 @@ def _autoencoder(config: TrainConfig) -> Task:
         params = {"vae": quiet_start(init_parameters(model, jax.random.key(config.seed))["vae"])}
 
     def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        picture = sample[names[rng.integers(len(names))]]
+        picture = sample[cropped[rng.integers(len(cropped))]]
         top, left = (rng.integers(0, length - size + 1) for length in picture.shape[:2])
         crop = picture[top : top + size, left : left + size]
         return {"images": crop[:, ::-1] if rng.random() < 0.5 else crop}
