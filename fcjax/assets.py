@@ -99,13 +99,14 @@ class Asset:
 class AssetCanvas:
     """All assets of a picture on white, with the coverage (alpha) of each.
 
-    `masks` is padded with zeros to the canvas's bound on assets, so that their number is data; `boxes` and `phrases`
-    have one entry an asset, in the order given.
+    `masks` is padded with zeros to the canvas's bound on assets, so that their number is data; `boxes`, `crops` (the
+    part of its own picture that an asset shows there) and `phrases` have one entry an asset, in the order given.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     masks: Float32[np.ndarray, "a h w"]
     boxes: tuple[Box, ...]
+    crops: tuple[Box, ...]
     phrases: tuple[str, ...]
 
     @property
@@ -161,10 +162,10 @@ def lay_out(
     if len(assets) > max_assets:
         raise ValueError(f"at most {max_assets} assets fit this model's canvas, got {len(assets)}")
     phrases = tuple(_checked_phrase(asset.phrase) for asset in assets)
-    pictures = []
-    for asset, phrase in zip(assets, phrases, strict=True):
-        top, left, bottom, right = _visible_box(asset.image[..., 3], phrase)
-        pictures.append(asset.image[top:bottom, left:right])
+    crops = [_visible_box(asset.image[..., 3], phrase) for asset, phrase in zip(assets, phrases, strict=True)]
+    pictures = [
+        asset.image[crop.top : crop.bottom, crop.left : crop.right] for asset, crop in zip(assets, crops, strict=True)
+    ]
     sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
 
     if boxes is not None:
@@ -186,7 +187,7 @@ def lay_out(
                 f"the asset {phrases[index]!r} is so thin or faint that nothing of it is left at "
                 f"{box.bottom - box.top}x{box.right - box.left} pixels: give it a larger box or a bolder picture"
             )
-    return AssetCanvas(canvas, masks, tuple(places), phrases)
+    return AssetCanvas(canvas, masks, tuple(places), tuple(crops), phrases)
 
 
 def _resized(

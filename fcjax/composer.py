@@ -26,7 +26,7 @@ from PIL import Image
 
 from fcjax import folder
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
-from fcjax.body import Body, BodyMaps
+from fcjax.body import Body, BodyMaps, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.diffusion import sampler_table
 from fcjax.generation import conditions_of_pictures, generate, generate_stepwise
@@ -147,6 +147,7 @@ class Composer:
             canvas.image[None],
             owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)[None],
             maps.uv[None],
+            rest_places(maps.uv)[None],
             config=config,
             branches=branches,
             images=batch_size,

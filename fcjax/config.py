@@ -272,14 +272,25 @@ class DiffusionConfig:
         )
 
 
+def wave_channels(coordinates: int, octaves: int) -> int:
+    """Channels of `models.composer.waves`: a sine and a cosine for each coordinate and octave."""
+    return 2 * coordinates * octaves
+
+
+def condition_channels(condition: Condition, latent_channels: int, pose_patch: int, pose_octaves: int) -> int:
+    """Channels that join the noisy latent at the denoiser's conv_in."""
+    return 2 * pose_patch**2 + wave_channels(3, pose_octaves) if condition == "pose" else latent_channels + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class ComposerConfig:
     """The whole model. `height` and `width` are pixels; `unet` is the denoiser.
 
     condition: what joins the noisy latent at the denoiser's conv_in. "pose": the UV map, `pose_patch` x `pose_patch`
       points per latent token, 2 channels each. "tryon": the person's latent and a 1-channel mask.
+    pose_octaves: sines and cosines, over so many octaves, of where on a resting body each place of the UV map lies.
     attend_blank: whether the denoiser sees reference tokens that no asset covers.
-    reference_coordinates: two more input channels of the reference UNet, each asset's own coordinates.
+    reference_octaves: the same of each asset's own coordinates, as further input channels of the reference UNet.
     max_assets: the number of assets to which every canvas is padded.
     """
 
@@ -295,11 +306,15 @@ class ComposerConfig:
     condition: Condition = "pose"
     attend_blank: bool = False
     pose_patch: int = 1
-    reference_coordinates: bool = False
+    pose_octaves: int = 0
+    reference_octaves: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "height", "width", "max_assets", "pose_patch")
         _require_choice("ComposerConfig", "condition", self.condition, ("pose", "tryon"))
+        for field in ("pose_octaves", "reference_octaves"):
+            value = getattr(self, field)
+            _require(value >= 0, f"ComposerConfig.{field} must not be negative, got {value}")
         factor = self.vae.factor * 2 ** (self.unet.levels - 1)
         _require(
             self.height % factor == 0 and self.width % factor == 0,
@@ -314,17 +329,18 @@ class ComposerConfig:
         _require(
             self.unet.in_channels == latent + condition,
             f"ComposerConfig: unet.in_channels={self.unet.in_channels}, but {latent} latent channels and {condition} "
-            f"of condition {self.condition!r} (pose_patch={self.pose_patch}) make {latent + condition}",
+            f"of condition {self.condition!r} (pose_patch={self.pose_patch}, pose_octaves={self.pose_octaves}) make "
+            f"{latent + condition}",
         )
         _require(
             self.unet.out_channels == latent,
             f"ComposerConfig: unet.out_channels={self.unet.out_channels} but the VAE has {latent} latent channels",
         )
-        reference_channels = latent + 2 * self.reference_coordinates
+        reference_channels = latent + wave_channels(2, self.reference_octaves)
         _require(
             self.reference_unet.in_channels == reference_channels,
             f"ComposerConfig: reference_unet.in_channels={self.reference_unet.in_channels}, but {latent} latent "
-            f"channels with reference_coordinates={self.reference_coordinates} make {reference_channels}",
+            f"channels with reference_octaves={self.reference_octaves} make {reference_channels}",
         )
         differ = [
             field.name
@@ -344,7 +360,7 @@ class ComposerConfig:
     @property
     def condition_channels(self) -> int:
         """Channels that join the noisy latent at the denoiser's conv_in."""
-        return 2 * self.pose_patch**2 if self.condition == "pose" else self.vae.latent_channels + 1
+        return condition_channels(self.condition, self.vae.latent_channels, self.pose_patch, self.pose_octaves)
 
     @property
     def latent_height(self) -> int:

@@ -49,7 +49,8 @@ _COMPOSER_KEYS = (
     "condition",
     "attend_blank",
     "pose_patch",
-    "reference_coordinates",
+    "pose_octaves",
+    "reference_octaves",
 )
 
 # Per class: what a file must say where our modules know one way only (its absence means the same), ...

@@ -73,15 +73,16 @@ def conditions_of_pictures(
     canvases: UInt8[Array, "n H W 3"],
     masks: Float[Array, "n a h w"],
     uv: Float[Array, "n H W 2"],
+    places: Float[Array, "n H W 3"],
     *,
     config: ComposerConfig,
     branches: tuple[Branch, ...],
     images: int,
     dtype: Dtype,
 ) -> Conditions:
-    """`make_conditions` from canvases and UV maps of the picture's size."""
+    """`make_conditions` from canvases, UV maps and `fcjax.body.rest_places` of them, all of the picture's size."""
     latents = model.encode_images(params, config, canvases.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
-    channels = model.pose_channels(uv, config.latent_height, config.latent_width, config.pose_patch)
+    channels = model.pose_channels(config, uv, places)
     inputs = Inputs(ids, empty_ids, spans, latents, masks, channels)
     return make_conditions(params, config, inputs, branches, images, dtype=dtype)
 

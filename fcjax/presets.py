@@ -13,21 +13,33 @@ from fcjax.config import (
     TextConfig,
     UNetConfig,
     VAEConfig,
+    condition_channels,
+    wave_channels,
 )
 
 
-def _composer(unet: UNetConfig, vae: VAEConfig, *, condition: Condition, pose_patch: int, **others) -> ComposerConfig:
+def _composer(
+    unet: UNetConfig,
+    vae: VAEConfig,
+    *,
+    condition: Condition,
+    pose_patch: int = 1,
+    pose_octaves: int = 0,
+    reference_octaves: int = 0,
+    **others,
+) -> ComposerConfig:
     """Give both UNets the input channels that the conditions ask for."""
     latent = vae.latent_channels
-    condition_channels = 2 * pose_patch**2 if condition == "pose" else latent + 1
+    joined = latent + condition_channels(condition, latent, pose_patch, pose_octaves)
+    reference = latent + wave_channels(2, reference_octaves)
     return ComposerConfig(
-        unet=dataclasses.replace(unet, in_channels=latent + condition_channels, out_channels=latent),
-        reference_unet=dataclasses.replace(
-            unet, in_channels=latent + 2 * others.get("reference_coordinates", False), out_channels=latent
-        ),
+        unet=dataclasses.replace(unet, in_channels=joined, out_channels=latent),
+        reference_unet=dataclasses.replace(unet, in_channels=reference, out_channels=latent),
         vae=vae,
         condition=condition,
         pose_patch=pose_patch,
+        pose_octaves=pose_octaves,
+        reference_octaves=reference_octaves,
         **others,
     )
 
@@ -38,7 +50,6 @@ def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         UNetConfig(),
         VAEConfig(),
         condition=condition,
-        pose_patch=1,
         text_encoder=TextConfig(),
         binder=BinderConfig(variant=binding),
         diffusion=DiffusionConfig(),
@@ -51,8 +62,8 @@ def mini(
     """The model in the package: 256x192, at most 13 M parameters (26 MB in bfloat16).
 
     Attention at every level, because garments must be matched in place at 32x24 tokens; 4x4 UV points per token,
-    because one point per 8x8 pixels loses arms and legs; coordinates of each asset, because so small a UNet does not
-    find them by itself.
+    because one point per 8x8 pixels loses arms and legs; places on a resting body and on each asset as sines and
+    cosines, because so small a UNet does not learn within hours which place of a garment covers which of the body.
     """
     return _composer(
         UNetConfig(
@@ -87,7 +98,8 @@ def mini(
         ),
         condition=condition,
         pose_patch=4,
-        reference_coordinates=True,
+        pose_octaves=6,
+        reference_octaves=5,
         text_encoder=TextConfig(
             vocab_size=vocab_size,
             hidden_size=128,
@@ -137,7 +149,8 @@ def tiny(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         ),
         condition=condition,
         pose_patch=2,
-        reference_coordinates=True,
+        pose_octaves=2,
+        reference_octaves=2,
         text_encoder=TextConfig(
             vocab_size=64,
             hidden_size=16,

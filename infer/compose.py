@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import tempfile
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -204,14 +203,12 @@ def save(result: Result, out: Path) -> list[Path]:
     return paths
 
 
-def panels(assets: Sequence[Asset], result: Result | None, maps: Any, label: str) -> list[Panel]:
-    """One row of a sheet: assets, pose, and the pictures if there are any."""
-    row: list[Panel] = [(asset.phrase, asset.image) for asset in assets]
-    charts = preview(maps)
-    row.append((label, np.ascontiguousarray(charts[:, : charts.shape[1] // 2])))
-    made = result.compositions if result is not None else []
-    row += [(f"seed {composition.seed}: {composition.tokens.prompt}", composition.image) for composition in made]
-    return row
+def panels(result: Result, pose: str) -> list[Panel]:
+    """One row of a sheet: assets, pose and pictures."""
+    row: list[Panel] = [(asset.phrase, asset.image) for asset in result.assets]
+    charts = preview(result.compositions[0].maps)
+    row.append((pose, np.ascontiguousarray(charts[:, : charts.shape[1] // 2])))
+    return row + [(f"seed {made.seed}: {made.tokens.prompt}", made.image) for made in result.compositions]
 
 
 def prepare_output(path: Path) -> None:
@@ -238,7 +235,7 @@ def main(flags: Flags) -> None:
     paths = save(result, flags.out)
     if flags.sheet is not None:
         pose = "own pose" if request.body.joint_rotations is not None else request.body.pose
-        sheet([panels(result.assets, result, result.compositions[0].maps, pose)]).save(flags.sheet)
+        sheet([panels(result, pose)]).save(flags.sheet)
         paths.append(flags.sheet)
     print("\n".join(map(str, paths)))
 

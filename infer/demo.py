@@ -3,7 +3,7 @@
 python -m infer.demo --out outputs/demo
 
 The look (garments and a face as cut-out pictures, and the prompt) is one that Wardrobe draws in its held-out split, so
-that no model was trained on it. Where the package has no trained weights, the stages before the denoiser are shown.
+that no model was trained on it.
 """
 
 import json
@@ -15,18 +15,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from fcjax.assets import lay_out
 from fcjax.body import Body
 from fcjax.cli import run
+from fcjax.composer import Composer
 from fcjax.wardrobe import Sample, Wardrobe
-from infer import wardrobe
 from infer.compose import make, panels, save
-from infer.densepose import preview
 from infer.request import AssetFile, ComposeRequest
 from infer.sheet import Panel, sheet
 
 POSES = ("catwalk", "one_hand_on_hip")
-STAGE_SIZE = (256, 192)  # of the stages, where no model says a size
 
 
 @dataclass(frozen=True)
@@ -84,17 +81,6 @@ def requests_of(sample: Sample, files: tuple[AssetFile, ...], flags: Flags) -> l
     ]
 
 
-def stages(request: ComposeRequest, folder: Path) -> list[Panel]:
-    """What exists before the denoiser: assets, their canvas, the body's charts and their atlas."""
-    assets = [file.open(file.read(folder)) for file in request.assets]
-    canvas = lay_out(assets, *STAGE_SIZE, request.layout_seed)
-    maps = request.body.render(*STAGE_SIZE)
-    row = panels(assets, None, maps, request.body.pose)
-    row.insert(-1, ("asset canvas", canvas.image))
-    row.append(("UV atlas", preview(maps)[:, STAGE_SIZE[1] :]))
-    return row
-
-
 def main(flags: Flags) -> None:
     """Write the demo."""
     begin = time.monotonic()
@@ -108,38 +94,19 @@ def main(flags: Flags) -> None:
     requests = requests_of(sample, write_assets(sample, flags.out / "assets"), flags)
     for request in requests:
         (flags.out / f"{request.body.pose}.json").write_text(json.dumps(request.asdict(), indent=2) + "\n")
-    rows = _composed(requests, flags) if trained(flags.model) else _untrained(requests, flags)
-    sheet(rows).save(flags.out / "sheet.png")
+    sheet(_composed(requests, flags)).save(flags.out / "sheet.png")
     print(f"{sample.caption}\n{flags.out / 'sheet.png'} after {time.monotonic() - begin:.0f} seconds")
-
-
-def trained(model: str) -> bool:
-    """Whether there is a model to compose with; only the package's own may be missing without that being a mistake."""
-    from fcjax.composer import model_folder
-
-    return model != "mini" or (model_folder(model) / "model_index.json").is_file()
 
 
 def _composed(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:
     """The pictures, written beside their requests, as rows of the sheet."""
-    from fcjax.composer import Composer
-
     composer = Composer.load(flags.model)
     rows = []
     for request in requests:
         result = make(request, composer, beside=flags.out)
         save(result, flags.out / f"{request.body.pose}.png")
-        rows.append(panels(result.assets, result, result.compositions[0].maps, request.body.pose))
+        rows.append(panels(result, request.body.pose))
     return rows
-
-
-def _untrained(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:
-    """The stages that need no weights, and a sheet of what the model is to be trained on."""
-    print("There are no trained weights in fcjax/mini: no picture is composed, only the stages before it are shown.")
-    contact = wardrobe.Request(out=flags.out / "wardrobe.png", count=4, split="heldout", columns=2)
-    Image.fromarray(wardrobe.sheet(contact)).save(contact.out)
-    print(f"{contact.out}: what a model is trained on (a person, the assets, the body, the assets' places)")
-    return [stages(request, flags.out) for request in requests]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tests.typecheck
 
 # Shapes in annotations of what JAX traces are checked in every call; this must come before these are imported. (The
 # NumPy rooms take what users give and check it themselves.)
-CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.sampling", "fcjax.generation", "train.step"]
+CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.sampling", "fcjax.generation"]
 install_import_hook(CHECKED, f"{tests.typecheck.__name__}.checked")
 
 TOKENIZER = Path(__file__).parents[1] / "fcjax" / "mini" / "tokenizer"

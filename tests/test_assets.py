@@ -302,7 +302,7 @@ def test_owned_tokens_are_those_of_the_masks() -> None:
     """Training keeps the map of owners, sampling the masks: both must come to the same tokens."""
     masks = np.zeros((3, 16, 16), np.float32)
     masks[0, :8, :8], masks[1, 8:, 4:12] = 0.9, 1.0
-    canvas = AssetCanvas(np.full((16, 16, 3), 255, np.uint8), masks, (), ())
+    canvas = AssetCanvas(np.full((16, 16, 3), 255, np.uint8), masks, (), (), ())
     assert set(np.unique(canvas.owners)) == {0, 1, 2}
     assert canvas.owners[0, 0] == 1 and canvas.owners[15, 4] == 2 and canvas.owners[0, 15] == 0
     assert np.array_equal(owned_tokens(canvas.owners, 3, 4, 4), token_masks((masks >= 0.5).astype(np.float32), 4, 4))

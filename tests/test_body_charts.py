@@ -5,7 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from fcjax.body import Body, atlas_uv, charts_from_skinning, embedded_model, flip_iuv, load_densepose_charts, mesh_maps
+from fcjax.body import (
+    Body,
+    atlas_uv,
+    charts_from_skinning,
+    embedded_model,
+    flip_iuv,
+    load_densepose_charts,
+    mesh_maps,
+    rest_places,
+)
 from fcjax.body.charts import MIRRORED_PARTS, NOSE_V, PART_NAMES, embedded_charts, place_in_atlas
 from fcjax.body.embedded import BONE_OF_JOINT, SMPL_JOINTS
 from fcjax.body.poses import mirror_rotations
@@ -296,3 +305,18 @@ def test_rotations_as_the_pose_library_gives_them():
     one = Body(joint_rotations=vectors).render(64, 48).iuv
     np.testing.assert_array_equal(one, Body(joint_rotations=rotation_matrices(vectors)).render(64, 48).iuv)
     np.testing.assert_array_equal(one, Body(pose="walking").render(64, 48).iuv)
+
+
+def test_places_at_rest_follow_from_the_uv_map():
+    """Whatever the pose and the shape, a place of the skin is told where it lies on the resting body."""
+    model = embedded_model()
+    vertices = model.shape().vertices[model.ranges["body"]]
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    resting = (2 * vertices - low - high) / (high - low)[1]
+    maps = Body(pose="walking", weight=0.8).render(256, 192)
+    places = rest_places(maps.uv)
+    assert places.dtype == np.float32 and not places[~maps.foreground].any()
+    truth = maps.fragments.interpolate(resting, maps.faces)[maps.foreground]
+    distance = np.linalg.norm(places[maps.foreground] - truth, axis=-1)
+    # Units of half a body's height, about 0.85 m.
+    assert np.median(distance) < 0.015 and np.quantile(distance, 0.99) < 0.06

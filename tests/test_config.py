@@ -31,7 +31,7 @@ def test_sd15_is_the_papers_setting() -> None:
 def test_the_mini_is_of_the_size_the_issue_asks() -> None:
     config = mini()
     assert (config.height, config.width) == (256, 192)
-    assert config.unet.in_channels == config.vae.latent_channels + 2 * 4 * 4
+    assert config.unet.in_channels == config.vae.latent_channels + 2 * 4 * 4 + 6 * 6
     assert mini(vocab_size=900, max_assets=4).text_encoder.vocab_size == 900
 
 
@@ -82,9 +82,11 @@ def _wrong_wholes() -> list[tuple[dict[str, Any], str]]:
     return [
         ({"height": 36}, "height=36 and width=32 must be multiples of 8"),
         ({"pose_patch": 3}, "pose_patch=3 must divide the VAE's factor 4"),
-        ({"pose_patch": 1}, "unet.in_channels=12, but 4 latent channels and 2 of condition 'pose'"),
+        ({"pose_patch": 1}, "unet.in_channels=24, but 4 latent channels and 14 of condition 'pose'"),
         ({"condition": "depth"}, "condition must be one of"),
-        ({"reference_coordinates": False}, "reference_coordinates=False make 4"),
+        ({"pose_octaves": 0}, r"unet.in_channels=24, but .* \(pose_patch=2, pose_octaves=0\) make 12"),
+        ({"pose_octaves": -1}, "pose_octaves must not be negative, got -1"),
+        ({"reference_octaves": 0}, "reference_octaves=0 make 4"),
         ({"max_assets": 0}, "max_assets must be positive"),
         ({"unet": dataclasses.replace(config.unet, out_channels=3)}, "unet.out_channels=3"),
         ({"unet": dataclasses.replace(config.unet, ff_mult=3)}, "differ in ff_mult"),

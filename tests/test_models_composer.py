@@ -137,8 +137,9 @@ def _torch_reference(params, config: ComposerConfig, inputs: dict[str, Any]) -> 
     emitting = {name: _Injecting(bound=binding(name)) for name in _self_attention_names(reference)}
     _inject(reference, emitting)
     canvas = [oracles.to_tensor(inputs["canvas_latents"])]
-    if config.reference_coordinates:
-        canvas.append(oracles.to_tensor(composer.asset_coordinates(jnp.asarray(coverage[0].numpy()))))
+    if config.reference_octaves:
+        places = composer.asset_channels(jnp.asarray(coverage[0].numpy()), config.reference_octaves)
+        canvas.append(oracles.to_tensor(places))
     if config.binder.variant == "conv_in":
         painted = torch.einsum(
             "bahw,bac->bchw",
@@ -317,25 +318,48 @@ def test_bfloat16_stays_close(all_bound) -> None:
 # Conditions, images, parameters
 
 
+def _with_pose(patch: int, octaves: int) -> ComposerConfig:
+    """`tiny` with 8x8 tokens and other channels of the pose."""
+    config = tiny()
+    unet = dataclasses.replace(config.unet, in_channels=4 + 2 * patch**2 + 6 * octaves)
+    return dataclasses.replace(config, unet=unet, pose_patch=patch, pose_octaves=octaves)
+
+
 def test_pose_channels_take_the_nearest_pixel_of_each_point() -> None:
-    uv = jnp.stack(jnp.meshgrid(jnp.arange(16.0), jnp.arange(12.0)), -1)[None]
-    paper = composer.pose_channels(uv, 3, 4, 1)
-    assert paper.shape == (1, 3, 4, 2)
+    uv = jnp.stack(jnp.meshgrid(jnp.arange(32.0), jnp.arange(32.0)), -1)[None]
+    nowhere = jnp.zeros((1, 32, 32, 3))
+    paper = composer.pose_channels(_with_pose(1, 0), uv, nowhere)
+    assert paper.shape == (1, 8, 8, 2)
     np.testing.assert_array_equal(paper[0, 1, 2], [10, 6])
-    fine = composer.pose_channels(uv, 3, 4, 4)
-    assert fine.shape == (1, 3, 4, 32)
+    fine = composer.pose_channels(_with_pose(4, 0), uv, nowhere)
+    assert fine.shape == (1, 8, 8, 32)
     np.testing.assert_array_equal(fine[0, 2, 3].reshape(4, 4, 2), uv[0, 8:12, 12:16])
-    with pytest.raises(ValueError, match="smaller than the 48x4 points"):
-        composer.pose_channels(uv, 12, 1, 4)
+    with pytest.raises(ValueError, match="smaller than the 32x32 points"):
+        composer.pose_channels(_with_pose(4, 0), uv[:, :31], nowhere[:, :31])
 
 
-def test_asset_coordinates_span_each_box() -> None:
+def test_pose_channels_tell_where_on_a_resting_body_a_token_lies() -> None:
+    uv = jnp.full((1, 16, 16, 2), -1.0).at[:, :2, :2].set(0.5).at[:, 2, 0].set(0.1)
+    places = jnp.where(uv[..., :1] < 0, 0.0, jnp.asarray([1.0, 0.5, -1.0]))
+    channels = np.asarray(composer.pose_channels(_with_pose(2, 2), uv, places))[0, ..., 8:]
+    root = 0.5**0.5
+    whole = [1, 0, root, 1, -1, 0, 0, -1, root, 0, 0, -1]
+    np.testing.assert_allclose(channels[0, 0], whole, atol=1e-6)
+    # One of this token's four points is on the body; the others add nothing.
+    np.testing.assert_allclose(channels[1, 0], np.divide(whole, 4), atol=1e-6)
+    assert not channels[2:].any()
+
+
+def test_asset_channels_span_each_box() -> None:
     masks = np.zeros((1, 2, 4, 8), np.float32)
     masks[0, 0, 1:3, 0:4], masks[0, 1, 3, 6] = 1, 0.5
-    found = np.asarray(composer.asset_coordinates(jnp.asarray(masks)))[0]
-    np.testing.assert_allclose(found[1, 0:4, 0], [-0.75, -0.25, 0.25, 0.75])
-    np.testing.assert_allclose(found[1:3, 0, 1], [-0.5, 0.5])
-    assert not found[0].any() and not found[:, 4:6].any() and not found[3, 6].any()
+    found = np.asarray(composer.asset_channels(jnp.asarray(masks), 1))[0]
+    sines, cosines = found[..., :2], found[..., 2:]
+    np.testing.assert_allclose(sines[1, 0:4, 0], np.sin(np.pi / 2 * np.array([-0.75, -0.25, 0.25, 0.75])), rtol=1e-5)
+    np.testing.assert_allclose(cosines[1:3, 0, 1], [0.5**0.5] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found[3, 6], [0, 0, 0.5, 0.5])
+    assert not found[0].any() and not found[:, 4:6].any()
+    assert composer.asset_channels(jnp.asarray(masks), 5).shape == (1, 4, 8, 20)
 
 
 def test_level_masks_keep_every_asset_at_every_level() -> None:

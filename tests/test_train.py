@@ -15,11 +15,12 @@ from PIL import Image
 from configs import load_config
 from fcjax import folder, trees
 from fcjax.assets import lay_out, owned_tokens
+from fcjax.body import rest_places
 from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
 from fcjax.generation import decode
-from fcjax.models.composer import encode_images, encoding_parameters, pose_channels
+from fcjax.models.composer import ReferenceFeatures, encode_images, encoding_parameters, pose_channels
 from fcjax.models.parameters import init_parameters
 from fcjax.optim import update_ema
 from fcjax.tokenizer import Tokenizer
@@ -27,7 +28,16 @@ from fcjax.wardrobe import Wardrobe
 from train import prepare, run
 from train.config import OptimizerConfig, TrainConfig, VAELossConfig
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
-from train.step import autoencoder_loss, composing_loss, dropped, initial_state, make_step, parameters
+from train.step import (
+    autoencoder_loss,
+    composing_loss,
+    drawn_timesteps,
+    dropped,
+    initial_state,
+    make_step,
+    matching_loss,
+    parameters,
+)
 from train.tasks import make_task
 from train.watch import Watch
 
@@ -160,7 +170,8 @@ def test_training_a_decoder_leaves_the_latents_alone(data: Path, tmp_path: Path)
 def test_noise_in_the_latents_is_what_the_decoder_learns_to_stand(data: Path):
     config = linear(autoencoder(data))
     params = make_task(config).parameters
-    batch = {"images": Prepared(data / "pictures")[0]["image"][None, :32, :32]}
+    pictures = Prepared(data / "pictures")
+    batch = {"images": jnp.asarray(np.stack([pictures[index]["image"] for index in range(4)]))}
     psnr = [
         float(
             autoencoder_loss(config.model, VAELossConfig(latent_noise=noise), jnp.float32)(params, batch, KEY)[1][
@@ -231,10 +242,11 @@ def test_a_batch_is_what_the_model_takes(composing):
     model, count = config.model, 4
     grid = (model.latent_height, model.latent_width)
     assert batch["latents"].shape == batch["canvas_latents"].shape == (count, *grid, model.vae.latent_channels)
-    assert batch["condition"].shape == (count, *grid, model.condition_channels)
+    points = tuple(model.pose_patch * length for length in grid)
+    assert batch["uv"].shape == (count, *points, 2) and batch["places"].shape == (count, *points, 3)
     assert batch["masks"].shape == (count, model.max_assets, *grid)
-    # Background tokens carry -1, body tokens a place in the atlas.
-    assert batch["condition"].min() == -1.0 and 0.0 < batch["condition"].max() <= 1.0
+    # The background carries -1, the body a place in the atlas.
+    assert batch["uv"].min() == -1.0 and 0.0 < batch["uv"].max() <= 1.0
     # Every asset with a phrase has tokens on the canvas, and the reverse.
     assert np.array_equal(batch["spans"].sum(2) > 0.5, batch["masks"].max((2, 3)) > 0)
     assert np.allclose(batch["spans"].sum(2)[batch["spans"].sum(2) > 0], 1.0)
@@ -252,8 +264,10 @@ def test_training_gives_the_model_what_sampling_gives_it(composing, data: Path):
     assert np.array_equal(example["ids"], tokens.ids) and np.array_equal(example["spans"], tokens.spans)
     grid = (model.latent_height, model.latent_width)
     np.testing.assert_allclose(example["masks"], owned_tokens(canvas.owners, model.max_assets, *grid), atol=1 / 255)
-    pose = pose_channels(jnp.asarray(sample.maps.uv)[None], *grid, model.pose_patch)[0]
-    np.testing.assert_allclose(example["condition"], pose, atol=1 / 128)
+    given, uv = (jnp.asarray(array)[None] for array in (example["uv"], sample.maps.uv))
+    seen, made = (pose_channels(model, uv, jnp.asarray(rest_places(np.asarray(uv)))) for uv in (given, uv))
+    np.testing.assert_array_equal(seen, pose_channels(model, given, jnp.asarray(example["places"])[None]))
+    np.testing.assert_allclose(seen, made, atol=0.05)  # 8 bits of (u, v) in the records
     params = {"vae": folder.load_part(data / "model", "vae", model.vae)}
     picture = jnp.asarray(canvas.image, jnp.float32)[None] / 127.5 - 1.0
     np.testing.assert_allclose(example["canvas_latents"], encode_images(params, model, picture)[0], atol=5e-3)
@@ -266,13 +280,76 @@ def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     params = trees.map_paths(
         lambda path, leaf: leaf + 0.05 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), task.parameters
     )
-    other = {**batch, "canvas_latents": -batch["canvas_latents"], "condition": batch["condition"] * 0.5}
+    other = {**batch, "canvas_latents": -batch["canvas_latents"], "uv": 0.5 * batch["uv"], "places": -batch["places"]}
     other["ids"] = np.flip(batch["ids"], 1)
     assert float(loss(params, batch, KEY)[0]) == pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-6)
     # The same changes do move the loss where nothing is dropped.
     seeing = dataclasses.replace(drop, drop_both=0.0, drop_pose=0.0)
     loss = jax.jit(composing_loss(config.model, seeing, jnp.float32))
     assert float(loss(params, batch, KEY)[0]) != pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-3)
+
+
+def test_matches_lead_to_the_same_colours_on_the_canvas(composing, data: Path):
+    model = composing[0].model
+    pictures, latents = Prepared(data / "pictures"), Prepared(data / "latents")
+    near, far = [], []
+    for index in range(len(pictures)):
+        picture, latent = pictures[index], latents[index]
+        for layout in range(picture["layouts"]):
+            matches = latent[f"matches{layout}"].astype(float)
+            known = matches[..., 0] >= 0
+            size = np.array([model.width, model.height])
+            column, row = np.moveaxis((matches[known] * size).astype(int), -1, 0)
+            canvas = picture[f"canvas{layout}"][row, column].astype(float)
+            worn = picture["image"].reshape(model.latent_height, model.vae.factor, model.latent_width, -1, 3)
+            worn = worn.mean(axis=(1, 3))[known]
+            near += list(np.abs(worn - canvas).mean(axis=1))
+            far += list(np.abs(worn - np.roll(canvas, len(canvas) // 2, axis=0)).mean(axis=1))
+    assert len(near) > 100 and np.median(near) < 0.8 * np.median(far)
+
+
+def test_matching_is_low_where_the_right_place_is_looked_at(composing):
+    model = composing[0].model
+    height, width, levels = model.latent_height, model.latent_width, model.unet.attention_levels
+    rng = np.random.default_rng(0)
+    keys = {
+        level: rng.standard_normal((1, (height >> level) * (width >> level), 16)).astype(np.float32) for level in levels
+    }
+    # The person's token (2, 3) shows what lies between the canvas's tokens (6, 5) and (6, 6).
+    matches = np.full((1, height, width, 2), -1, np.float32)
+    matches[0, 2, 3] = 6 / width, 6.5 / height
+    keys[0][0, [6 * width + 5, 6 * width + 6]] = 3.0
+    queries = {level: np.zeros_like(key) for level, key in keys.items()}
+    queries[0][0, 2 * width + 3] = 20 * (keys[0][0, 6 * width + 5] + keys[0][0, 6 * width + 6])
+
+    def loss(queries: dict[int, np.ndarray], hidden: tuple[int, ...] = ()) -> float:
+        seen = {level: np.ones(key.shape[:2], bool) for level, key in keys.items()}
+        seen[0][0, list(hidden)] = False
+        features = ReferenceFeatures(
+            tuple((jnp.asarray(keys[level]),) * 2 for level in levels),
+            tuple(jnp.asarray(seen[level]) for level in levels),
+        )
+        given = [jnp.asarray(queries[level]) for level in levels]
+        return float(matching_loss(model, given, features, jnp.asarray(matches)))
+
+    nowhere = {level: np.zeros_like(key) for level, key in keys.items()}
+    assert loss(nowhere) == pytest.approx(np.log(height * width), rel=1e-4)
+    elsewhere = {**queries, 0: -queries[0]}
+    assert loss(queries) == pytest.approx(np.log(2), rel=1e-3)
+    assert loss(queries) < loss(nowhere) < loss(elsewhere)
+    # Tokens that no asset covers cannot be looked at; the other neighbour counts in full.
+    assert loss(nowhere, hidden=(6 * width + 5,)) == pytest.approx(np.log(height * width - 1), rel=1e-4)
+    assert loss(nowhere, hidden=(6 * width + 5, 6 * width + 6)) == 0.0
+
+
+def test_a_shift_draws_noisier_timesteps(composing):
+    config = composing[0].loss
+    for shift, below_half in ((1.0, 0.5), (3.0, 0.25)):
+        drawn = np.asarray(drawn_timesteps(dataclasses.replace(config, timestep_shift=shift), KEY, 20_000, 1000))
+        assert np.mean(drawn < 500) == pytest.approx(below_half, abs=0.01)
+        assert drawn.min() < 5 and drawn.max() == 999
+    with pytest.raises(ValueError, match="timestep_shift must be positive"):
+        dataclasses.replace(config, timestep_shift=0.0)
 
 
 def test_drop_out_gives_each_guidance_branch_its_share(composing):

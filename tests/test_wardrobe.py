@@ -114,6 +114,28 @@ def test_regions_show_the_colours_of_their_flats(train, heldout):
     assert checked > 15
 
 
+def test_origins_say_which_pixel_of_a_flat_is_worn_where(train, heldout):
+    agreement = []
+    for sample in train + heldout:
+        shown = sample.origins[..., 0] >= 0
+        assert not shown[sample.regions == 0].any() and sample.origins[~shown].max(initial=-1) == -1
+        for place, asset in enumerate(sample.assets):
+            own = shown & (sample.regions == place + 1)
+            if asset.kind in ("swatch", "face", "shoes", "hat", "bag"):
+                assert not own.any()
+                continue
+            # Flats show the front; where only a little cloth is seen, seams and folds are most of it.
+            if np.count_nonzero(own) < 300 or "seen from" in sample.caption:
+                continue
+            column, row = np.moveaxis(sample.origins[own], -1, 0) * np.array(asset.image.shape[1::-1])[:, None]
+            flat = asset.image[row.astype(int), column.astype(int)].astype(float)
+            solid = flat[:, 3] == 255
+            assert solid.mean() > 0.7
+            worn = sample.image[own].astype(float)[solid]
+            agreement.append(np.corrcoef(worn.ravel(), flat[solid, :3].ravel())[0, 1])
+    assert len(agreement) > 8 and np.median(agreement) > 0.75
+
+
 def test_captions_keep_to_the_vocabulary(train, heldout):
     words = set(vocabulary())
     assert 120 <= len(words) <= 250

@@ -37,6 +37,9 @@ class LossConfig:
 
     # The bound on 1 / sigma^2, the weight of the clean latent's squared error.
     min_snr: float = 5.0
+    # Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of all,
+    # for u uniform in [0, 1).
+    timestep_shift: float = 1.0
     # Latent tokens on the person count `1 + foreground_weight` times.
     foreground_weight: float = 0.0
     # Choice: drop-out concerns the denoiser alone. The first three exclude each other, so that each branch of guidance
@@ -45,6 +48,8 @@ class LossConfig:
     drop_reference: float = 0.05
     drop_both: float = 0.1
     drop_pose: float = 0.0
+    # Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows.
+    matching: float = 0.0
     # Noise levels trained per reference pass.
     noises: int = 1
 
@@ -52,6 +57,8 @@ class LossConfig:
         shares = (self.drop_text, self.drop_reference, self.drop_both)
         if min(*shares, self.drop_pose) < 0 or sum(shares) > 1 or self.drop_pose > 1:
             raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
+        if self.timestep_shift <= 0:
+            raise ValueError(f"timestep_shift must be positive, got {self.timestep_shift}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,12 +20,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Float16, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from configs import load_config
 from fcjax import folder, trees
-from fcjax.assets import lay_out, owned_tokens, token_masks
+from fcjax.assets import Box, lay_out, owned_tokens, token_masks
 from fcjax.cli import exit_codes
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards, write_index, write_shard
@@ -60,9 +61,10 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
     pictures = {
         "image": sample.image,
         "iuv": sample.maps.iuv,
-        "regions": sample.regions.astype(np.uint8),
+        "origins": _packed(sample),
         "foreground": 255 * sample.foreground.astype(np.uint8),
     }
+    placed = []
     for layout in range(job.layouts):
         canvas = lay_out(
             sample.assets,
@@ -74,13 +76,39 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
         )
         pictures[f"canvas{layout}"] = canvas.image
         pictures[f"owners{layout}"] = canvas.owners
+        placed.append(
+            [
+                _onto_canvas(asset.image, *pair, job)
+                for asset, *pair in zip(sample.assets, canvas.crops, canvas.boxes, strict=True)
+            ]
+        )
     text = {
         "caption": sample.caption,
         "phrases": [asset.phrase for asset in sample.assets],
         "kinds": [asset.kind for asset in sample.assets],
         "layouts": job.layouts,
+        "placed": placed,
     }
     return encode_record(pictures, {}, text)
+
+
+def _packed(sample: Any) -> np.ndarray:
+    """Where pixels show flats, in 8 bits: the asset's number from 1 (0: of none), x and y in 1/255 of its picture."""
+    shown = sample.origins[..., :1] >= 0
+    places = np.round(255 * sample.origins).astype(np.int16)
+    return np.where(shown, np.concatenate([sample.regions[..., None], places], axis=-1), 0).astype(np.uint8)
+
+
+def _onto_canvas(image: np.ndarray, crop: Box, box: Box, job: WardrobeJob) -> list[float]:
+    """[a, b, c, d]: the place (x, y) of an asset's picture is at (a x + b, c y + d) of the canvas, all in shares."""
+    found = []
+    for low, high, length, whole in (
+        ("left", "right", image.shape[1], job.width),
+        ("top", "bottom", image.shape[0], job.height),
+    ):
+        scale = (getattr(box, high) - getattr(box, low)) / (getattr(crop, high) - getattr(crop, low))
+        found += [scale * length / whole, (getattr(box, low) - scale * getattr(crop, low)) / whole]
+    return found
 
 
 def _wardrobe_shard(number: int, job: WardrobeJob) -> tuple[str, int]:
@@ -176,15 +204,38 @@ def _latent_records(
             latents[name] += list(np.asarray(encode(padded.astype(np.float32)), np.float16)[: len(batch)])
     grid = (config.latent_height, config.latent_width)
     points = (grid[0] * config.pose_patch, grid[1] * config.pose_patch)
+    finest = min(config.unet.attention_levels)
+    attended = (grid[0] >> finest, grid[1] >> finest)
     for number, sample in enumerate(samples):
         arrays = {name: latents[name][number] for name in pictures}
         for layout in range(layouts):
             tokens = owned_tokens(sample[f"owners{layout}"], config.max_assets, *grid)
             arrays[f"masks{layout}"] = np.round(255 * tokens).astype(np.uint8)
+            arrays[f"matches{layout}"] = _matches(sample["origins"], sample["placed"][layout], *attended)
         on_person = sample["foreground"][None].astype(np.float32) / 255.0
         arrays["foreground"] = np.round(255 * token_masks(on_person, *grid)[0]).astype(np.uint8)
         text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
         yield encode_record({"iuv": _sampled(sample["iuv"], *points)}, arrays, text)
+
+
+def _matches(
+    origins: UInt8[np.ndarray, "H W 3"], placed: list[list[float]], height: int, width: int
+) -> Float16[np.ndarray, "h w 2"]:
+    """Per token of the person the (x, y) of the canvas, as shares, where the flat shows the same cloth; -1: nowhere.
+
+    A token takes the mean over the pixels of the garment that most of it shows, if that is a third of it at least.
+    """
+    rows, columns = origins.shape[0] // height, origins.shape[1] // width
+    cells = origins.reshape(height, rows, width, columns, 3).transpose(0, 2, 1, 3, 4).reshape(height, width, -1, 3)
+    matches = np.full((height, width, 2), -1, np.float16)
+    most = np.full((height, width), rows * columns / 3)
+    for number, (a, b, c, d) in enumerate(placed, 1):
+        own = cells[..., 0] == number
+        count = own.sum(axis=-1)
+        mean = (cells[..., 1:] * own[..., None]).sum(axis=2) / np.maximum(count, 1)[..., None] / 255
+        matches[count >= most] = (mean * [a, c] + [b, d])[count >= most]
+        most = np.maximum(most, count)
+    return matches
 
 
 def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,17 +1,19 @@
 """The training state and the pure step: losses in, the next state out. Nothing here reads a file or places an array."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from fcjax import trees
 from fcjax.config import ComposerConfig
 from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clean, training_target
 from fcjax.models import composer
+from fcjax.models.attention import split_heads
 from fcjax.models.layers import Dtype
 from fcjax.models.vae import VAE
 from fcjax.optim import adamw, update_ema
@@ -104,11 +106,16 @@ def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype
     return loss
 
 
-def composing_loss(model: ComposerConfig, config: LossConfig, dtype: Dtype) -> Loss:
+def composing_loss(
+    model: ComposerConfig, config: LossConfig, dtype: Dtype, channel_weights: Float[np.ndarray, "c"] | float = 1.0
+) -> Loss:
     """The denoising loss of both UNets, the binder and the text encoder together.
 
+    channel_weights: what an error in each latent channel counts, 1 on average.
+
     batch: `latents`, `canvas_latents` (b, h, w, c) scaled; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77);
-    `masks` (b, a, h, w); `condition` (b, h, w, p), the pose channels; `foreground` (b, h, w) in [0, 1].
+    `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as `pose_channels` takes them; `foreground` (b, h, w) in
+    [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
     Every reference pass serves `config.noises` noise levels of its sample.
     """
     schedule = make_alphas_cumprod(model.diffusion)
@@ -128,27 +135,100 @@ def composing_loss(model: ComposerConfig, config: LossConfig, dtype: Dtype) -> L
             return jnp.repeat(array, config.noises, axis=0)
 
         count = samples * config.noises
-        features = composer.repeat_reference(features, config.noises)
+        canvas, features = features, composer.repeat_reference(features, config.noises)
         no_words, no_assets = dropped(config, keys["drop"], count)
         features = composer.keep_reference(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
         blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
-        condition = jnp.where(blind[:, None, None, None], -1.0, repeat(batch["condition"]))
+        nobody = composer.pose_channels(model, jnp.full_like(batch["uv"][:1], -1.0), batch["places"][:1])
+        condition = composer.pose_channels(model, batch["uv"], batch["places"])
+        condition = jnp.where(blind[:, None, None, None], nobody, repeat(condition))
 
         clean = repeat(batch["latents"])
-        timesteps = jax.random.randint(keys["time"], (count,), 0, len(schedule))
+        timesteps = drawn_timesteps(config, keys["time"], count, len(schedule))
         noise = jax.random.normal(keys["noise"], clean.shape)
         noisy = add_noise(schedule, clean, noise, timesteps)
-        prediction = composer.denoise(params, model, noisy, timesteps, text, condition, features, dtype=dtype)
+        prediction, queries = composer.denoise_with_queries(
+            params, model, noisy, timesteps, text, condition, features, dtype=dtype
+        )
         target = training_target(model.diffusion.prediction_type, schedule, clean, noise, timesteps)
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
         emphasis = emphasis / jnp.mean(emphasis)
-        error = jnp.mean(emphasis * jnp.square(prediction - target), axis=(1, 2, 3))
+        error = jnp.mean(channel_weights * emphasis * jnp.square(prediction - target), axis=(1, 2, 3))
         weight = loss_weight(model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
         restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
-        return jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
+        total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
+        if config.matching:
+            # One noise level of each sample tells enough.
+            matching = matching_loss(model, [query[:: config.noises] for query in queries], canvas, batch["matches"])
+            total, metrics = total + config.matching * matching, {**metrics, "matching": matching}
+        return total, metrics
 
     return loss
+
+
+def matching_loss(
+    model: ComposerConfig,
+    queries: Sequence[Float[Array, "b q _"]],
+    features: composer.ReferenceFeatures,
+    matches: Float[Array, "b h w 2"],
+) -> Float[Array, ""]:
+    """Cross entropy between where the denoiser looks on the asset canvas and where the same cloth lies there.
+
+    At the finest level that has self-attention, of the attention within the canvas, averaged over heads: some head
+    should find the place, others may look elsewhere. queries: of all layers, in forward order; matches: (x, y) of the
+    canvas as shares of its size for every token of the person at that level, -1 where there is none.
+    """
+    finest = min(model.unet.attention_levels)
+    _, height, width, _ = matches.shape
+    place = matches.reshape(len(matches), -1, 2) * jnp.asarray([width, height]) - 0.5
+    low = jnp.floor(place)
+    # The four tokens around a place, and what each of them counts.
+    shifts = jnp.asarray([[0, 0], [1, 0], [0, 1], [1, 1]])
+    corners = low[:, :, None] + shifts
+    weights = jnp.prod(jnp.where(shifts == 1, (place - low)[:, :, None], 1 - (place - low)[:, :, None]), axis=-1)
+    column, row = jnp.clip(corners[..., 0], 0, width - 1), jnp.clip(corners[..., 1], 0, height - 1)
+    tokens = (row * width + column).astype(jnp.int32)
+    known = matches.reshape(place.shape)[..., 0] >= 0
+
+    def entropy(
+        query: Float[Array, "n q d"],
+        key: Float[Array, "n k d"],
+        seen: Bool[Array, "k"],
+        tokens: Int[Array, "q 4"],
+        weights: Float[Array, "q 4"],
+        known: Bool[Array, "q"],
+    ) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        """Sum over one sample's tokens, and their number."""
+        scores = jnp.stack([q @ k.T for q, k in zip(query, key, strict=True)]) * query.shape[-1] ** -0.5
+        log_attention = jax.nn.log_softmax(jnp.where(seen, scores, -1e9))
+        log_attention = jax.nn.logsumexp(log_attention, axis=0) - jnp.log(len(query))
+        visible = weights * seen[tokens]
+        share = jnp.sum(visible, axis=-1)
+        found = jnp.maximum(jnp.take_along_axis(log_attention, tokens, axis=-1), -50.0)
+        valid = known & (share > 0.1)
+        entropies = -jnp.sum(visible * found, axis=-1) / jnp.maximum(share, 0.1)
+        return jnp.sum(jnp.where(valid, entropies, 0.0)), jnp.sum(valid)
+
+    losses = []
+    for level, query, (key, _), seen in zip(
+        model.unet.attention_levels, queries, features.layers, features.masks, strict=True
+    ):
+        if level == finest:
+            # In float32 and sample by sample, as a CPU is slow at large products of several heads or precisions.
+            heads = model.unet.heads(level)
+            query, key = (split_heads(x.astype(jnp.float32), heads).swapaxes(1, 2) for x in (query, key))
+            given = (query, key, seen, tokens, weights, known)
+            sums, counts = jax.lax.map(jax.checkpoint(lambda sample: entropy(*sample)), given)
+            losses.append(jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1))
+    return jnp.mean(jnp.stack(losses))
+
+
+def drawn_timesteps(config: LossConfig, key: Key[Array, ""], count: int, total: int) -> Int[Array, "b"]:
+    """Timesteps in [0, total), uniform or moved towards noise by `timestep_shift`."""
+    share = jax.random.uniform(key, (count,))
+    share = config.timestep_shift * share / (1 + (config.timestep_shift - 1) * share)
+    return jnp.minimum(share * total, total - 1).astype(jnp.int32)
 
 
 def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import folder, trees
-from fcjax.body import atlas_uv
+from fcjax.body import atlas_uv, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
 from fcjax.diffusion import sampler_table
@@ -149,19 +149,21 @@ def _compose(config: TrainConfig) -> Task:
         drawn = init_parameters(model, jax.random.key(config.seed))
     params = {part: drawn[part] for part in TRAINED_PARTS}
     empty_ids = tokenizer.encode("")
-    layouts, patch = data.index["settings"]["layouts"], model.pose_patch
+    layouts = data.index["settings"]["layouts"]
     height, width = model.latent_height, model.latent_width
 
     def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         layout = rng.integers(layouts)
         tokens = tokenizer.encode_prompt(sample["caption"], sample["phrases"], max_assets=model.max_assets)
-        points = atlas_uv(sample["iuv"]).reshape(height, patch, width, patch, 2)
+        uv = atlas_uv(sample["iuv"])
         return {
             "latents": sample["image"].astype(np.float32),
             "canvas_latents": sample[f"canvas{layout}"].astype(np.float32),
             "masks": sample[f"masks{layout}"].astype(np.float32) / 255.0,
             "foreground": sample["foreground"].astype(np.float32) / 255.0,
-            "condition": points.transpose(0, 2, 1, 3, 4).reshape(height, width, 2 * patch**2),
+            "uv": uv,
+            "places": rest_places(uv),
+            "matches": sample[f"matches{layout}"].astype(np.float32),
             "ids": tokens.ids,
             "empty_ids": empty_ids,
             "spans": tokens.spans,
@@ -180,7 +182,7 @@ def _compose(config: TrainConfig) -> Task:
             batch["spans"],
             batch["canvas_latents"],
             batch["masks"],
-            batch["condition"],
+            composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"])),
         )
         branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
         weights = guidance_weights(branches, GUIDANCE)
@@ -194,4 +196,13 @@ def _compose(config: TrainConfig) -> Task:
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),
         static_argnames="branches",
     )
-    return Task(params, data, transform, composing_loss(model, config.loss, _dtype(config)), export, columns)
+    loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae))
+    return Task(params, data, transform, loss, export, columns)
+
+
+def channel_weights(vae: Tree) -> np.ndarray | float:
+    """What an error in each latent channel of a linear encoder counts in squared pixels, 1 on average; 1 for others."""
+    if "linear_decoder" not in vae:
+        return 1.0
+    energy = np.square(np.asarray(vae["linear_decoder"]["kernel"], np.float32)).sum(axis=1)
+    return energy / energy.mean()

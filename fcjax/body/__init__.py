@@ -1,7 +1,7 @@
 """The body stage: a body in a pose becomes the maps that conditions are made of. NumPy alone."""
 
 from fcjax.body.camera import Camera, frame_full, frame_upper
-from fcjax.body.charts import PART_NAMES, Charts, atlas_uv, charts_from_skinning, flip_iuv
+from fcjax.body.charts import PART_NAMES, Charts, atlas_uv, charts_from_skinning, flip_iuv, rest_places
 from fcjax.body.densepose_mat import load_densepose_charts
 from fcjax.body.embedded import SMPL_JOINTS, EmbeddedModel, ShapedBody, embedded_model
 from fcjax.body.maps import BodyMaps, body_maps, mesh_maps
@@ -35,4 +35,5 @@ __all__ = [
     "mesh_maps",
     "pose",
     "rasterize",
+    "rest_places",
 ]

@@ -50,6 +50,9 @@ NOSE_V = 0.48
 EAR_U = 0.45
 CHIN_V, JAW_V, HAIRLINE_V = 0.21, 0.40, 0.88
 
+# Points along u and v at which a chart's places on the resting body are known.
+_REST_POINTS = 32
+
 # A body's trunk is about this much wider than deep; depth is stretched by it before angles are taken.
 TRUNK_FLATNESS = 1.4
 
@@ -288,6 +291,39 @@ def embedded_charts() -> SkinningCharts:
     for side in ("left", "right"):
         joints[SMPL_JOINTS.index(f"{side}_hand")] = heads[model.bone_index[f"middle_01_{side[0]}"]]
     return charts_from_skinning(vertices, model.faces["body"], weights, joints)
+
+
+def rest_places(uv: Float[ndarray, "*grid 2"]) -> Float[ndarray, "*grid 3"]:
+    """Where places of the atlas lie on the embedded body at rest, arms hanging aslant: float32, zeros off the body.
+
+    x to the subject's left, y up, z forwards, from the middle of its bounding box, in units of half its height. Equal
+    places of any body give equal values: a function of the UV map alone, known to within 1/32 of a chart.
+    """
+    # In the atlas's order, column by column, parts 1 to 24.
+    uv = np.asarray(uv, np.float32)
+    cell = np.clip(np.floor(uv * _CELLS), 0, _CELLS - 1).astype(int)
+    inside = (uv * _CELLS - cell - ATLAS_MARGIN) / (1 - 2 * ATLAS_MARGIN)
+    row, column = np.moveaxis(np.clip((inside * _REST_POINTS).astype(int), 0, _REST_POINTS - 1), -1, 0)
+    places = _rest_table()[cell[..., 0] * ATLAS_ROWS + cell[..., 1], row, column]
+    return np.where(uv[..., :1] < 0, np.float32(0), places)
+
+
+@functools.lru_cache(maxsize=1)
+def _rest_table() -> Float[ndarray, "24 n n 3"]:
+    """For parts 1 to 24, at n x n points of (u, v), the middle of the face that is nearest in its chart."""
+    model, charts = embedded_model(), embedded_charts()
+    faces, vertices = model.faces["body"], model.shape().vertices[model.ranges["body"]]
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    middles = ((2 * vertices - low - high) / (high - low)[1])[faces].mean(axis=1)
+    part, u, v = charts.locate(np.arange(len(faces)), np.full((len(faces), 3), 1 / 3))
+    axis = (np.arange(_REST_POINTS) + 0.5) / _REST_POINTS
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    table = np.empty((len(PART_NAMES) - 1, len(points), 3), np.float32)
+    for number in range(len(table)):
+        own = part == number + 1
+        distances = np.square(points - np.stack([u[own], v[own]], axis=-1)).sum(axis=-1)
+        table[number] = middles[own][distances.argmin(axis=1)]
+    return table.reshape(-1, _REST_POINTS, _REST_POINTS, 3)
 
 
 def _check_iuv(iuv: ndarray) -> None:

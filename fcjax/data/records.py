@@ -17,7 +17,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from PIL import Image
 from safetensors.numpy import load, save
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 INDEX = "index.json"
 
 

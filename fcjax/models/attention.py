@@ -147,6 +147,8 @@ class Attention(nn.Module):
             key = jnp.concatenate([key, injected[0].astype(self.dtype)], axis=1)
             value = jnp.concatenate([value, injected[1].astype(self.dtype)], axis=1)
         query = Dense(width, use_bias=False, name="to_q", **dtypes)(x)
+        if injected is not None:
+            self.sow("queries", "query", query)
         y = attend(*(split_heads(tokens, self.heads) for tokens in (query, key, value)), mask=mask)
         y = y.reshape(x.shape)
         return Dense(width, name="to_out_0", **dtypes)(y), emitted

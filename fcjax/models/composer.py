@@ -5,7 +5,7 @@ computation; latents, predictions and images come back in float32. Latents here 
 denoiser sees them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -54,23 +54,39 @@ def phrase_vectors(text: Float[Array, "b k e"], spans: Float[Array, "b a k"]) ->
 # Conditions
 
 
+def waves(coordinates: Float[Array, "*grid c"], octaves: int) -> Float[Array, "*grid w"]:
+    """Sines, then cosines, of coordinates in [-1, 1] times pi/2, pi, 2 pi ... (Fourier features, arXiv 2006.10739)."""
+    angles = 0.5 * jnp.pi * coordinates[..., None] * 2.0 ** jnp.arange(octaves)
+    angles = angles.reshape(*coordinates.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def pose_channels(
-    uv: Float[Array, "b H W 2"], latent_height: int, latent_width: int, patch: int
+    config: ComposerConfig, uv: Float[Array, "b H W 2"], places: Float[Array, "b H W 3"]
 ) -> Float[Array, "b h w p"]:
-    """The UV map at patch x patch points per latent token, nearest pixel, stacked into 2 * patch**2 channels.
+    """The UV map at `pose_patch` x `pose_patch` points per latent token, nearest pixel, stacked as channels.
 
     Channel order: row of the patch, column of the patch, (u, v). With patch 1 these are the paper's 2 channels.
     Nearest, never averaged: between two body parts a mean of (u, v) is a place elsewhere on the body.
+    Behind them the `waves` of where those points lie on a resting body (`fcjax.body.rest_places`; unused if
+    `pose_octaves` is 0), their mean over the token's points, to which points beside the body add nothing.
     """
     # Choice: the paper does not say how the map comes to the latent's resolution.
-    batch, height, width, _ = uv.shape
-    rows, columns = latent_height * patch, latent_width * patch
+    patch, (batch, height, width, _) = config.pose_patch, uv.shape
+    rows, columns = config.latent_height * patch, config.latent_width * patch
     if height < rows or width < columns:
         raise ValueError(f"a UV map of {height}x{width} is smaller than the {rows}x{columns} points to sample from it")
     row = (jnp.arange(rows) * 2 + 1) * height // (2 * rows)
     column = (jnp.arange(columns) * 2 + 1) * width // (2 * columns)
-    points = uv[:, row][:, :, column].reshape(batch, latent_height, patch, latent_width, patch, 2)
-    return points.transpose(0, 1, 3, 2, 4, 5).reshape(batch, latent_height, latent_width, 2 * patch**2)
+
+    def per_token(image: Float[Array, "b H W c"]) -> Float[Array, "b h w n c"]:
+        points = image[:, row][:, :, column].reshape(batch, rows // patch, patch, columns // patch, patch, -1)
+        return points.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows // patch, columns // patch, patch**2, -1)
+
+    points = per_token(uv)
+    on_body = points[..., :1] >= 0
+    surface = jnp.mean(on_body * waves(per_token(places), config.pose_octaves), axis=-2)
+    return jnp.concatenate([points.reshape(*points.shape[:3], -1), surface], axis=-1)
 
 
 def tryon_channels(person_latents: Float[Array, "b h w c"], masks: Float[Array, "b H W"]) -> Float[Array, "b h w c1"]:
@@ -98,8 +114,8 @@ def level_masks(config: ComposerConfig, masks: Float[Array, "b a H W"]) -> tuple
     return tuple(area_average(masks, height >> level, width >> level) for level in range(config.unet.levels))
 
 
-def asset_coordinates(masks: Float[Array, "b a h w"]) -> Float[Array, "b h w 2"]:
-    """(x, y) in [-1, 1] of each token inside the bounding box of the asset that covers it, weighed by its coverage.
+def asset_channels(masks: Float[Array, "b a h w"], octaves: int) -> Float[Array, "b h w p"]:
+    """`waves` of each token's (x, y) in [-1, 1] inside the box of the asset that covers it, weighed by its coverage.
 
     Zero where no asset is. Boxes are those of the tokens with any coverage.
     """
@@ -114,7 +130,8 @@ def asset_coordinates(masks: Float[Array, "b a h w"]) -> Float[Array, "b h w 2"]
 
     masks = masks.astype(FLOAT32)
     x, y = inside(jnp.any(masks > 0, axis=-2)), inside(jnp.any(masks > 0, axis=-1))
-    return jnp.stack([jnp.einsum("bahw,baw->bhw", masks, x), jnp.einsum("bahw,bah->bhw", masks, y)], axis=-1)
+    x, y = jnp.broadcast_to(x[:, :, None, :], masks.shape), jnp.broadcast_to(y[..., None], masks.shape)
+    return jnp.einsum("bahw,bahwp->bhwp", masks, waves(jnp.stack([x, y], axis=-1), octaves))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,8 +158,9 @@ def reference_features(
     binder = Binder(config.binder, config.unet, dtype=dtype)
     bound = _apply(binder, params.get("binder", {}), phrase_vectors(text, spans), coverage)
     sample = canvas_latents
-    if config.reference_coordinates:
-        sample = jnp.concatenate([sample, asset_coordinates(coverage[0]).astype(sample.dtype)], axis=-1)
+    if config.reference_octaves:
+        places = asset_channels(coverage[0], config.reference_octaves)
+        sample = jnp.concatenate([sample, places.astype(sample.dtype)], axis=-1)
     # Choice: the reference UNet reads the clean latent, at timestep 0.
     timesteps = jnp.zeros(sample.shape[0])
     unet = UNet(config.reference_unet, dtype=dtype)
@@ -180,16 +198,40 @@ def denoise(
 
     condition: `pose_channels` or `tryon_channels`, by `config.condition`. features None: no reference at all.
     """
+    return denoise_with_queries(params, config, noisy, timesteps, text, condition, features, dtype=dtype)[0]
+
+
+def denoise_with_queries(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    noisy: Float[Array, "b h w c"],
+    timesteps: Num[Array, "b"],
+    text: Float[Array, "b k e"],
+    condition: Float[Array, "b h w p"],
+    features: ReferenceFeatures | None,
+    *,
+    dtype: Dtype = FLOAT32,
+) -> tuple[Float[Array, "b h w c"], tuple[Float[Array, "b q _"], ...]]:
+    """`denoise`, and the queries with which its self-attention layers, in forward order, look at the reference."""
     sample = jnp.concatenate([noisy, condition.astype(noisy.dtype)], axis=-1)
-    return _apply(
-        UNet(config.unet, dtype=dtype),
-        params["unet"],
+    output = UNet(config.unet, dtype=dtype).apply(
+        {"params": params["unet"]},
         sample,
         timesteps,
         text,
         reference=None if features is None else features.layers,
         reference_mask=None if features is None else features.masks,
+        mutable=["queries"],
     )
+    prediction, sown = cast(tuple[Array, dict[str, Any]], output)
+    if features is None:
+        return prediction, ()
+    queries = [
+        sown["queries"][name][f"attentions_{index}"]["transformer_blocks_0"]["attn1"]["query"][0]
+        for name, _, layers in config.unet.attention_blocks
+        for index in range(layers)
+    ]
+    return prediction, tuple(queries)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

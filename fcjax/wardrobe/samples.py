@@ -18,7 +18,7 @@ from fcjax.wardrobe.meshes import Landmarks, landmarks
 from fcjax.wardrobe.outfits import Wear, draw_outfit
 from fcjax.wardrobe.people import Person, draw_person
 from fcjax.wardrobe.poses import draw_pose
-from fcjax.wardrobe.scene import Scene
+from fcjax.wardrobe.scene import Scene, Surface
 from fcjax.wardrobe.shading import Light, Texture, draw_light
 from fcjax.wardrobe.studio import draw_camera, draw_view, photograph
 
@@ -28,7 +28,8 @@ POSES_PER_OUTFIT = {"train": 3, "heldout": 1}
 SUPERSAMPLING = 2  # subpixels a side; the averages below are written for two
 TEXTURE_DENSITY = 1.4  # texture pixels per metre, per pixel of picture height
 FLAT_SHARE = 0.75  # greatest size of a flat picture, of the sample's size
-SMALL_SHARE = 0.5  # the same for shoes, hats and bags
+SMALL_THINGS = ("shoes", "hat", "bag")
+SMALL_SHARE = 0.5  # the same for small things
 FACE_SHARE = 0.40
 SWATCH_SHARE = 0.34  # of the width
 LEAST_REGION = 5e-4  # share of the picture that an asset must cover to count as visible
@@ -58,6 +59,7 @@ class Sample:
     caption: str  # holds every asset's phrase word for word
     maps: BodyMaps
     regions: Int8[ndarray, "h w"]  # 0 none, i + 1 the pixels of asset i
+    origins: Float[ndarray, "h w 2"]  # the (x, y) of an asset's picture, 0 to 1, that a pixel shows; -1: of no flat
     foreground: Bool[ndarray, "h w"]
     background: str  # as the caption names it
     backdrop: UInt8[ndarray, "h w 3"]  # the picture without the person (and without the shadow)
@@ -112,8 +114,8 @@ class Outfit:
 
     def render(
         self, shown: Scene, posed: ndarray, camera: Camera, size: tuple[int, int], light: Light, flat: int | None = None
-    ) -> tuple[Float[ndarray, "h w 4"], ndarray]:
-        """A picture with premultiplied alpha in [0, 1], and per subpixel (2h, 2w) what is seen: -1 or the face's kind.
+    ) -> tuple[Float[ndarray, "h w 4"], Surface]:
+        """A picture with premultiplied alpha in [0, 1], and what its subpixels (2h, 2w) show.
 
         `flat` says which garment's flat scene this is; None is the person.
         """
@@ -129,14 +131,27 @@ class Outfit:
         image = np.zeros((height * width, 4), np.float32)
         image[surface.pixels, :3] = color
         image[surface.pixels, 3] = 1
-        kinds = np.full(height * width, -1, np.int8)
-        kinds[surface.pixels] = surface.kind
         image = image.reshape(height, width, 4)
         # Four strided sums are ten times as fast as a mean over two axes.
         image = (image[::2, ::2] + image[::2, 1::2] + image[1::2, ::2] + image[1::2, 1::2]) * np.float32(0.25)
         if flat is None:
             image[..., :3] *= shading.ambient_occlusion(surface)[..., None]
-        return image, kinds.reshape(height, width)
+        return image, surface
+
+    def origins(self, shown: Scene, surface: Surface) -> Float[ndarray, "h w 2"]:
+        """Where each garment's flat picture shows what a pixel of the person shows, (x, y) as shares of that picture.
+
+        -1 where there is no cloth, and for shoes, hats and bags.
+        """
+        places = np.full((surface.height * surface.width, 2), -1, np.float32)
+        for index, wear in enumerate(self.wears):
+            if wear.cut.kind not in SMALL_THINGS:
+                camera, size = self._flat_view(index)
+                rows = np.flatnonzero(surface.kind == scene.FIRST_GARMENT + index)
+                projected = camera.project(surface.interpolate(shown.laid, rows))[:, :2]
+                places[surface.pixels[rows]] = projected / np.array(size[::-1])
+        places[(places < 0).any(axis=1) | (places > 1).any(axis=1)] = -1
+        return places.reshape(surface.height, surface.width, 2)[::SUPERSAMPLING, ::SUPERSAMPLING]
 
     @functools.cached_property
     def flats(self) -> tuple[UInt8[ndarray, "h w 4"], ...]:
@@ -144,22 +159,32 @@ class Outfit:
         return tuple(self._flat(index) for index in range(len(self.wears)))
 
     def _flat(self, index: int) -> UInt8[ndarray, "h w 4"]:
-        garment = self.wears[index].garment
-        flat = scene.flat_scene(garment)
+        flat = scene.flat_scene(self.wears[index].garment)
         points, rotation = flat.points, np.eye(3)
-        if garment.cut.kind == "shoes":
+        if self.wears[index].cut.kind == "shoes":
             # A pair, closer together than the feet stood, seen from above and from the side.
             points = points.copy()
             inner = np.abs(points[:, 0]).min()
             points[:, 0] -= np.sign(points[:, 0]) * (inner - 0.02)
             rotation = view_rotation(35, 28)
-        elif garment.cut.kind in ("hat", "bag"):
+        elif self.wears[index].cut.kind in SMALL_THINGS:
             rotation = view_rotation(18, 10)
-        local = points @ rotation.T
-        (left, bottom, _), (right, top, _) = local.min(axis=0), local.max(axis=0)
-        if garment.cut.kind not in ("shoes", "hat", "bag"):
-            left, right, bottom, top = garment.extent
-        share = FLAT_SHARE if garment.cut.kind not in ("shoes", "hat", "bag") else SMALL_SHARE
+        camera, size = self._flat_view(index, points, rotation)
+        image, _ = self.render(flat, points, camera, size, Light(), flat=index)
+        return _straight(image)
+
+    def _flat_view(
+        self, index: int, points: Float[ndarray, "v 3"] | None = None, rotation: Float[ndarray, "3 3"] | None = None
+    ) -> tuple[Camera, tuple[int, int]]:
+        """Camera and size (height, width) of a garment's flat picture; small things are framed by their points."""
+        rotation = np.eye(3) if rotation is None else rotation
+        if self.wears[index].cut.kind in SMALL_THINGS:
+            local = points @ rotation.T
+            (left, bottom, _), (right, top, _) = local.min(axis=0), local.max(axis=0)
+            share = SMALL_SHARE
+        else:
+            left, right, bottom, top = self.wears[index].garment.extent
+            share = FLAT_SHARE
         bound_height, bound_width = int(self.height * share), int(self.width * share)
         scale = 0.92 * min(bound_height / (top - bottom), bound_width / (right - left))
         # Rounded up to whole pixels: a margin of at least four percent stays on every side.
@@ -168,9 +193,7 @@ class Outfit:
             min(int(np.ceil((right - left) * scale / 0.92)), bound_width),
         )
         middle = rotation.T @ np.array([(left + right) / 2, (bottom + top) / 2, 0.0])
-        camera = Camera(scale, (size[1] / 2, size[0] / 2), tuple(middle), rotation)
-        image, _ = self.render(flat, points, camera, size, Light(), flat=index)
-        return _straight(image)
+        return Camera(scale, (size[1] / 2, size[0] / 2), tuple(middle), rotation), size
 
     @functools.cached_property
     def face(self) -> UInt8[ndarray, "h w 4"]:
@@ -265,14 +288,18 @@ class Wardrobe:
         camera = draw_camera(rng, posed, self.height, self.width, view)
         light = draw_light(rng)
         backdrop = draw_background(rng, self.backgrounds)
-        image, kinds = outfit.render(dressed, posed, camera, (self.height, self.width), light)
+        image, surface = outfit.render(dressed, posed, camera, (self.height, self.width), light)
         maps = body_maps(outfit.shaped, rotations, camera, self.height, self.width)
         body = skin(outfit.shaped.vertices[:13380:7], embedded_model().weights[:13380:7], transforms)
         painted, foreground, plate = photograph(image, camera, body, backdrop, light)
-        return self._describe(outfit, rng, painted, foreground, plate, kinds, maps, backdrop, pose, view, facing)
+        origins = outfit.origins(dressed, surface)
+        kinds = surface.labels()
+        return self._describe(
+            outfit, rng, painted, foreground, plate, kinds, origins, maps, backdrop, pose, view, facing
+        )
 
     def _describe(
-        self, outfit, rng, painted, foreground, plate, kinds, maps, backdrop: Background, pose, view, facing
+        self, outfit, rng, painted, foreground, plate, kinds, origins, maps, backdrop: Background, pose, view, facing
     ) -> Sample:
         """Choose what becomes an asset, name everything, and mark the assets' regions."""
         person, wears = outfit.person, outfit.wears
@@ -304,6 +331,9 @@ class Wardrobe:
         for place, chosen in enumerate(order):
             covered = np.isin(seen, labels[chosen]) if labels[chosen] else bare_face
             regions[covered] = place + 1
+        flat = [place + 1 for place, chosen in enumerate(order) if assets[chosen].kind not in ("swatch", "face")]
+        # The subpixel that says the origin must be of the garment that the pixel shows.
+        origins[~np.isin(regions, flat) | (kinds[::SUPERSAMPLING, ::SUPERSAMPLING] != seen)] = -1
         place = captions.background_words(backdrop, rng)
         subject = captions.subject_words(person, face, rng)
         caption = captions.caption_words(subject, tuple(worn), tuple(carried), _view_words(facing), place, rng)
@@ -313,6 +343,7 @@ class Wardrobe:
             caption=caption,
             maps=maps,
             regions=regions,
+            origins=origins,
             foreground=foreground,
             background=place,
             backdrop=plate,

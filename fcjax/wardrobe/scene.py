@@ -32,6 +32,7 @@ class Scene:
 
     rest: Float[ndarray, "v 3"]  # where fields and features are evaluated
     points: Float[ndarray, "v 3"]  # displaced
+    laid: Float[ndarray, "v 3"]  # where they lie in their garment's flat picture
     weights: Float[ndarray, "v 53"]
     flat: Float[ndarray, "v 2"]  # texture coordinates in metres; hair: strand
     fields: Float[ndarray, "v 3"]
@@ -49,6 +50,7 @@ class Scene:
         return Scene(
             self.rest[used],
             (self.points if points is None else points)[used],
+            self.laid[used],
             self.weights[used],
             self.flat[used],
             self.fields[used],
@@ -75,7 +77,9 @@ class _Builder:
         self.parts: list[tuple[ndarray, ...]] = []
         self.count = 0
 
-    def add(self, rest, points, weights, flat, fields, features, faces, kind, inner, exact=False, bone="") -> None:
+    def add(
+        self, rest, points, laid, weights, flat, fields, features, faces, kind, inner, exact=False, bone=""
+    ) -> None:
         def of_corners(attribute: ndarray, join: np.ufunc) -> ndarray:
             # Three gathers: NumPy reduces short axes slowly.
             a, b, c = faces.T
@@ -99,7 +103,7 @@ class _Builder:
         self.count += len(used)
         self.parts.append(
             (
-                rest[used], points[used], weights[used], flat[used], fields[used], features[used],
+                rest[used], points[used], laid[used], weights[used], flat[used], fields[used], features[used],
                 np.full(len(used), embedded_model().bone_index[bone] if bone else -1), faces,
                 np.full(len(faces), kind, np.int8), sides, tested, near_neck,
             )
@@ -107,8 +111,8 @@ class _Builder:
 
     def scene(self) -> Scene:
         arrays = [np.concatenate(columns) for columns in zip(*self.parts, strict=True)]
-        floats = [np.ascontiguousarray(array, np.float32) for array in arrays[:6]]
-        return Scene(*floats, *arrays[6:])
+        floats = [np.ascontiguousarray(array, np.float32) for array in arrays[:7]]
+        return Scene(*floats, *arrays[7:])
 
 
 def _constant(count: int, *values: float | np.floating) -> Float[ndarray, "v k"]:
@@ -133,12 +137,12 @@ def assemble(
     else:
         fields[:, 0] = -cloth.hidden_skin(worn, marks, body, rest, bone_weight(model, rows, "head"))
     features = np.stack([model.masks["lips"], np.zeros(len(rest), np.float32)], axis=1)
-    builder.add(rest, rest, body.weights, _constant(len(rest), 0, 0), fields, features, body.faces, SKIN, NEVER)
+    builder.add(rest, rest, rest, body.weights, _constant(len(rest), 0, 0), fields, features, body.faces, SKIN, NEVER)
     eyes = model.ranges["eyes"]
     points = shaped.vertices[eyes]
     nothing, always = _constant(len(points), 0, 0), _constant(len(points), FAR, FAR, FAR)
     faces = model.faces["eyes"] - eyes.start
-    builder.add(points, points, model.weights[eyes], nothing, always, nothing, faces, EYES, NEVER)
+    builder.add(points, points, points, model.weights[eyes], nothing, always, nothing, faces, EYES, NEVER)
     if hair is not None:
         # A hat hides the hair under it.
         crown = next((garment.crown for garment in worn if garment.crown is not None), None)
@@ -149,7 +153,9 @@ def assemble(
             fields[:, 2] = hair.points[:, 1] - marks.neck + FACE_HEM + 0.01
         # The margin may be somewhat negative: strands differ.
         fields[:, 0] += 0.012
-        builder.add(hair.points, hair.points, hair.weights, hair.strand, fields, nothing, hair.faces, HAIR, ALWAYS)
+        builder.add(
+            hair.points, hair.points, hair.points, hair.weights, hair.strand, fields, nothing, hair.faces, HAIR, ALWAYS
+        )
     for index, garment in enumerate(worn):
         over = worn[index + 1 :]
         for piece in garment.pieces:
@@ -158,7 +164,7 @@ def assemble(
                 fields[:, 2] = np.minimum(fields[:, 2], -cloth.cover(over, marks, piece.rest, piece.source))
             features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
             builder.add(
-                piece.points, piece.points, piece.weights, piece.texture, fields, features, piece.faces,
+                piece.points, piece.points, piece.laid, piece.weights, piece.texture, fields, features, piece.faces,
                 FIRST_GARMENT + index, _inner(garment), piece.exact_neck, piece.hangs_from,
             )  # fmt: skip
     return builder.scene()
@@ -170,7 +176,7 @@ def flat_scene(garment: Garment) -> Scene:
     for piece in garment.pieces:
         features = np.stack([piece.arms, np.zeros_like(piece.arms)], axis=1)
         builder.add(
-            piece.points, piece.laid, piece.weights, piece.texture, piece.fields, features, piece.faces,
+            piece.points, piece.laid, piece.laid, piece.weights, piece.texture, piece.fields, features, piece.faces,
             FIRST_GARMENT, _inner(garment), piece.exact_neck,
         )  # fmt: skip
     return builder.scene()
@@ -199,6 +205,12 @@ class Surface:
     inside: Bool[ndarray, "n"]  # the inner side of cloth
     depth: Float[ndarray, "n"]  # metres, smaller is nearer
     squeeze: Float[ndarray, "v"]  # how much cloth is compressed at a vertex, 0 to 0.6
+
+    def labels(self) -> Int[ndarray, "h w"]:
+        """Per pixel the kind of what is seen, -1 for nothing."""
+        kinds = np.full(self.height * self.width, -1, np.int8)
+        kinds[self.pixels] = self.kind
+        return kinds.reshape(self.height, self.width)
 
     def interpolate(self, attribute: ndarray, rows: ndarray) -> ndarray:
         """A per-vertex attribute (v,) or (v, c) at some of the seen pixels."""
