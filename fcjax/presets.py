@@ -5,6 +5,8 @@ import dataclasses
 from fcjax.config import (
     CROSS_ATTENTION_DOWN,
     CROSS_ATTENTION_UP,
+    PLAIN_DOWN,
+    PLAIN_UP,
     BinderConfig,
     BindingVariant,
     ComposerConfig,
@@ -59,34 +61,35 @@ def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
 def mini(
     binding: BindingVariant = "all", condition: Condition = "pose", vocab_size: int = 1536, max_assets: int = 6
 ) -> ComposerConfig:
-    """The model in the package: 256x192, at most 13 M parameters (26 MB in bfloat16).
+    """The model that the package is to hold: 256x192, at most 13 M parameters (26 MB in bfloat16).
 
-    Attention at every level, because garments must be matched in place at 32x24 tokens; 4x4 UV points per token,
-    because one point per 8x8 pixels loses arms and legs; places on a resting body and on each asset as sines and
-    cosines, because so small a UNet does not learn within hours which place of a garment covers which of the body.
+    Attention at every level but the finest, whose tokens of 4x4 pixels are too many for it; 2x2 UV points per token,
+    because arms and legs are a token wide; places on a resting body and on each asset as sines and cosines, because so
+    small a UNet does not learn within hours which place of a garment covers which of the body.
     """
     return _composer(
         UNetConfig(
-            sample_size=32,
-            down_block_types=(CROSS_ATTENTION_DOWN,) * 3,
-            up_block_types=(CROSS_ATTENTION_UP,) * 3,
-            block_out_channels=(64, 96, 112),
+            sample_size=64,
+            down_block_types=(PLAIN_DOWN,) + (CROSS_ATTENTION_DOWN,) * 3,
+            up_block_types=(CROSS_ATTENTION_UP,) * 3 + (PLAIN_UP,),
+            block_out_channels=(32, 64, 96, 128),
             layers_per_block=1,
             cross_attention_dim=128,
-            attention_head_dim=(2, 3, 4),
+            attention_head_dim=(1, 2, 3, 4),
             use_linear_projection=True,
             norm_num_groups=16,
             ff_mult=2,
         ),
-        # Choice: principal components of 8x8 pixels as latents (28.3 dB by themselves, 3 dB more than a small encoder
-        # network reached in 20 minutes on a CPU) and a decoder network on top, to be trained before or after the UNets.
+        # Choice: principal components of 4x4 pixels as latents (28.6 dB by themselves) and a decoder network on top, to
+        # be trained before or after the UNets. 16 components of 8x8 pixels compress as much, but neighbours among them
+        # have little in common, and a small UNet learnt their noise rather than their pictures.
         # 2x2 pixels leave the decoder as channels; the full resolution's own level would take most of its time.
         VAEConfig(
             in_channels=12,
             out_channels=12,
             patch_size=2,
-            latent_channels=16,
-            block_out_channels=(32, 64, 112),
+            latent_channels=6,
+            block_out_channels=(48, 96),
             layers_per_block=1,
             norm_num_groups=8,
             sample_size=256,
@@ -97,7 +100,7 @@ def mini(
             linear_encoder=True,
         ),
         condition=condition,
-        pose_patch=4,
+        pose_patch=2,
         pose_octaves=6,
         reference_octaves=5,
         text_encoder=TextConfig(
@@ -111,10 +114,11 @@ def mini(
             pad_token_id=vocab_size - 1,
         ),
         binder=BinderConfig(variant=binding, hidden_size=128),
-        # Choice: a model trained from nothing predicts v, with no signal left at the last timestep, so that plain
-        # backgrounds come out in their colour; SD1.5's epsilon prediction cannot.
+        # Choice: a model trained from nothing predicts the clean latents (arXiv 2511.13720). Narrow layers suffice for
+        # them; noise, and v, which is noise where there is little of it, has to pass through them whole. No signal is
+        # left at the last timestep, so that plain backgrounds come out in their colour.
         diffusion=DiffusionConfig(
-            prediction_type="v_prediction",
+            prediction_type="sample",
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
             set_alpha_to_one=True,

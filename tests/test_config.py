@@ -31,7 +31,7 @@ def test_sd15_is_the_papers_setting() -> None:
 def test_the_mini_is_of_the_size_the_issue_asks() -> None:
     config = mini()
     assert (config.height, config.width) == (256, 192)
-    assert config.unet.in_channels == config.vae.latent_channels + 2 * 4 * 4 + 6 * 6
+    assert config.unet.in_channels == config.vae.latent_channels + 2 * 2 * 2 + 6 * 6
     assert mini(vocab_size=900, max_assets=4).text_encoder.vocab_size == 900
 
 
@@ -48,7 +48,7 @@ def test_bound_blocks_are_those_of_the_paper() -> None:
 
 def test_attention_layers_are_counted_in_forward_order() -> None:
     assert sd15().unet.attention_levels == (0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0)
-    assert mini().unet.attention_levels == (0, 1, 2, 2, 2, 2, 1, 1, 0, 0)
+    assert mini().unet.attention_levels == (1, 2, 3, 3, 3, 3, 2, 2, 1, 1)
 
 
 WRONG_PARTS: list[tuple[type, dict[str, Any], str]] = [

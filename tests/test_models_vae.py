@@ -84,8 +84,8 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32() -> None:
     assert 1e-6 < oracles.relative_error(rough, exact) < 0.1
 
 
-def test_the_mini_vae_has_factor_8() -> None:
-    assert mini().vae.factor == 8
+def test_the_mini_vae_has_factor_4() -> None:
+    assert mini().vae.factor == 4
 
 
 LINEAR = dataclasses.replace(
