@@ -1,15 +1,17 @@
 """Optimiser over the trained part of a parameter tree, and the exponential moving average beside it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 Tree = Any
 
 
-def adamw(
+def make_optimizer(
+    name: Literal["adamw", "muon"],
     learning_rate: float,
     steps: int,
     warmup_steps: int = 500,
@@ -18,9 +20,10 @@ def adamw(
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
+    """AdamW or Muon after clipping by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
 
-    Vectors (biases, norm scales) take no weight decay.
+    Vectors (biases, norm scales) take no weight decay. Muon (arXiv 2502.16982, whose scale lets it take AdamW's rate)
+    moves the `kernel`s, AdamW the rest: vectors and embeddings.
     """
     warmup_steps = min(warmup_steps, max(steps - 1, 1))
     rate = optax.warmup_cosine_decay_schedule(
@@ -34,10 +37,28 @@ def adamw(
     def is_matrix(parameters: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
 
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(rate, b2=beta2, weight_decay=weight_decay, mask=is_matrix),
-    )
+    if name == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_b2=beta2,
+            muon_weight_dimension_numbers=_kernel_axes,
+            consistent_rms=0.2,
+        )
+    else:
+        rule = optax.adamw(rate, b2=beta2, weight_decay=weight_decay, mask=is_matrix)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+
+
+def _kernel_axes(parameters: Tree) -> Tree:
+    """Of every kernel the axes of what it reads and of what it writes; None for all else."""
+
+    def axes(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if path[-1].key != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(axes, parameters)
 
 
 def update_ema(average: Tree, parameters: Tree, decay: float, step: jax.Array) -> Tree:

@@ -12,8 +12,9 @@ MINI = Path(fcjax.__file__).parent / "mini"
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as `fcjax.optim` builds it; `trainable` are first-match path rules, True = trained, False = frozen."""
+    """What `fcjax.optim` builds; `trainable` are first-match path rules, True = trained, False = frozen."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 500
     # The rate falls along a cosine to `final_rate` times its peak at the last step; 1.0 keeps it constant.

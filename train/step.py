@@ -16,7 +16,7 @@ from fcjax.models import composer
 from fcjax.models.attention import split_heads
 from fcjax.models.layers import Dtype
 from fcjax.models.vae import VAE
-from fcjax.optim import adamw, update_ema
+from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 
 Tree = dict[str, Any]
@@ -53,8 +53,8 @@ def initial_state(config: OptimizerConfig, steps: int, params: Tree) -> TrainSta
 
 
 def _optimizer(config: OptimizerConfig, steps: int):
-    fields = ("learning_rate", "warmup_steps", "final_rate", "beta2", "weight_decay", "clip_norm")
-    return adamw(steps=steps, **{name: getattr(config, name) for name in fields})
+    fields = ("name", "learning_rate", "warmup_steps", "final_rate", "beta2", "weight_decay", "clip_norm")
+    return make_optimizer(steps=steps, **{name: getattr(config, name) for name in fields})
 
 
 def train_step(

@@ -1,0 +1,62 @@
+"""The optimisers that training chooses from."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fcjax.optim import make_optimizer
+
+PARAMETERS = {
+    "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)},
+    "dense": {"kernel": jnp.zeros((12, 6))},
+    "token_embedding": {"embedding": jnp.zeros((10, 6))},
+}
+
+
+def first_update(name: str, rate: float = 0.01):
+    """What the first step after the warm-up's zero rate does to `PARAMETERS`, given gradients of all ranks."""
+    rng = np.random.default_rng(0)
+    gradients = {
+        group: {leaf: jnp.asarray(rng.normal(size=value.shape), jnp.float32) for leaf, value in leaves.items()}
+        for group, leaves in PARAMETERS.items()
+    }
+    rule = make_optimizer(name, rate, steps=100, warmup_steps=1, clip_norm=1e9)
+    state, updates = rule.init(PARAMETERS), None
+    for _ in range(2):
+        updates, state = rule.update(gradients, state, PARAMETERS)
+    assert updates is not None
+    return gradients, updates
+
+
+@pytest.mark.parametrize(("group", "shape"), [("conv", (36, 8)), ("dense", (12, 6))])
+def test_muon_moves_kernels_alike_in_every_direction(group: str, shape: tuple[int, int]):
+    gradients, updates = first_update("muon")
+    update = np.asarray(updates[group]["kernel"]).reshape(shape)
+    strengths = np.linalg.svd(update, compute_uv=False)
+    spread = np.linalg.svd(np.asarray(gradients[group]["kernel"]).reshape(shape), compute_uv=False)
+    # Newton-Schulz leaves singular values between about 0.7 and 1.2; what it was given spreads further.
+    expected = 0.01 * 0.2 * np.sqrt(max(shape))
+    assert 0.6 * expected < strengths.min() and strengths.max() < 1.3 * expected
+    assert spread.max() / spread.min() > 1.5
+    assert np.sum(update * np.asarray(gradients[group]["kernel"]).reshape(shape)) < 0
+
+
+def test_muon_leaves_vectors_and_embeddings_to_adamw():
+    _, muon = first_update("muon")
+    for group, leaf in (("conv", "bias"), ("token_embedding", "embedding")):
+        # Adam's first steps are about as long as the rate, whatever the gradient.
+        steps = np.abs(muon[group][leaf])
+        np.testing.assert_allclose(steps, steps.mean(), rtol=0.01)
+        assert 0.005 < steps.mean() < 0.02
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_quadratic_is_minimised(name: str):
+    parameters = {"dense": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+    rule = make_optimizer(name, 0.2, steps=200, warmup_steps=5, final_rate=0.01)
+    state = rule.init(parameters)
+    for _ in range(200):
+        updates, state = rule.update(parameters, state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+    assert max(float(jnp.abs(parameters["dense"][leaf]).max()) for leaf in ("kernel", "bias")) < 0.05
