@@ -20,7 +20,7 @@ def make_optimizer(
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW or Muon after clipping by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
+    """AdamW or Muon, clipped by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
 
     Vectors (biases, norm scales) take no weight decay. Muon (arXiv 2502.16982, whose scale lets it take AdamW's rate)
     moves the `kernel`s, AdamW the rest: vectors and embeddings.
