@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array
 from PIL import Image
 
-from fcjax import folder
+from fcjax import folder, pretrained
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
 from fcjax.body import Body, BodyMaps, rest_places
 from fcjax.config import ComposerConfig
@@ -34,8 +34,6 @@ from fcjax.models.layers import Dtype
 from fcjax.sampling import guidance_branches, guidance_weights, image_keys, initial_latents
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
-MINI = Path(__file__).parent / "mini"
-"""The model folder in the package."""
 Progress = Callable[[int, int], bool | None]
 
 
@@ -48,11 +46,6 @@ class Composition:
     canvas: AssetCanvas
     maps: BodyMaps
     tokens: PromptTokens
-
-
-def model_folder(name: str | Path) -> Path:
-    """Where a model is: "mini" is the one in the package, anything else a path."""
-    return MINI if str(name) == "mini" else Path(name)
 
 
 class Composer:
@@ -76,16 +69,29 @@ class Composer:
         self.dtype = _default_dtype() if dtype is None else dtype
 
     @classmethod
-    def load(cls, path: str | Path = "mini", dtype: Dtype | None = None) -> "Composer":
-        """Reads a model folder; "mini" is the model in the package. ValueError for a folder that is none.
+    def load(
+        cls, path: str | Path = "mini", dtype: Dtype | None = None, *, tokenizer: str | Path | None = None
+    ) -> "Composer":
+        """Reads a model: "mini" is the one in the package; else a composer's folder, a Stable Diffusion 1.x or 2.x
+        folder as diffusers writes it, a single file of Stable Diffusion 1.x, or such a folder's name on the Hub.
 
+        What is no composer yet becomes one that composes as Stable Diffusion does until it is trained
+        (`fcjax.pretrained`). ValueError says what does not fit.
         dtype: of computation; by default float32 on a CPU and bfloat16 elsewhere.
+        tokenizer: its folder, where it is not the model's own.
         """
-        where = model_folder(path)
         dtype = _default_dtype() if dtype is None else dtype
         # What computes in float32 would turn bfloat16 weights into float32 ones in every step.
-        config, params = folder.load(where, dtype=jnp.float32 if dtype == jnp.float32 else None)
-        return cls(config, params, Tokenizer.load(where / "tokenizer"), dtype)
+        model = pretrained.load(pretrained.locate(path), dtype=jnp.float32 if dtype == jnp.float32 else None)
+        where = tokenizer or model.tokenizer
+        if where is None:
+            raise ValueError(f"{path} holds no tokenizer: give the tokenizer folder of Stable Diffusion 1.x beside it")
+        return cls(model.config, model.params, Tokenizer.load(where), dtype)
+
+    def save(self, path: str | Path, *, dtype: Any = jnp.float32) -> None:
+        """Writes a model folder, whose parts diffusers and transformers open; tensors are stored as `dtype`."""
+        folder.save(path, self.params, self.config, dtype=dtype)
+        self.tokenizer.save(Path(path) / "tokenizer")
 
     def compose(
         self,

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fcjax import convert, trees
+from fcjax import convert
 from fcjax.config import BinderConfig, ComposerConfig, DiffusionConfig, TextConfig, UNetConfig, VAEConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
+from fcjax.weights import Tensors, load_parts, read_json, stored_dtype
 
 PartConfig = UNetConfig | VAEConfig | TextConfig | BinderConfig | DiffusionConfig
 
@@ -154,23 +154,19 @@ def load(path: str | Path, *, dtype: Any = None) -> tuple[ComposerConfig, Parame
     ValueError says what is not there, and lists all missing, unused and mis-shaped keys of a part at once.
     """
     config = load_config(path)
-    params = {
-        name: _load_tensors(Path(path), name, abstract_part(getattr(config, name)), dtype)
-        for name in ("unet", "reference_unet", "vae", "text_encoder")
+    abstract = {
+        name: abstract_part(getattr(config, name)) for name in ("unet", "reference_unet", "vae", "text_encoder")
     }
     binder = abstract_binder(config.binder, config.unet)
-    params["binder"] = _load_tensors(Path(path), "binder", binder, dtype) if binder else {}
-    return config, params
+    if binder:
+        abstract["binder"] = binder
+    params = load_parts({name: (tensors(path, name), tree) for name, tree in abstract.items()}, dtype)
+    return config, {"binder": {}, **params}
 
 
 def load_config(path: str | Path) -> ComposerConfig:
     """The config of a model folder."""
-    root = Path(path)
-    if not root.is_dir():
-        raise ValueError(f"there is no model folder {root}")
-    if not (root / "model_index.json").is_file():
-        raise ValueError(f"{root} is no model folder: it has no model_index.json")
-    index = _read_json(root / "model_index.json")
+    root, index = Path(path), read_index(path)
     own = index.get("fcjax")
     absent = [name for name in CLASSES if not (root / name).is_dir()]
     if own is None or absent:
@@ -188,30 +184,40 @@ def load_config(path: str | Path) -> ComposerConfig:
     return ComposerConfig(diffusion=parts.pop("scheduler"), **parts, **own)
 
 
+def read_index(path: str | Path) -> dict[str, Any]:
+    """What `model_index.json` of a model folder says."""
+    root = Path(path)
+    if not root.is_dir():
+        raise ValueError(f"there is no model folder {root}")
+    if not (root / "model_index.json").is_file():
+        raise ValueError(f"{root} is no model folder: it has no model_index.json")
+    return read_json(root / "model_index.json")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Single parts
 
 
 def save_part(path: str | Path, name: str, params: Parameters, config: PartConfig, *, dtype: Any = jnp.float32) -> None:
     """Write one part (`unet`, `reference_unet`, `vae`, `text_encoder`, `binder`) into the folder `path`."""
-    dtype = _stored_dtype(dtype)
+    dtype = stored_dtype(dtype)
     _write_config(Path(path), name, config)
-    tensors = {
+    stored = {
         key: np.ascontiguousarray(np.asarray(tensor).astype(dtype))
         for key, tensor in convert.state_dict(params).items()
     }
     if name == "text_encoder":
         # transformers before version 5 expects the prefix, later ones accept it.
-        tensors = {f"text_model.{key}": tensor for key, tensor in tensors.items()}
-    if tensors:
-        save_file(tensors, _weights_file(Path(path), name), metadata={"format": "pt"})
+        stored = {f"text_model.{key}": tensor for key, tensor in stored.items()}
+    if stored:
+        save_file(stored, Path(path) / name / f"{_stem(name)}.safetensors", metadata={"format": "pt"})
 
 
 def load_part(
     path: str | Path, name: str, config: UNetConfig | VAEConfig | TextConfig, *, dtype: Any = None
 ) -> Parameters:
     """The parameters of one part of the folder `path`, which must fit `config`; as stored when `dtype` is None."""
-    return _load_tensors(Path(path), name, abstract_part(config), dtype)
+    return load_parts({name: (tensors(path, name), abstract_part(config))}, dtype)[name]
 
 
 def load_part_config(path: str | Path, name: str) -> Any:
@@ -224,7 +230,12 @@ def load_part_config(path: str | Path, name: str) -> Any:
     file, config_class = _config_file(Path(path), name), CLASSES[name]
     if not file.is_file():
         raise ValueError(f"{path} has no {name}: {file} is not there")
-    return parse_config(config_class, _read_json(file), str(file))
+    return parse_config(config_class, read_json(file), str(file))
+
+
+def tensors(path: str | Path, name: str) -> Tensors:
+    """The tensors of one part of the folder `path`, unread."""
+    return Tensors.of_part(Path(path) / name, _stem(name))
 
 
 def parse_config(config_class: type, given: Mapping[str, Any], source: str) -> Any:
@@ -271,61 +282,8 @@ def config_dict(name: str, config: PartConfig) -> dict[str, Any]:
 # Files
 
 
-class _Tensors:
-    """The tensors of a part's file or files: shapes at once, contents one by one."""
-
-    def __init__(self, root: Path, name: str) -> None:
-        file = _weights_file(root, name)
-        index = file.with_name(file.name + ".index.json")
-        if file.is_file():
-            files = [file]
-        elif index.is_file():
-            files = sorted({index.parent / shard for shard in _read_json(index)["weight_map"].values()})
-        else:
-            raise ValueError(f"{root} has no weights of its {name}: neither {file} nor {index.name} is there")
-        self.source = str(file if file.is_file() else index)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._opened: dict[str, Any] = {}
-        for shard in files:
-            try:
-                opened = safe_open(shard, "np")
-                keys = list(opened.keys())
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{shard} is no readable safetensors file (cut short?): {error}") from error
-            for key in keys:
-                self._opened[key] = opened
-                self.shapes[key] = tuple(opened.get_slice(key).get_shape())
-
-    def read(self, key: str) -> np.ndarray:
-        array = self._opened[key].get_tensor(key)
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{self.source}: {key} holds values that are not finite")
-        return array
-
-
-def _load_tensors(root: Path, name: str, abstract: Parameters, dtype: Any) -> Parameters:
-    tensors = _Tensors(root, name)
-    keys = convert.match_keys(name.removeprefix("reference_"), tensors.shapes, abstract, tensors.source)
-    dtype = None if dtype is None else _stored_dtype(dtype)
-    return trees.unflatten(
-        {path: jnp.asarray(convert.from_torch(path, tensors.read(key)), dtype) for path, key in keys.items()}
-    )
-
-
-def _stored_dtype(dtype: Any) -> np.dtype:
-    names = ("float32", "bfloat16", "float16")
-    try:
-        resolved = jnp.dtype(dtype)
-    except TypeError:
-        resolved = None
-    if resolved is None or resolved.name not in names:
-        raise ValueError(f"tensors are stored as {', '.join(names)}, got {dtype!r}")
-    return resolved
-
-
-def _weights_file(root: Path, name: str) -> Path:
-    stem = "diffusion_pytorch_model" if _INDEX[name][0] == "diffusers" else "model"
-    return root / name / f"{stem}.safetensors"
+def _stem(name: str) -> str:
+    return "diffusion_pytorch_model" if _INDEX[name][0] == "diffusers" else "model"
 
 
 def _config_file(root: Path, name: str) -> Path:
@@ -339,13 +297,3 @@ def _write_config(root: Path, name: str, config: PartConfig) -> None:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object")
-    return content

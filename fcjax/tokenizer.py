@@ -65,6 +65,12 @@ class Tokenizer:
         known = frozenset(words.read_text(encoding="utf-8").split()) if words.is_file() else None
         return cls(clip, known)
 
+    def save(self, folder: str | Path) -> None:
+        """Writes a tokenizer folder that `load` and transformers read."""
+        self.clip.save_pretrained(str(folder))
+        if self.words is not None:
+            (Path(folder) / "words.txt").write_text("\n".join(sorted(self.words)) + "\n", encoding="utf-8")
+
     @property
     def vocab_size(self) -> int:
         return len(self.clip)

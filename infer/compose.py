@@ -170,11 +170,12 @@ def make(
     contents = [file.read(beside) for file in request.assets]
     assets = tuple(file.open(content) for file, content in zip(request.assets, contents, strict=True))
     # Here, because it takes seconds that a request with a mistake need not wait for.
-    from fcjax.composer import Composer, model_folder
+    from fcjax.composer import Composer
+    from fcjax.pretrained import locate
 
     if composer is None:
         composer = Composer.load(request.model)
-    weights = weights_digest(model_folder(request.model))
+    weights = weights_digest(locate(request.model))
     if expected_weights is not None and weights != expected_weights:
         warnings.warn(f"the weights of {request.model} are not those that made this picture before", stacklevel=2)
     with tqdm(total=request.steps * request.num_images, unit="step", desc="composing", disable=quiet) as bar:

@@ -328,7 +328,7 @@ def _cell(figure: Figure | None) -> str:
 
 def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:
     """Everything as plain data for JSON."""
-    from fcjax.composer import model_folder
+    from fcjax.pretrained import locate
 
     per_arm = {arm: evaluation.figures(arm) for arm in evaluation.results}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(request).items()}
@@ -339,7 +339,7 @@ def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> d
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
-        "weights": {name: weights_digest(model_folder(name)) for name in (request.model, *request.also)},
+        "weights": {name: weights_digest(locate(name)) for name in (request.model, *request.also)},
         "arms": {
             arm: {
                 "figures": {name: figure._asdict() for name, figure in evaluation.summary(arm).items()},

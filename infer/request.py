@@ -243,10 +243,10 @@ class ComposeRequest:
         return info
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of a model folder's weights, by which a picture knows the model that made it."""
+def weights_digest(model: Path) -> str:
+    """SHA-256 of the weights of a model folder or a single file, by which a picture knows the model that made it."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in [model] if model.is_file() else sorted(model.glob("*/*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -222,7 +222,7 @@ def small_vocabulary(folder: Path, tiny: Path) -> None:
 MODELS = [
     (None, "there is no model folder"),
     (empty, "is no model folder: it has no model_index.json"),
-    (sdxl, "is a folder of StableDiffusionXLPipeline, not of a composer: it has no reference_unet"),
+    (sdxl, "is a folder of StableDiffusionXLPipeline; a composer's or one of StableDiffusionPipeline"),
     (without("binder", "vae"), "it has no vae, binder"),
     (without("unet/config.json"), "has no unet"),
     (without("vae/diffusion_pytorch_model.safetensors"), "has no weights of its vae"),

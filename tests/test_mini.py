@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fcjax.composer import MINI, Composer
+from fcjax.composer import Composer
 from fcjax.metrics import score
+from fcjax.pretrained import MINI
 from infer.sets import DrawnSets
 
 

@@ -4,10 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import fcjax
 from fcjax.config import ComposerConfig
-
-MINI = Path(fcjax.__file__).parent / "mini"
+from fcjax.pretrained import MINI
 
 
 @dataclasses.dataclass(frozen=True)

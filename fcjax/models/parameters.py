@@ -71,23 +71,31 @@ def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = 
 
     Drawn with NumPy from the abstract shapes: a jitted initialisation of the full-size UNet compiles for 15 seconds.
     """
+    abstract = abstract_parameters(config, dtype)
+    # Rules keep leaves alone: the empty binder of the variant "none" has to be put back.
+    drawn = _drawn(abstract, key)
+    return {name: drawn.get(name, {}) for name in abstract}
+
+
+def init_binder(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32) -> Parameters:
+    """A binder that adds nothing yet, for networks that were trained without one; {} for the variant "none"."""
+    return _drawn({"binder": abstract_binder(config.binder, config.unet, dtype)}, key).get("binder", {})
+
+
+def _drawn(abstract: Parameters, key: Key[Array, ""]) -> Parameters:
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
-    def draw(path: str, shape: tuple[int, ...], kind: str) -> Array:
+    def draw(path: str, leaf: jax.ShapeDtypeStruct, kind: str) -> Array:
         generator = np.random.default_rng([*seed, zlib.crc32(path.encode())])
         if kind == "zeros":
-            values = np.zeros(shape, np.float32)
+            values = np.zeros(leaf.shape, np.float32)
         elif kind == "ones":
-            values = np.ones(shape, np.float32)
+            values = np.ones(leaf.shape, np.float32)
         elif kind == "embedding":
-            values = 0.02 * generator.standard_normal(shape, np.float32)
+            values = 0.02 * generator.standard_normal(leaf.shape, np.float32)
         else:
-            fan_in = int(np.prod(shape[:-1]))
-            values = generator.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
-        return jnp.asarray(values, dtype)
+            fan_in = int(np.prod(leaf.shape[:-1]))
+            values = generator.standard_normal(leaf.shape, np.float32) * np.float32(fan_in**-0.5)
+        return jnp.asarray(values, leaf.dtype)
 
-    abstract = abstract_parameters(config, dtype)
-    kinds = trees.match_rules(abstract, INITIALISERS)
-    # Rules keep leaves alone: the empty binder of the variant "none" has to be put back.
-    drawn = trees.map_paths(lambda path, leaf, kind: draw(path, leaf.shape, kind), abstract, kinds)
-    return {name: drawn.get(name, {}) for name in abstract}
+    return trees.map_paths(draw, abstract, trees.match_rules(abstract, INITIALISERS))

@@ -1,0 +1,186 @@
+"""Models of others as composers: Stable Diffusion folders, single files, and names on the Hugging Face Hub.
+
+What a composer has beyond Stable Diffusion starts so that nothing changes at first: the reference UNet as the UNet, the
+binder at zero, the condition's input channels at zero.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fcjax import folder
+from fcjax.config import (
+    BinderConfig,
+    BindingVariant,
+    ComposerConfig,
+    Condition,
+    DiffusionConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    condition_channels,
+)
+from fcjax.models.parameters import Parameters, abstract_part, init_binder
+from fcjax.single_file import open_single_file
+from fcjax.weights import Tensors, load_parts
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
+PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
+MINI = Path(__file__).parent / "mini"
+"""The model folder in the package."""
+
+
+_DOWNLOADED = (
+    "model_index.json",
+    "*/config.json",
+    "*/diffusion_pytorch_model.safetensors",
+    "*/diffusion_pytorch_model-*-of-*.safetensors",
+    "*/model.safetensors",
+    "*/model-*-of-*.safetensors",
+    "*/*.safetensors.index.json",
+    "scheduler/*",
+    "tokenizer/*",
+)
+
+
+class Pretrained(NamedTuple):
+    """A composer read from somewhere. `tokenizer`: its folder, where there is one. `found`: what was read, in words."""
+
+    config: ComposerConfig
+    params: Parameters
+    tokenizer: Path | None
+    found: str
+
+
+def locate(name: str | Path) -> Path:
+    """Where a model is: "mini" is the one in the package, then any path, then a name on the Hugging Face Hub.
+
+    A name is looked up in the Hub's cache on this machine and else downloaded, without the files that a composer does
+    not read. ValueError where it is neither cached nor reachable.
+    """
+    path = Path(name)
+    if str(name) == "mini":
+        return MINI
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(_DOWNLOADED)))
+    except Exception as error:  # the library's errors have no common base
+        raise ValueError(
+            f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); download it where there is a network, then give its folder, or put it "
+            f"where the Hub's cache lies: {Path(HF_HUB_CACHE) / ('models--' + str(name).replace('/', '--'))}"
+        ) from error
+
+
+def load(
+    path: str | Path,
+    *,
+    condition: Condition | None = None,
+    binding: BindingVariant | None = None,
+    dtype: Any = None,
+) -> Pretrained:
+    """Reads a composer's folder, a Stable Diffusion folder or a single file, tensor by tensor.
+
+    condition, binding: what a model of others becomes, by default "pose" ("tryon" for an inpainting model) and "all"; a
+      composer's own folder must agree with them.
+    ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
+    """
+    path = Path(path)
+    if path.is_file():
+        opened = open_single_file(path)
+        configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
+        sources = dict(zip(PARTS, (opened.unet, opened.vae, opened.text_encoder), strict=True))
+        beside = path.parent / "tokenizer"
+        return _adapted(
+            configs, sources, condition, binding, dtype, beside if beside.is_dir() else None, f"single file {path}"
+        )
+    index = folder.read_index(path)
+    if "fcjax" in index:
+        config, params = folder.load(path, dtype=dtype)
+        for name, wanted, present in (
+            ("condition", condition, config.condition),
+            ("binding", binding, config.binder.variant),
+        ):
+            if wanted is not None and wanted != present:
+                raise ValueError(f"{path} is a composer with {name} {present!r}; it cannot become one with {wanted!r}")
+        return Pretrained(config, params, path / "tokenizer", f"composer {path}")
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise ValueError(
+            f"{path} is a folder of {kind or 'an unnamed pipeline'}; a composer's or one of {', '.join(PIPELINES)} is "
+            "expected"
+        )
+    absent = [name for name in (*PARTS, "scheduler", "tokenizer") if not (path / name).is_dir()]
+    if absent:
+        raise ValueError(f"{path} is an incomplete folder of {kind}: it has no {', '.join(absent)}")
+    configs = tuple(folder.load_part_config(path, name) for name in (*PARTS, "scheduler"))
+    sources = {name: folder.tensors(path, name) for name in PARTS}
+    return _adapted(configs, sources, condition, binding, dtype, path / "tokenizer", f"{kind} {path}")
+
+
+def _adapted(
+    configs: tuple[UNetConfig, VAEConfig, TextConfig, DiffusionConfig],
+    sources: Mapping[str, Tensors],
+    condition: Condition | None,
+    binding: BindingVariant | None,
+    dtype: Any,
+    tokenizer: Path | None,
+    found: str,
+) -> Pretrained:
+    unet, vae, text_encoder, diffusion = configs
+    latent = vae.latent_channels
+    inpainting = unet.in_channels == 2 * latent + 1
+    if not inpainting and unet.in_channels != latent:
+        raise ValueError(
+            f"{found}: its UNet takes {unet.in_channels} channels; {latent} (latents) or {2 * latent + 1} (inpainting: "
+            "latents, mask, masked latents) are expected"
+        )
+    condition = condition or ("tryon" if inpainting else "pose")
+    if inpainting and condition == "pose":
+        raise ValueError(f"{found} is an inpainting model, which can become a try-on model, but not one with a pose")
+    by_name = dict(zip(PARTS, (unet, vae, text_encoder), strict=True))
+    params = load_parts({name: (sources[name], abstract_part(config)) for name, config in by_name.items()}, dtype)
+    joined = latent + condition_channels(condition, latent, 1, 0)
+    kernel = params["unet"]["conv_in"]["kernel"]
+    if inpainting:
+        ours = inpainting_to_tryon(kernel, latent)
+    else:
+        ours = jnp.pad(kernel, ((0, 0), (0, 0), (0, joined - latent), (0, 0)))
+    # All but its first convolution are the same arrays.
+    reference = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": kernel[:, :, :latent]}}
+    params["unet"] = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": ours}}
+    binder = BinderConfig(variant=binding or "all", hidden_size=unet.cross_attention_dim)
+    side = vae.factor * 2 ** (unet.levels - 1)
+    # Folders that diffusers wrote from a UNet without a size say null.
+    height = max((unet.sample_size or 64) * vae.factor // side, 1) * side
+    config = ComposerConfig(
+        unet=dataclasses.replace(unet, in_channels=joined),
+        reference_unet=dataclasses.replace(unet, in_channels=latent),
+        vae=vae,
+        text_encoder=text_encoder,
+        binder=binder,
+        diffusion=diffusion,
+        height=height,
+        # The paper's shape of a picture, 4 to 3.
+        width=max(3 * height // (4 * side), 1) * side,
+        condition=condition,
+    )
+    params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
+    return Pretrained(config, params, tokenizer, found)
+
+
+def inpainting_to_tryon(kernel: Any, latent: int) -> Any:
+    """conv_in's (h, w, i, o) of an inpainting model, which reads noise, mask, masked latents, as ours reads them:
+    noise, the cloth-agnostic person's latents, mask. Both masks are 1 where something is to be filled in.
+    """
+    noise, mask, masked = (kernel[:, :, a:b] for a, b in ((0, latent), (latent, latent + 1), (latent + 1, None)))
+    return jnp.concatenate([noise, masked, mask], axis=2)

@@ -1,0 +1,73 @@
+"""Turn a model of others into a composer's folder, or a composer's folder into one of another precision.
+
+python -m infer.convert stable-diffusion-v1-5 outputs/sd15 --dtype bfloat16
+python -m infer.convert v1-5-pruned-emaonly.safetensors outputs/sd15 --tokenizer stable-diffusion-v1-5/tokenizer
+
+SRC: a Stable Diffusion 1.x or 2.x folder as diffusers writes it, an inpainting one, a single file of 1.x, a composer's
+folder, mini, or a name on the Hugging Face Hub. DST is written whole or not at all; diffusers and transformers open its
+parts. What is missing, unused or of another shape is listed all at once.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fcjax.cli import run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read and what to write."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """How tensors are stored; by default as they are."""
+    condition: Literal["pose", "tryon"] | None = None
+    """What a model of others is to be told beside text and assets; by default a pose, for an inpainting model tryon."""
+    binding: Literal["none", "conv_in", "smallest", "all"] | None = None
+    """The binder of a model of others; by default all."""
+    tokenizer: Path | None = None
+    """A tokenizer folder, where SRC has none."""
+
+
+def main(request: Request) -> None:
+    """Reads, says what was found, and writes."""
+    import jax
+
+    from fcjax import folder, pretrained, trees
+    from fcjax.tokenizer import Tokenizer
+
+    destination = request.destination
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} exists already; give a new folder, so that nothing is lost")
+    model = pretrained.load(
+        pretrained.locate(request.source), condition=request.condition, binding=request.binding, dtype=request.dtype
+    )
+    tokenizer = request.tokenizer or model.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{request.source} holds no tokenizer: give one with --tokenizer FOLDER")
+    Tokenizer.load(tokenizer)
+    stored = {leaf.dtype.name for leaf in jax.tree.leaves(model.params["unet"])}
+    config = model.config
+    print(f"found: {model.found} ({', '.join(sorted(stored))})")
+    for name, part in model.params.items():
+        print(f"  {name:15} {trees.count(part) / 1e6:8.1f} M parameters")
+    print(
+        f"  condition {config.condition}, binding {config.binder.variant}, pictures of {config.height}x{config.width}"
+    )
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as aside:
+        written = Path(aside) / "model"
+        folder.save(written, model.params, config, dtype=request.dtype or stored.pop())
+        shutil.copytree(tokenizer, written / "tokenizer")
+        written.replace(destination)
+    print(f"wrote {destination}")
+
+
+if __name__ == "__main__":
+    run(main)
