@@ -28,10 +28,10 @@ from fcjax import folder, pretrained
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
 from fcjax.body import Body, BodyMaps, rest_places
 from fcjax.config import ComposerConfig
-from fcjax.diffusion import sampler_table
 from fcjax.generation import conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
-from fcjax.sampling import guidance_branches, guidance_weights, image_keys, initial_latents
+from fcjax.samplers import sampler_table
+from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
 Progress = Callable[[int, int], bool | None]
@@ -103,6 +103,7 @@ class Composer:
         steps: int = 20,
         guidance: float = 1.5,
         reference_guidance: float | None = None,
+        guidance_rescale: float = 0.0,
         num_images: int = 1,
         sampler: str = "ddim",
         size: tuple[int, int] | None = None,
@@ -116,6 +117,8 @@ class Composer:
         body: what to draw, or maps that are drawn already, of the picture's size.
         guidance: how far to go from the picture without text and assets (1: not at all); with `reference_guidance`
           the two are scaled apart.
+        guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
+        sampler: one of `fcjax.samplers.SAMPLERS`.
         size: height and width in pixels, if not the ones that the model was trained at.
         boxes, layout_seed: where the assets stand on their canvas.
         batch_size: how many images are sampled at once. More is faster on accelerators, but the last bits of an image
@@ -138,7 +141,7 @@ class Composer:
         keys = image_keys(seed, num_images)
         table = sampler_table(config.diffusion, steps, sampler)
         branches = guidance_branches(guidance, reference_guidance)
-        weights = guidance_weights(branches, guidance, reference_guidance)
+        mixing = make_guidance(branches, guidance, reference_guidance, guidance_rescale)
         canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
         tokens = self.tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
         maps = _maps(body, config)
@@ -170,9 +173,7 @@ class Composer:
                 advance = functools.partial(_advance, progress, batch, batches)
                 program = functools.partial(generate_stepwise, progress=advance)
             latents = initial_latents(table, chosen, *noise)
-            pictures = program(
-                self.params, conditions, table, weights, chosen, latents, config=config, dtype=self.dtype
-            )
+            pictures = program(self.params, conditions, table, mixing, chosen, latents, config=config, dtype=self.dtype)
             for index, image in zip(range(batch * batch_size, num_images), np.asarray(pictures), strict=False):
                 compositions.append(Composition(Image.fromarray(image), seed + index, canvas, maps, tokens))
         return compositions

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from fcjax.config import ComposerConfig
-from fcjax.diffusion import SamplerTable
 from fcjax.models import composer as model
 from fcjax.models.layers import FLOAT32, Dtype
-from fcjax.sampling import Branch, Denoiser, Progress, sample, sample_stepwise
+from fcjax.samplers import SamplerTable
+from fcjax.sampling import Branch, Denoiser, Guidance, Progress, sample, sample_stepwise
 
 
 class Inputs(NamedTuple):
@@ -129,7 +129,7 @@ def generate(
     params: dict[str, Any],
     conditions: Conditions,
     table: SamplerTable,
-    weights: Float[Array, "p"],
+    guidance: Guidance,
     keys: Key[Array, "b"],
     latents: Float[Array, "b h w c"],
     *,
@@ -137,7 +137,7 @@ def generate(
     dtype: Dtype,
 ) -> UInt8[Array, "b H W 3"]:
     """From noise and conditions to pictures in one program; arguments as `sampling.sample`, b images in all."""
-    clean = sample(denoiser(config, dtype), (params["unet"], conditions), table, weights, keys, latents)
+    clean = sample(denoiser(config, dtype), (params["unet"], conditions), table, guidance, keys, latents)
     return decode(params, clean, config=config, dtype=dtype)
 
 
@@ -145,7 +145,7 @@ def generate_stepwise(
     params: dict[str, Any],
     conditions: Conditions,
     table: SamplerTable,
-    weights: Float[Array, "p"],
+    guidance: Guidance,
     keys: Key[Array, "b"],
     latents: Float[Array, "b h w c"],
     progress: Progress | None = None,
@@ -155,5 +155,5 @@ def generate_stepwise(
 ) -> UInt8[Array, "b H W 3"]:
     """The same with its step jitted and driven from Python (`sampling.sample_stepwise`), to report and to cancel."""
     given = (params["unet"], conditions)
-    clean = sample_stepwise(denoiser(config, dtype), given, table, weights, keys, latents, progress)
+    clean = sample_stepwise(denoiser(config, dtype), given, table, guidance, keys, latents, progress)
     return decode(params, clean, config=config, dtype=dtype)

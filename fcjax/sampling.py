@@ -1,4 +1,4 @@
-"""The guided sampling loop around a denoiser, for any sampler that `fcjax.diffusion` writes as a table.
+"""The guided sampling loop around a denoiser, for any sampler that `fcjax.samplers` writes as a table.
 
 No model is imported: a denoiser is a function
 
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from fcjax.diffusion import SamplerTable, sampler_step
+from fcjax.samplers import SamplerTable, sampler_step
 
 Denoiser = Callable[[Any, Array, Array], Array]
 Progress = Callable[[int, int, Array], bool | None]
@@ -62,27 +62,50 @@ def guidance_branches(guidance: float, reference_guidance: float | None = None) 
     return (FULL, UNCONDITIONAL) if guidance == reference_guidance else (FULL, REFERENCE_ONLY, UNCONDITIONAL)
 
 
-def guidance_weights(
-    branches: tuple[Branch, ...], guidance: float, reference_guidance: float | None = None
-) -> Float[Array, "p"]:
-    """The weight of each branch's output, summing to 1.
+class Guidance(NamedTuple):
+    """How the branches' outputs become one. Numbers are data: they change without recompiling as long as the branches
+    stay the same.
+    """
+
+    weights: Float[Array, "p"]
+    """Of each branch's output, summing to 1."""
+    rescale: Float[Array, ""]
+    """How far the guided output returns to the standard deviation of the full branch's, 0 not at all to 1."""
+
+
+def make_guidance(
+    branches: tuple[Branch, ...], guidance: float, reference_guidance: float | None = None, rescale: float = 0.0
+) -> Guidance:
+    """What `guide` needs of these scales.
 
     With e(text, reference) the outputs, the guided output is
 
         e(0, 0) + reference_guidance (e(0, R) - e(0, 0)) + guidance (e(T, R) - e(0, R))
 
     (as InstructPix2Pix, arXiv 2211.09800, has it for its image and text); one scale is the case of two equal ones.
-    Weights are data: scales change without recompiling as long as the branches stay the same.
+    `rescale` is guidance rescale (arXiv 2305.08891, section 3.4), against pictures that strong guidance over-exposes.
     """
     reference_scale = guidance if reference_guidance is None else reference_guidance
     for name, value in (("guidance", guidance), ("reference_guidance", reference_scale)):
         if not -1e4 < value < 1e4:
             raise ValueError(f"{name} must be a finite number (1 switches it off), got {value}")
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"guidance_rescale must lie between 0 (off) and 1, got {rescale}")
     weights = {FULL: guidance, REFERENCE_ONLY: reference_scale - guidance, UNCONDITIONAL: 1.0 - reference_scale}
     missing = [branch for branch, weight in weights.items() if branch not in branches and weight != 0.0]
-    if missing or len(set(branches)) != len(branches) or not set(branches) <= set(weights):
+    if missing or len(set(branches)) != len(branches) or not set(branches) <= set(weights) or branches[0] != FULL:
         raise ValueError(f"branches {branches} cannot carry guidance {guidance} and {reference_guidance}")
-    return jnp.asarray([weights[branch] for branch in branches], jnp.float32)
+    return Guidance(jnp.asarray([weights[branch] for branch in branches], jnp.float32), jnp.float32(rescale))
+
+
+def guide(guidance: Guidance, outputs: Float[Array, "p b h w c"]) -> Float[Array, "b h w c"]:
+    """One output of those of all branches, the full one's first."""
+    outputs = outputs.astype(jnp.float32)
+    guided = jnp.einsum("p,pbhwc->bhwc", guidance.weights, outputs, precision=jax.lax.Precision.HIGHEST)
+    full, after = (jnp.std(array, axis=(1, 2, 3), keepdims=True) for array in (outputs[0], guided))
+    # An output that says nothing (zeros, of a network before training) has no deviation to divide by.
+    ratio = jnp.where(after > 0.0, full / jnp.where(after > 0.0, after, 1.0), 1.0)
+    return guided * (1.0 + guidance.rescale * (ratio - 1.0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,7 +152,7 @@ def guided_step(
     denoise: Denoiser,
     conditions: PyTree,
     table: SamplerTable,
-    weights: Float[Array, "p"],
+    guidance: Guidance,
     keys: Key[Array, "b"],
     index: Int[Array, ""],
     state: SamplerState,
@@ -137,32 +160,32 @@ def guided_step(
     """Step `index` of the sampler: all branches of the denoiser, guidance, one row of the table."""
     latents, denoised = state
     outputs = denoise(conditions, latents, table.timesteps[index])
-    if outputs.shape != (len(weights), *latents.shape):
+    expected = (len(guidance.weights), *latents.shape)
+    if outputs.shape != expected:
         raise ValueError(
-            f"the denoiser returned {outputs.shape}; {len(weights)} guidance branches of latents {latents.shape} "
-            f"need {(len(weights), *latents.shape)}"
+            f"the denoiser returned {outputs.shape}; {expected[0]} guidance branches of latents {latents.shape} "
+            f"need {expected}"
         )
-    guided = jnp.einsum("p,pbhwc->bhwc", weights, outputs.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     noise = _noise(keys, index + 1, latents.shape[1:])
-    return SamplerState(*sampler_step(table, index, latents, guided, denoised, noise))
+    return SamplerState(*sampler_step(table, index, latents, guide(guidance, outputs), denoised, noise))
 
 
 def sample(
     denoise: Denoiser,
     conditions: PyTree,
     table: SamplerTable,
-    weights: Float[Array, "p"],
+    guidance: Guidance,
     keys: Key[Array, "b"],
     latents: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
     """From initial latents to clean ones in one traceable loop of `table.steps` steps.
 
-    `weights` come from `guidance_weights`, `keys` from `image_keys` (read only by samplers that add noise), `latents`
+    `guidance` comes from `make_guidance`, `keys` from `image_keys` (read only by samplers that add noise), `latents`
     from `initial_latents`. Not jitted here, so that a caller can jit it together with what surrounds it.
     """
 
     def body(index: Array, state: SamplerState) -> SamplerState:
-        return guided_step(denoise, conditions, table, weights, keys, index, state)
+        return guided_step(denoise, conditions, table, guidance, keys, index, state)
 
     latents = latents.astype(jnp.float32)
     return jax.lax.fori_loop(0, table.steps, body, SamplerState(latents, jnp.zeros_like(latents))).latents
@@ -175,7 +198,7 @@ def sample_stepwise(
     denoise: Denoiser,
     conditions: PyTree,
     table: SamplerTable,
-    weights: Float[Array, "p"],
+    guidance: Guidance,
     keys: Key[Array, "b"],
     latents: Float[Array, "b h w c"],
     progress: Progress | None = None,
@@ -189,7 +212,7 @@ def sample_stepwise(
     latents = jnp.asarray(latents, jnp.float32)
     state = SamplerState(latents, jnp.zeros_like(latents))
     for index in range(steps):
-        state = guided_step_jitted(denoise, conditions, table, weights, keys, jnp.int32(index), state)
+        state = guided_step_jitted(denoise, conditions, table, guidance, keys, jnp.int32(index), state)
         if progress is not None and progress(index + 1, steps, state.denoised) is False:
             raise SamplingCancelledError(f"cancelled after step {index + 1} of {steps}")
     return state.latents

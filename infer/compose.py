@@ -76,11 +76,14 @@ class Flags:
     num_images: Annotated[int | None, _of_request("INT", "num_images")] = None
     steps: Annotated[int | None, _of_request("INT", "steps")] = None
     sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
-    """ddim, dpmpp_2m or dpmpp_2m_sde."""
+    """ddim, ddpm, euler, euler_karras, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras or
+    lcm (for models distilled for it)."""
     guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
     """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
     reference_guidance: Annotated[float | None, _flag("FLOAT", "as --guidance")] = None
     """A scale of its own for the assets."""
+    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
+    """Against over-exposed pictures of strong guidance."""
     size: Annotated[tuple[int, int] | None, _flag("HEIGHT WIDTH", "the model's")] = None
     """Of the picture, in pixels."""
     layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None

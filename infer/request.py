@@ -123,6 +123,7 @@ class ComposeRequest:
     steps: int = 20
     guidance: float = 1.5
     reference_guidance: float | None = None
+    guidance_rescale: float = 0.0
     num_images: int = 1
     sampler: str = "ddim"
     size: tuple[int, int] | None = None
@@ -134,7 +135,8 @@ class ComposeRequest:
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         for name in ("seed", "steps", "num_images", "layout_seed"):
             _check(name, getattr(self, name), numbers.Integral, "a whole number")
-        _check("guidance", self.guidance, numbers.Real, "a number")
+        for name in ("guidance", "guidance_rescale"):
+            _check(name, getattr(self, name), numbers.Real, "a number")
         if self.reference_guidance is not None:
             _check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
         for name in ("model", "sampler"):

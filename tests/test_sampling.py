@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcjax import diffusion, sampling
+from fcjax import samplers, sampling
 from fcjax.config import DiffusionConfig
 from fcjax.sampling import FULL, REFERENCE_ONLY, UNCONDITIONAL
 
@@ -19,11 +19,11 @@ CONFIG = DiffusionConfig(
     set_alpha_to_one=True,
 )
 GOLDEN_NOISE = [1.1140472, 0.14163129, -0.5224542, -0.43304625]
-SAMPLERS = {"ddim": 0.0, "ddim ancestral": 1.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 0.0}
+SAMPLERS = {"ddim": 0.0, "ddim ancestral": 1.0, "euler": 0.0, "dpmpp_2m": 0.0, "dpmpp_2m_sde": 0.0, "lcm": 0.0}
 
 
-def table_of(name: str, steps: int) -> diffusion.SamplerTable:
-    return diffusion.sampler_table(CONFIG, steps, name.split()[0], max_steps=32, eta=SAMPLERS[name])
+def table_of(name: str, steps: int) -> samplers.SamplerTable:
+    return samplers.sampler_table(CONFIG, steps, name.split()[0], max_steps=32, eta=SAMPLERS[name])
 
 
 def denoise(conditions: dict, latents: jax.Array, timestep: jax.Array) -> jax.Array:
@@ -38,9 +38,9 @@ def conditions_for(branches: int) -> dict:
 
 def run(driver, name="ddim", steps=6, seed=3, images=2, branches=1, weights=None, **extra) -> np.ndarray:
     table, keys = table_of(name, steps), sampling.image_keys(seed, images)
-    weights = jnp.ones(1) if weights is None else jnp.asarray(weights)
+    guidance = sampling.Guidance(jnp.asarray(weights or [1.0]), jnp.float32(0.0))
     latents = sampling.initial_latents(table, keys, 4, 3, 2)
-    return np.asarray(driver(denoise, conditions_for(branches), table, weights, keys, latents, **extra))
+    return np.asarray(driver(denoise, conditions_for(branches), table, guidance, keys, latents, **extra))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -64,7 +64,7 @@ def test_padding_is_never_read() -> None:
     )
     keys = sampling.image_keys(0, 1)
     latents = sampling.initial_latents(table, keys, 4, 3, 2)
-    arguments = (jnp.ones(1), keys, latents)
+    arguments = (sampling.make_guidance((FULL,), 1.0), keys, latents)
     np.testing.assert_array_equal(
         SAMPLE_JITTED(denoise, conditions_for(1), poisoned, *arguments),
         SAMPLE_JITTED(denoise, conditions_for(1), table, *arguments),
@@ -104,7 +104,7 @@ def test_seeds_and_step_noise_differ() -> None:
             assert abs(np.corrcoef(draws[first].ravel(), draws[second].ravel())[0, 1]) < 0.6
 
 
-def test_guidance_weights_are_the_stated_sum() -> None:
+def test_guidance_is_the_stated_sum() -> None:
     full, reference, neither = np.random.default_rng(0).standard_normal((3, 5))
     outputs = {FULL: full, REFERENCE_ONLY: reference, UNCONDITIONAL: neither}
     for scale, reference_scale, expected_branches in (
@@ -118,12 +118,27 @@ def test_guidance_weights_are_the_stated_sum() -> None:
     ):
         branches = sampling.guidance_branches(scale, reference_scale)
         assert branches == expected_branches
-        weights = np.asarray(sampling.guidance_weights(branches, scale, reference_scale))
-        guided = sum(weight * outputs[branch] for weight, branch in zip(weights, branches, strict=True))
+        guidance = sampling.make_guidance(branches, scale, reference_scale)
+        stacked = jnp.asarray([outputs[branch] for branch in branches], jnp.float32)[:, None, None, None]
+        guided = sampling.guide(guidance, stacked)[0, 0, 0]
         second = scale if reference_scale is None else reference_scale
         expected = neither + second * (reference - neither) + scale * (full - reference)
         np.testing.assert_allclose(guided, expected, rtol=1e-5, atol=1e-5)
-        assert weights.sum() == pytest.approx(1.0)
+        assert guidance.weights.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_guidance_rescale_equals_diffusers(rescale: float) -> None:
+    torch = pytest.importorskip("torch")
+    stable_diffusion = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    full, neither = np.random.default_rng(0).standard_normal((2, 3, 4, 4, 2)).astype(np.float32)
+    expected = stable_diffusion.rescale_noise_cfg(
+        torch.from_numpy(neither + 7.5 * (full - neither)), torch.from_numpy(full), guidance_rescale=rescale
+    )
+    guidance = sampling.make_guidance((FULL, UNCONDITIONAL), 7.5, rescale=rescale)
+    np.testing.assert_allclose(sampling.guide(guidance, jnp.stack([full, neither])), expected, rtol=1e-5, atol=1e-5)
+    silent = jnp.zeros((2, 3, 4, 4, 2))
+    np.testing.assert_array_equal(sampling.guide(guidance, silent), silent[0])
 
 
 def test_guidance_of_one_is_the_full_branch() -> None:
@@ -142,19 +157,24 @@ def test_steps_guidance_seed_and_sampler_do_not_recompile() -> None:
         traces.append(1)
         return denoise(conditions, latents, timestep)
 
-    def call(driver, name, steps, scale, seed):
+    def call(driver, name, steps, scale, seed, rescale=0.0):
         table, keys = table_of(name, steps), sampling.image_keys(seed, 2)
-        weights = sampling.guidance_weights((FULL, UNCONDITIONAL), scale)
+        guidance = sampling.make_guidance((FULL, UNCONDITIONAL), scale, rescale=rescale)
         latents = sampling.initial_latents(table, keys, 4, 3, 2)
-        driver(counted, conditions_for(2), table, weights, keys, latents).block_until_ready()
+        driver(counted, conditions_for(2), table, guidance, keys, latents).block_until_ready()
 
     for driver in (SAMPLE_JITTED, sampling.sample_stepwise):
         traces.clear()
         call(driver, "ddim", 4, 2.0, 0)
         first = len(traces)
         assert first >= 1
-        for name, steps, scale, seed in (("ddim", 9, 2.0, 0), ("ddim ancestral", 4, 1.0, 5), ("dpmpp_2m", 32, 7.5, 1)):
-            call(driver, name, steps, scale, seed)
+        for other in (
+            ("ddim", 9, 2.0, 0),
+            ("ddim ancestral", 4, 1.0, 5),
+            ("dpmpp_2m", 32, 7.5, 1, 0.5),
+            ("lcm", 3, 2.0, 0),
+        ):
+            call(driver, *other)
         assert len(traces) == first
 
 
@@ -177,8 +197,9 @@ def test_bad_arguments_are_refused() -> None:
         (lambda: sampling.image_keys(-1, 1), "seeds must lie between 0 and 4294967295"),
         (lambda: sampling.image_keys(2**32 - 1, 2), "seeds must lie"),
         (lambda: sampling.image_keys(0, 0), "num_images must be at least 1"),
-        (lambda: sampling.guidance_weights((FULL,), 2.0), "cannot carry guidance 2.0"),
-        (lambda: sampling.guidance_weights((FULL, UNCONDITIONAL), float("nan")), "guidance must be a finite number"),
+        (lambda: sampling.make_guidance((FULL,), 2.0), "cannot carry guidance 2.0"),
+        (lambda: sampling.make_guidance((FULL, UNCONDITIONAL), float("nan")), "guidance must be a finite number"),
+        (lambda: sampling.make_guidance((FULL,), 1.0, rescale=1.5), "guidance_rescale must lie between 0"),
         (lambda: run(sampling.sample, branches=2), "guidance branches"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -14,12 +14,12 @@ from fcjax import folder, trees
 from fcjax.body import atlas_uv, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
-from fcjax.diffusion import sampler_table
 from fcjax.generation import Inputs, decode, generate, make_conditions
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
 from fcjax.models.vae import principal_components
-from fcjax.sampling import guidance_branches, guidance_weights, image_keys, initial_latents
+from fcjax.samplers import sampler_table
+from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import Tokenizer
 from train.config import TrainConfig
 from train.step import Loss, autoencoder_loss, composing_loss
@@ -185,10 +185,10 @@ def _compose(config: TrainConfig) -> Task:
             composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"])),
         )
         branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
-        weights = guidance_weights(branches, GUIDANCE)
+        mixing = make_guidance(branches, GUIDANCE)
         conditions = prepare(params, inputs, branches=branches)
         noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
-        composed = generate(params, conditions, table, weights, keys, noise, config=model, dtype=dtype)
+        composed = generate(params, conditions, table, mixing, keys, noise, config=model, dtype=dtype)
         given = [decode(params, batch[name], config=model, dtype=dtype) for name in ("canvas_latents", "latents")]
         return np.stack([*given, composed], axis=1)
 
