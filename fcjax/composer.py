@@ -70,7 +70,12 @@ class Composer:
 
     @classmethod
     def load(
-        cls, path: str | Path = "mini", dtype: Dtype | None = None, *, tokenizer: str | Path | None = None
+        cls,
+        path: str | Path = "mini",
+        dtype: Dtype | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        clip_skip: int = 0,
     ) -> "Composer":
         """Reads a model: "mini" is the one in the package; else a composer's folder, a Stable Diffusion 1.x or 2.x
         folder as diffusers writes it, a single file of Stable Diffusion 1.x, or such a folder's name on the Hub.
@@ -79,13 +84,17 @@ class Composer:
         (`fcjax.pretrained`). ValueError says what does not fit.
         dtype: of computation; by default float32 on a CPU and bfloat16 elsewhere.
         tokenizer: its folder, where it is not the model's own.
+        clip_skip: how many of the text encoder's last layers to leave out (1 is what others call clip skip 2).
         """
         dtype = _default_dtype() if dtype is None else dtype
         # What computes in float32 would turn bfloat16 weights into float32 ones in every step.
-        model = pretrained.load(pretrained.locate(path), dtype=jnp.float32 if dtype == jnp.float32 else None)
+        stored = jnp.float32 if dtype == jnp.float32 else None
+        model = pretrained.load(pretrained.locate(path), clip_skip=clip_skip, dtype=stored)
         where = tokenizer or model.tokenizer
         if where is None:
-            raise ValueError(f"{path} holds no tokenizer: give the tokenizer folder of Stable Diffusion 1.x beside it")
+            raise ValueError(
+                f"{path} holds no tokenizer: give the tokenizer folder of Stable Diffusion 1.x as tokenizer="
+            )
         return cls(model.config, model.params, Tokenizer.load(where), dtype)
 
     def save(self, path: str | Path, *, dtype: Any = jnp.float32) -> None:

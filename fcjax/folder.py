@@ -72,7 +72,7 @@ _ONLY: dict[type, dict[str, Any]] = {
     },
     VAEConfig: {"act_fn": "silu"},
     TextConfig: {"model_type": "clip_text_model", "attention_dropout": 0.0, "dropout": 0.0},
-    DiffusionConfig: {"clip_sample": False, "thresholding": False},
+    DiffusionConfig: {"thresholding": False, "timestep_type": "discrete"},
     BinderConfig: {},
 }
 # ... what it may say without a change to what we compute, ...
@@ -88,11 +88,33 @@ _IRRELEVANT: dict[type, tuple[str, ...]] = {
         "torch_dtype",
         "transformers_version",
     ),
+    # Settings of one of diffusers' schedulers (ours is chosen when composing), and clip_sample, which diffusers' own
+    # Stable Diffusion switches off whatever the file says.
     DiffusionConfig: (
+        "algorithm_type",
+        "clip_sample",
         "clip_sample_range",
+        "disable_corrector",
         "dynamic_thresholding_ratio",
+        "euler_at_final",
+        "final_sigmas_type",
+        "flow_shift",
+        "interpolation_type",
+        "lambda_min_clipped",
+        "lower_order_final",
+        "original_inference_steps",
+        "predict_x0",
         "sample_max_value",
         "skip_prk_steps",
+        "solver_order",
+        "solver_type",
+        "time_shift_type",
+        "timestep_scaling",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+        "use_lu_lambdas",
+        "variance_type",
     ),
     BinderConfig: (),
 }

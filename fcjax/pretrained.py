@@ -86,15 +86,22 @@ def load(
     *,
     condition: Condition | None = None,
     binding: BindingVariant | None = None,
+    clip_skip: int = 0,
     dtype: Any = None,
 ) -> Pretrained:
     """Reads a composer's folder, a Stable Diffusion folder or a single file, tensor by tensor.
 
     condition, binding: what a model of others becomes, by default "pose" ("tryon" for an inpainting model) and "all"; a
       composer's own folder must agree with them.
+    clip_skip: how many of the text encoder's last layers to leave out, before its final norm, for weights that were
+      trained so (diffusers' count: 1 is what others call clip skip 2). The composer has an encoder without them.
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
     """
-    path = Path(path)
+    model = _read(Path(path), condition, binding, dtype)
+    return _without_last_layers(model, clip_skip) if clip_skip else model
+
+
+def _read(path: Path, condition: Condition | None, binding: BindingVariant | None, dtype: Any) -> Pretrained:
     if path.is_file():
         opened = open_single_file(path)
         configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
@@ -176,6 +183,18 @@ def _adapted(
     )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)
+
+
+def _without_last_layers(model: Pretrained, clip_skip: int) -> Pretrained:
+    text_encoder = model.config.text_encoder
+    layers = text_encoder.num_hidden_layers
+    if not 0 <= clip_skip < layers:
+        raise ValueError(f"clip_skip must lie between 0 and {layers - 1} for this text encoder, got {clip_skip}")
+    kept = layers - clip_skip
+    params = model.params["text_encoder"]
+    first = {f"layers_{index}": params["encoder"][f"layers_{index}"] for index in range(kept)}
+    config = dataclasses.replace(model.config, text_encoder=dataclasses.replace(text_encoder, num_hidden_layers=kept))
+    return model._replace(config=config, params={**model.params, "text_encoder": {**params, "encoder": first}})
 
 
 def inpainting_to_tryon(kernel: Any, latent: int) -> Any:

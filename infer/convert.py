@@ -31,6 +31,8 @@ class Request:
     """What a model of others is to be told beside text and assets; by default a pose, for an inpainting model tryon."""
     binding: Literal["none", "conv_in", "smallest", "all"] | None = None
     """The binder of a model of others; by default all."""
+    clip_skip: int = 0
+    """How many of the text encoder's last layers to leave out, for weights that were trained so."""
     tokenizer: Path | None = None
     """A tokenizer folder, where SRC has none."""
 
@@ -46,7 +48,11 @@ def main(request: Request) -> None:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists already; give a new folder, so that nothing is lost")
     model = pretrained.load(
-        pretrained.locate(request.source), condition=request.condition, binding=request.binding, dtype=request.dtype
+        pretrained.locate(request.source),
+        condition=request.condition,
+        binding=request.binding,
+        clip_skip=request.clip_skip,
+        dtype=request.dtype,
     )
     tokenizer = request.tokenizer or model.tokenizer
     if tokenizer is None:
