@@ -1,4 +1,4 @@
-"""The composer: dual-UNet parity with an independent torch reference, and what must hold whatever the weights."""
+"""The composer: what must hold whatever the weights, its conditions and its start."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from fcjax.models.binder import Binder
 from fcjax.models.parameters import abstract_binder, abstract_parameters, init_parameters
 from fcjax.presets import mini, sd15, tiny
 from tests import oracles
+from tests.dual_unet import composing, denoised, features_of, inputs_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,166 +27,6 @@ def _quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def _masks(config: ComposerConfig, batch: int = 2) -> np.ndarray:
-    """Two assets, the second one small and only in the first sample; the rest is padding."""
-    masks = np.zeros((batch, config.max_assets, config.height, config.width), np.float32)
-    masks[:, 0, 4:26, 3:15] = 1
-    masks[0, 1, 17:27, 18:29] = 1
-    return masks
-
-
-def _inputs(config: ComposerConfig, batch: int = 2) -> dict[str, Any]:
-    height, width, latent = config.latent_height, config.latent_width, config.vae.latent_channels
-    spans = np.zeros((batch, config.max_assets, 9), np.float32)
-    spans[:, 0, 1:4], spans[:, 1, 6:8] = 1 / 3, 1 / 2
-    return {
-        "canvas_latents": oracles.normal(1, batch, height, width, latent),
-        "text": oracles.normal(2, batch, 9, config.text_encoder.hidden_size),
-        "spans": jnp.asarray(spans),
-        "masks": jnp.asarray(_masks(config, batch)),
-        "noisy": oracles.normal(3, batch, height, width, latent),
-        "timesteps": jnp.asarray([700.0, 20.0])[:batch],
-        "condition": oracles.normal(4, batch, height, width, config.condition_channels),
-    }
-
-
-def _features(params, config: ComposerConfig, inputs: dict[str, Any]) -> composer.ReferenceFeatures:
-    names = ("canvas_latents", "text", "spans", "masks")
-    return composer.reference_features(params, config, *(inputs[name] for name in names))
-
-
-def _denoise(params, config: ComposerConfig, inputs: dict[str, Any], features=None) -> jax.Array:
-    names = ("noisy", "timesteps", "text", "condition")
-    return composer.denoise(params, config, *(inputs[name] for name in names), features)
-
-
-def _compose(config: ComposerConfig):
-    return jax.jit(lambda params, inputs: _denoise(params, config, inputs, _features(params, config, inputs)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parity
-
-
-class _Injecting:
-    """A diffusers attention processor of self-attention: adds to keys and values, records them, or takes more."""
-
-    def __init__(self, bound: Any = None, injected: Any = None, hidden: Any = None) -> None:
-        self.bound, self.injected, self.hidden, self.recorded = bound, injected, hidden, None
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_) -> Any:
-        import torch
-
-        key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
-        if self.bound is not None:
-            key, value = key + self.bound[0], value + self.bound[1]
-        self.recorded = (key, value)
-        forbidden = torch.zeros(key.shape[:2], dtype=torch.bool)
-        if self.injected is not None:
-            key, value = (torch.cat(pair, dim=1) for pair in zip((key, value), self.injected, strict=True))
-            forbidden = torch.cat([forbidden, self.hidden], dim=1)
-        query, key, value = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), key, value))
-        scores = torch.bmm(query, key.transpose(1, 2)) * attn.scale
-        scores = scores.masked_fill(forbidden.repeat_interleave(attn.heads, 0)[:, None], float("-inf"))
-        return attn.to_out[0](attn.batch_to_head_dim(torch.bmm(scores.softmax(-1), value)))
-
-
-_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-
-
-def _inject(module: Any, processors: dict[str, _Injecting]) -> None:
-    module.set_attn_processor({name: processors.get(name, kept) for name, kept in module.attn_processors.items()})
-
-
-def _self_attention_names(module: Any) -> list[str]:
-    names = [name for name in module.attn_processors if name.endswith("attn1.processor")]
-    return sorted(names, key=lambda name: (_ORDER[name.split(".")[0]], name))
-
-
-def _torch_reference(params, config: ComposerConfig, inputs: dict[str, Any]) -> np.ndarray:
-    """The dual UNet in torch: written from the paper, with nothing of fcjax but the weights and their names."""
-    import torch
-    from torch.nn import functional
-
-    tensors = {name: torch.tensor(np.asarray(value)) for name, value in inputs.items()}
-    weights = {path: torch.tensor(np.asarray(leaf)) for path, leaf in trees.flatten(params.get("binder", {})).items()}
-    phrases = tensors["spans"] @ tensors["text"]
-    levels = len(config.unet.block_out_channels)
-    grid = (config.latent_height, config.latent_width)
-    coverage = [
-        functional.adaptive_avg_pool2d(tensors["masks"], (grid[0] >> level, grid[1] >> level))
-        for level in range(levels)
-    ]
-
-    def block_level(name: str) -> int:
-        kind, *rest = name.split(".")
-        return {"down_blocks": int(rest[0]) if rest[0].isdigit() else 0, "mid_block": levels - 1}.get(
-            kind, levels - 1 - (int(rest[0]) if rest[0].isdigit() else 0)
-        )
-
-    def binding(name: str) -> Any:
-        block = name.split(".attentions")[0].replace(".", "_")
-        if f"{block}/linear_1/kernel" not in weights:
-            return None
-        hidden = functional.silu(phrases @ weights[f"{block}/linear_1/kernel"] + weights[f"{block}/linear_1/bias"])
-        added = hidden @ weights[f"{block}/linear_2/kernel"] + weights[f"{block}/linear_2/bias"]
-        tokens = coverage[block_level(name)].flatten(2).transpose(1, 2)
-        return (tokens @ added).chunk(2, dim=-1)
-
-    reference = oracles.load_into(oracles.torch_unet(_standard(config.reference_unet)), params["reference_unet"])
-    denoiser = oracles.load_into(oracles.torch_unet(_standard(config.unet)), params["unet"])
-    emitting = {name: _Injecting(bound=binding(name)) for name in _self_attention_names(reference)}
-    _inject(reference, emitting)
-    canvas = [oracles.to_tensor(inputs["canvas_latents"])]
-    if config.reference_octaves:
-        places = composer.asset_channels(jnp.asarray(coverage[0].numpy()), config.reference_octaves)
-        canvas.append(oracles.to_tensor(places))
-    if config.binder.variant == "conv_in":
-        painted = torch.einsum(
-            "bahw,bac->bchw",
-            coverage[0],
-            phrases @ weights["conv_in/proj/kernel"] + weights["conv_in/proj/bias"],
-        )
-        added = functional.conv2d(painted, weights["conv_in/kernel"].permute(3, 2, 0, 1), padding=1)
-        reference.conv_in.register_forward_hook(lambda module, args, output: output + added)
-    with torch.no_grad():
-        reference(torch.cat(canvas, 1), torch.zeros(2), tensors["text"])
-        blank = [pooled.amax(1).flatten(1) == 0 for pooled in coverage]
-        if config.attend_blank:
-            blank = [torch.zeros_like(tokens) for tokens in blank]
-        consuming = {
-            name: _Injecting(injected=processor.recorded, hidden=blank[block_level(name)])
-            for name, processor in emitting.items()
-        }
-        _inject(denoiser, consuming)
-        sample = torch.cat([oracles.to_tensor(inputs[name]) for name in ("noisy", "condition")], 1)
-        return oracles.to_array(denoiser(sample, tensors["timesteps"], tensors["text"]).sample)
-
-
-def _standard(config: Any) -> Any:
-    """diffusers knows a feed-forward of 4 times the width alone."""
-    assert config.ff_mult == 4
-    return config
-
-
-def _with_standard_width(config: ComposerConfig) -> ComposerConfig:
-    wide = {name: dataclasses.replace(getattr(config, name), ff_mult=4) for name in ("unet", "reference_unet")}
-    return dataclasses.replace(config, **wide)
-
-
-@pytest.mark.parametrize(
-    ("variant", "attend_blank"),
-    [("none", False), ("conv_in", False), ("smallest", False), ("all", False), ("all", True)],
-)
-def test_dual_unet_equals_the_torch_reference(variant: BindingVariant, attend_blank: bool) -> None:
-    pytest.importorskip("torch")
-    config = dataclasses.replace(_with_standard_width(tiny(variant)), attend_blank=attend_blank)
-    params, inputs = oracles.random_parameters(abstract_parameters(config)), _inputs(config)
-    ours = _compose(config)(params, inputs)
-    theirs = _torch_reference(params, config, inputs)
-    assert oracles.relative_error(ours, theirs) <= 1e-4
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Behaviour
 
@@ -193,14 +34,14 @@ def test_dual_unet_equals_the_torch_reference(variant: BindingVariant, attend_bl
 @pytest.fixture(scope="module")
 def all_bound() -> tuple[ComposerConfig, dict[str, Any], Any]:
     config = tiny("all")
-    return config, oracles.random_parameters(abstract_parameters(config)), _compose(config)
+    return config, oracles.random_parameters(abstract_parameters(config)), composing(config)
 
 
 @pytest.mark.parametrize("variant", ["conv_in", "smallest", "all"])
 def test_a_binder_at_its_start_adds_nothing(variant: BindingVariant) -> None:
     config = tiny(variant)
     started = init_parameters(config, jax.random.key(0))["binder"]
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     phrases = composer.phrase_vectors(inputs["text"], inputs["spans"])
     masks = composer.level_masks(config, inputs["masks"])
     bound = Binder(config.binder, config.unet).apply({"params": started}, phrases, masks)
@@ -212,20 +53,20 @@ def test_a_binder_at_its_start_adds_nothing(variant: BindingVariant) -> None:
 
 def test_zero_initialised_binding_equals_none(all_bound) -> None:
     config, params, _ = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     started = {**params, "binder": init_parameters(config, jax.random.key(0))["binder"]}
     unbound = {name: tree for name, tree in params.items() if name != "binder"}
-    with_binder = jax.jit(lambda p: _features(p, config, inputs))(started)
-    without = jax.jit(lambda p: _features(p, tiny("none"), inputs))(unbound)
+    with_binder = jax.jit(lambda p: features_of(p, config, inputs))(started)
+    without = jax.jit(lambda p: features_of(p, tiny("none"), inputs))(unbound)
     for bound, plain in zip(jax.tree.leaves(with_binder), jax.tree.leaves(without), strict=True):
         np.testing.assert_array_equal(bound, plain)
 
 
 def test_binding_depends_on_the_phrase_and_only_on_covered_tokens(all_bound) -> None:
     config, params, _ = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     swapped = {**inputs, "spans": inputs["spans"][:, jnp.asarray([1, 0, 2])]}
-    features = jax.jit(lambda inputs: _features(params, config, inputs))
+    features = jax.jit(lambda inputs: features_of(params, config, inputs))
     first, other = features(inputs), features(swapped)
     # Layer 0 sees nothing but its own input: its keys differ where an asset is, and nowhere else.
     changed = np.abs(np.asarray(first.layers[0][0] - other.layers[0][0])).max(-1) > 1e-6
@@ -235,7 +76,7 @@ def test_binding_depends_on_the_phrase_and_only_on_covered_tokens(all_bound) -> 
 def test_an_asset_that_no_token_sees_changes_nothing(all_bound) -> None:
     """The padding of the asset axis may hold any phrase: with an empty mask it is out of the picture."""
     config, params, compose = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     phrased = {**inputs, "spans": inputs["spans"].at[:, 2].set(1 / 9)}
     np.testing.assert_array_equal(compose(params, inputs), compose(params, phrased))
     seen = {**phrased, "masks": inputs["masks"].at[:, 2, :4, 20:].set(1.0)}
@@ -245,13 +86,15 @@ def test_an_asset_that_no_token_sees_changes_nothing(all_bound) -> None:
 def test_zero_assets_are_the_plain_denoiser(all_bound) -> None:
     """Without assets and with blank tokens hidden nothing is injected: the reference cannot be felt at all."""
     config, params, compose = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     nothing = {**inputs, "masks": jnp.zeros_like(inputs["masks"])}
-    plain = jax.jit(lambda p: _denoise(p, config, inputs))(params)
+    plain = jax.jit(lambda p: denoised(p, config, inputs))(params)
     # Not to the last bit: the sums over twice as many keys are taken in another order.
     assert oracles.relative_error(compose(params, nothing), plain) <= 1e-5
     hidden = jax.jit(
-        lambda p: _denoise(p, config, inputs, composer.keep_reference(_features(p, config, inputs), jnp.zeros(2, bool)))
+        lambda p: denoised(
+            p, config, inputs, composer.keep_reference(features_of(p, config, inputs), jnp.zeros(2, bool))
+        )
     )(params)
     assert oracles.relative_error(hidden, plain) <= 1e-5
 
@@ -259,35 +102,35 @@ def test_zero_assets_are_the_plain_denoiser(all_bound) -> None:
 def test_attend_blank_shows_the_empty_canvas(all_bound) -> None:
     config, params, compose = all_bound
     seeing = dataclasses.replace(config, attend_blank=True)
-    inputs = _inputs(config)
-    shape = jax.eval_shape(lambda p: _features(p, seeing, inputs), params)
+    inputs = inputs_of(config)
+    shape = jax.eval_shape(lambda p: features_of(p, seeing, inputs), params)
     assert [mask.shape[1] for mask in shape.masks] == [64 >> (2 * level) for level in config.unet.attention_levels]
-    assert oracles.relative_error(_compose(seeing)(params, inputs), compose(params, inputs)) > 1e-4
+    assert oracles.relative_error(composing(seeing)(params, inputs), compose(params, inputs)) > 1e-4
 
 
 def test_samples_of_a_batch_do_not_mix(all_bound) -> None:
     config, params, compose = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     alone = compose(params, jax.tree.map(lambda leaf: leaf[1:], inputs))
     assert oracles.relative_error(alone, compose(params, inputs)[1:]) <= 1e-5
 
 
 def test_repeated_reference_serves_several_images(all_bound) -> None:
     config, params, _ = all_bound
-    features = jax.eval_shape(lambda p: composer.repeat_reference(_features(p, config, _inputs(config)), 3), params)
+    features = jax.eval_shape(lambda p: composer.repeat_reference(features_of(p, config, inputs_of(config)), 3), params)
     assert all(leaf.shape[0] == 6 for leaf in jax.tree.leaves(features))
 
 
 def test_gradients_reach_everything_that_is_used(all_bound) -> None:
     """All of the denoiser and the binder; of the reference UNet all but what lies behind its last keys and values."""
     config, params, _ = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
     target = oracles.normal(9, *inputs["noisy"].shape)
 
     @jax.jit
     @jax.grad
     def gradient(params):
-        return jnp.mean((_denoise(params, config, inputs, _features(params, config, inputs)) - target) ** 2)
+        return jnp.mean((denoised(params, config, inputs, features_of(params, config, inputs)) - target) ** 2)
 
     flat = trees.flatten(gradient(params))
     unused = {path for path, leaf in flat.items() if not np.any(np.asarray(leaf))}
@@ -300,7 +143,7 @@ def test_gradients_reach_everything_that_is_used(all_bound) -> None:
 
 def test_bfloat16_stays_close(all_bound) -> None:
     config, params, compose = all_bound
-    inputs = _inputs(config)
+    inputs = inputs_of(config)
 
     @jax.jit
     def roughly(params):

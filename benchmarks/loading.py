@@ -1,0 +1,133 @@
+"""What reading a Stable Diffusion 1.5 folder takes: seconds, and memory beyond what the programs hold before.
+
+    python benchmarks/loading.py --dtype bfloat16
+
+A folder of random weights (UNet, VAE, text encoder: 1,066 M parameters) is written first, to --folder or aside. Then
+`fcjax.pretrained.load` reads it, as it is stored, in a process of its own, and so do diffusers and transformers where
+they are installed. Memory is the largest of the anonymous resident memory that a thread sees every few milliseconds:
+files that are mapped do not count, as the system takes their pages back whenever it needs them. Linux alone.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+
+@dataclass
+class Settings:
+    """What to write and read."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    folder: Path | None = None
+    """Where the model is written, or is already."""
+    reader: Literal["both", "fcjax", "diffusers"] = "both"
+    """One of them reads in this very process."""
+
+
+def write(path: Path, dtype: str) -> None:
+    """A Stable Diffusion 1.5 folder of random weights."""
+    import jax
+
+    from fcjax import folder
+    from fcjax.models.parameters import init_parameters
+    from fcjax.presets import sd15
+
+    config = sd15("none")
+    plain = config.unet.__class__()
+    params = init_parameters(config, jax.random.key(0), jax.numpy.dtype(dtype))
+    kernel = params["unet"]["conv_in"]["kernel"][:, :, : plain.in_channels]
+    params["unet"]["conv_in"]["kernel"] = kernel
+    for name, part in (("unet", plain), ("vae", config.vae), ("text_encoder", config.text_encoder)):
+        folder.save_part(path, name, params[name], part, dtype=dtype)
+    (path / "scheduler").mkdir()
+    scheduler = folder.config_dict("scheduler", config.diffusion)
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (path / "tokenizer").mkdir()
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+
+
+def read_with_fcjax(path: Path) -> Callable[[], Any]:
+    from fcjax import pretrained
+
+    return lambda: pretrained.load(path, binding="none")
+
+
+def read_with_diffusers(path: Path) -> Callable[[], Any]:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    stored = getattr(torch, json.loads((path / "dtype.json").read_text()))
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return lambda: [reader.from_pretrained(path / name, dtype=stored) for name, reader in classes.items()]
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def measure(read: Callable[[], Any]) -> tuple[float, int]:
+    """Seconds, and the most bytes beyond those held before."""
+    before, most, done = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.003):
+            most = max(most, anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    model = read()
+    seconds = time.perf_counter() - started
+    most = max(most, anonymous_bytes())
+    done.set()
+    watcher.join()
+    del model
+    return seconds, most - before
+
+
+def stored_bytes(path: Path) -> tuple[int, int]:
+    """Of all tensors, and of the largest."""
+    sizes = []
+    for file in path.glob("*/*.safetensors"):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        sizes += [tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"]
+    lengths = [end - start for start, end in sizes]
+    return sum(lengths), max(lengths)
+
+
+def main(settings: Settings) -> None:
+    if settings.reader != "both":
+        assert settings.folder is not None
+        reader = read_with_fcjax if settings.reader == "fcjax" else read_with_diffusers
+        seconds, most = measure(reader(settings.folder))
+        total, largest = stored_bytes(settings.folder)
+        print(
+            f"{settings.reader:>10}: {seconds:6.1f} s, at most {most / 2**20:7.0f} MiB "
+            f"(the model {total / 2**20:.0f}, its largest tensor {largest / 2**20:.0f})",
+            flush=True,
+        )
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        path = settings.folder or Path(aside) / "sd15"
+        if not (path / "dtype.json").exists():
+            write(path, settings.dtype)
+            (path / "dtype.json").write_text(json.dumps(settings.dtype))
+        for reader in ("fcjax", "diffusers"):
+            subprocess.run([sys.executable, __file__, "--reader", reader, "--folder", str(path)], check=False)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
