@@ -11,7 +11,6 @@ import pytest
 
 from fcjax import convert, trees
 from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig
-from fcjax.models.attention import attend
 from fcjax.models.convolution import conv2d
 from fcjax.models.parameters import abstract_part
 from fcjax.models.unet import UNet
@@ -142,31 +141,6 @@ def test_errors() -> None:
         unet.apply({"params": params}, sample, timesteps, text, reference=((text, text),))
     with pytest.raises(ValueError, match="down_blocks_7"):
         unet.apply({"params": params}, sample, timesteps, text, bound={"down_blocks_7": (text, text)})
-
-
-@pytest.mark.parametrize("mask_kind", ["none", "keys", "causal"])
-def test_attend_equals_its_equation_and_gradient(mask_kind: str) -> None:
-    query, key, value = oracles.normal(0, 2, 6, 3, 4), oracles.normal(1, 2, 6, 3, 4), oracles.normal(2, 2, 6, 3, 4)
-    mask = {
-        "none": None,
-        "keys": jnp.asarray(np.random.default_rng(0).random((2, 6)) < 0.6).at[:, 0].set(True),
-        "causal": jnp.tril(jnp.ones((6, 6), bool))[None, None],
-    }[mask_kind]
-
-    def plainly(query, key, value):
-        scores = jnp.einsum("bqnd,bknd->bnqk", query, key) / 2.0
-        if mask is not None:
-            scores = jnp.where(mask if mask.ndim == 4 else mask[:, None, None], scores, -jnp.inf)
-        return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, -1), value)
-
-    def values_and_gradients(function):
-        return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1, 2)))(
-            query, key, value
-        )
-
-    ours = values_and_gradients(lambda *args: attend(*args, mask))
-    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(values_and_gradients(plainly)), strict=True):
-        assert oracles.relative_error(mine, theirs) <= 1e-5
 
 
 @pytest.mark.parametrize("padding", [1, ((0, 1), (2, 1))])

@@ -13,7 +13,7 @@ from fcjax import trees
 from fcjax.config import ComposerConfig
 from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clean, training_target
 from fcjax.models import composer
-from fcjax.models.attention import split_heads
+from fcjax.models.attend import split_heads
 from fcjax.models.layers import Dtype
 from fcjax.models.vae import VAE
 from fcjax.optim import make_optimizer, update_ema

@@ -1,105 +1,16 @@
-"""Attention: the one `attend` that every module uses, and the UNet's transformer with injection and binding."""
+"""The UNet's attention and transformer, with feature injection and subject binding."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Conv, Dense, Dtype, GroupNorm, LayerNorm
 
 # The number of tokens and their width differ from layer to layer.
 KeyValue = tuple[Float[Array, "b _ _"], Float[Array, "b _ _"]]
-
-
-def attend(
-    query: Float[Array, "b q n d"],
-    key: Float[Array, "b k n d"],
-    value: Float[Array, "b k n d"],
-    mask: Bool[Array, "b k"] | Bool[Array, "#b #n q k"] | None = None,
-) -> Float[Array, "b q n d"]:
-    """softmax(query key^T / sqrt(d)) value with a float32 softmax, in the query's dtype.
-
-    mask: True where a key may be seen, either for all queries (b, k) or for each (b, n, q, k).
-    """
-    batch, _, heads, size = query.shape
-    if mask is not None:
-        mask = mask[:, None, None, :] if mask.ndim == 2 else mask
-        mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(-1, *mask.shape[2:])
-
-    def by_head(tokens: Array) -> Array:
-        return tokens.transpose(0, 2, 1, 3).reshape(batch * heads, -1, size)
-
-    scaled = (query.astype(FLOAT32) * size**-0.5).astype(query.dtype)
-    y = _attention(by_head(scaled), by_head(key), by_head(value), mask)
-    return y.reshape(batch, heads, -1, size).transpose(0, 2, 1, 3)
-
-
-# In what follows m counts the heads of all samples. The backward pass recomputes the weights from the forward's
-# log-sum-exp instead of keeping them: (m, q, k) float32 is by far the largest array of a training step.
-
-
-@jax.custom_vjp
-def _attention(
-    query: Float[Array, "m q d"], key: Float[Array, "m k d"], value: Float[Array, "m k d"], mask: Array | None
-) -> Float[Array, "m q d"]:
-    return _attention_forward(query, key, value, mask)[0]
-
-
-def _attention_forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, tuple]:
-    y, log_sum = _head_by_head_on_cpu(_weighted_values, (query, key, value, mask))
-    return y, (query, key, value, mask, y, log_sum)
-
-
-def _attention_backward(saved: tuple, gradient: Array) -> tuple[Array, Array, Array, None]:
-    return *_head_by_head_on_cpu(_weighted_values_backward, (*saved, gradient)), None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple) -> Any:
-    """One head of one sample at a time on CPU, where its scores then stay in the cache; all at once elsewhere."""
-    return jax.lax.platform_dependent(
-        *arguments,
-        cpu=lambda *heads: jax.lax.map(lambda head: function(*head), heads),
-        default=lambda *heads: function(*heads),
-    )
-
-
-def _scores(query: Array, key: Array, mask: Array | None) -> Float[Array, "*m q k"]:
-    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=FLOAT32)
-    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(FLOAT32).min)
-
-
-def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Array]:
-    scores = _scores(query, key, mask)
-    highest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=FLOAT32) / total
-    return y.astype(value.dtype), highest + jnp.log(total)
-
-
-def _weighted_values_backward(
-    query: Array, key: Array, value: Array, mask: Array | None, y: Array, log_sum: Array, gradient: Array
-) -> tuple[Array, Array, Array]:
-    weights = jnp.exp(_scores(query, key, mask) - log_sum)
-    mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=-1, keepdims=True)
-    of_weights = jnp.einsum("...qd,...kd->...qk", gradient, value, preferred_element_type=FLOAT32)
-    of_scores = (weights * (of_weights - mean)).astype(query.dtype)
-    weights = weights.astype(value.dtype)
-    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=FLOAT32)
-    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=FLOAT32)
-    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=FLOAT32)
-    return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
-
-
-def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t n d"]:
-    """Channels into heads, the first d channels being head 0."""
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fcjax.config import TextConfig
-from fcjax.models.attention import attend, split_heads
+from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Dense, Dtype, Embedding, LayerNorm
 
 

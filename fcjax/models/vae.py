@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fcjax.config import VAEConfig
-from fcjax.models.attention import attend, split_heads
+from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Conv, Dense, Downsample, Dtype, GroupNorm, ResnetBlock, Upsample
 
 EPSILON = 1e-6

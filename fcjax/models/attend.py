@@ -1,0 +1,281 @@
+"""The one `attend` that every module uses, and the kernels that it picks from.
+
+"portable"  products and a softmax in plain JAX, chunk by chunk of the queries where all scores at once would be large;
+            on a CPU one head at a time, whose scores then stay in the cache. With a backward pass of its own
+"cudnn"     cuDNN's flash attention: NVIDIA GPUs, half precision, heads of at most 128 numbers
+"splash"    JAX's splash attention for TPUs
+"auto"      cuDNN's or splash attention where the default device has it and the shapes suit it, else the portable form
+
+A kernel can be set for what is traced within (to compile ahead of time for a platform that this host is not, to export
+for several platforms, or to compare):
+
+    with attention_kernel("splash"):
+        lowered = jax.jit(step).lower(...)
+
+Flash kernels take no mask here. A hidden key has a further number that adds -30,000 to its scores, for which heads grow
+to the next multiple of 8: a mask would cost (queries x keys) of memory with cuDNN, and on a TPU heads are padded to 128
+numbers in any case.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fcjax.models.layers import FLOAT32
+
+KERNELS = ("auto", "portable", "cudnn", "splash")
+attention_kernel = jax.make_user_context("auto")
+"""`with attention_kernel(name):` sets the kernel, one of `KERNELS`, for functions traced within."""
+
+# Scores (heads x queries x keys) that the portable form holds at once, 4 bytes each: what fits a core's cache together
+# with keys and values, and what is little beside a UNet's other arrays.
+_SCORES_ON_CPU = 2**24
+_SCORES_ELSEWHERE = 2**26
+# With fewer keys (the prompt's) the scores take little, and there is nothing that a flash kernel could save.
+_FLASH_KEYS = 256
+_CUDNN_LARGEST_HEAD = 128  # 256 from Hopper on; wider heads stand where tokens are few
+_SPLASH_BLOCK = 128
+_HIDDEN = -3e4
+
+
+def attend(
+    query: Float[Array, "b q n d"],
+    key: Float[Array, "b k n d"],
+    value: Float[Array, "b k n d"],
+    mask: Bool[Array, "b k"] | Bool[Array, "#b #n q k"] | None = None,
+) -> Float[Array, "b q n d"]:
+    """softmax(query key^T / sqrt(d)) value with a float32 softmax, in the query's dtype.
+
+    mask: True where a key may be seen, either for all queries (b, k) or for each (b, n, q, k). A query that may see no
+      key at all has an output without meaning.
+    """
+    scaled = (query.astype(FLOAT32) * query.shape[-1] ** -0.5).astype(query.dtype)
+    kernel = {"portable": _portable, "cudnn": _cudnn, "splash": _splash}[_kernel(query, key, mask)]
+    return kernel(scaled, key, value, mask)
+
+
+def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t n d"]:
+    """Channels into heads, the first d channels being head 0."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def _kernel(query: Array, key: Array, mask: Array | None) -> str:
+    """The kernel's name for these shapes."""
+    name = attention_kernel.value
+    if name not in KERNELS:
+        raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}")
+    if name == "auto":
+        name = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "portable")
+    queries, keys, size = query.shape[1], key.shape[1], query.shape[3]
+    suits = {
+        "cudnn": query.dtype in (jnp.bfloat16, jnp.float16) and size + (mask is not None) <= _CUDNN_LARGEST_HEAD,
+        "splash": queries % _SPLASH_BLOCK == 0 and keys % _SPLASH_BLOCK == 0,
+    }
+    few = keys < _FLASH_KEYS or (mask is not None and mask.ndim == 4)
+    return name if not few and suits.get(name, False) else "portable"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flash kernels
+
+
+def _cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    query, key, value, size = _hide(query, key, value, mask)
+    return jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation="cudnn")[..., :size]
+
+
+def _splash(query: Array, key: Array, value: Array, mask: Array | None, interpret: bool = False) -> Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    query, key, value, size = _hide(query, key, value, mask)
+    heads, queries, keys = query.shape[2], query.shape[1], key.shape[1]
+    block_q, block_k = (_largest_block(length) for length in (queries, keys))
+    blocks = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_k,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_k,
+        block_q_dq=block_q,
+        block_kv_dq=block_k,
+    )
+    everything = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
+    kernel = splash.make_splash_mha(everything, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    by_head = (tokens.transpose(0, 2, 1, 3) for tokens in (query, key, value))
+    return jax.vmap(kernel)(*by_head).transpose(0, 2, 1, 3)[..., :size].astype(query.dtype)
+
+
+def _largest_block(length: int) -> int:
+    """The largest block of at most 1024 tokens that divides `length`, a multiple of 128."""
+    return next(block for block in (1024, 768, 512, 384, 256, 128) if length % block == 0)
+
+
+def _hide(query: Array, key: Array, value: Array, mask: Bool[Array, "b k"] | None) -> tuple[Array, Array, Array, int]:
+    """The mask as a further number of each head, and the heads' size before."""
+    size = query.shape[-1]
+    if mask is None:
+        return query, key, value, size
+    further = -(size + 1) % 8
+    hidden = jnp.where(mask, 0.0, _HIDDEN).astype(key.dtype)[:, :, None, None]
+
+    def widened(tokens: Array, channel: Array) -> Array:
+        channel = jnp.broadcast_to(channel, (*tokens.shape[:-1], 1)).astype(tokens.dtype)
+        return jnp.pad(jnp.concatenate([tokens, channel], axis=-1), ((0, 0),) * 3 + ((0, further),))
+
+    one, zero = jnp.ones((), query.dtype), jnp.zeros((), value.dtype)
+    return widened(query, one), widened(key, hidden), widened(value, zero), size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The portable form. In what follows m counts the heads of all samples. The backward pass recomputes the weights from
+# the forward's log-sum-exp instead of keeping them: (m, q, k) float32 is by far the largest array of a training step.
+
+
+def _portable(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    batch, _, heads, size = query.shape
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+        mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(-1, *mask.shape[2:])
+
+    def by_head(tokens: Array) -> Array:
+        return tokens.transpose(0, 2, 1, 3).reshape(batch * heads, -1, size)
+
+    y = _attention(by_head(query), by_head(key), by_head(value), mask)
+    return y.reshape(batch, heads, -1, size).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _attention(
+    query: Float[Array, "m q d"], key: Float[Array, "m k d"], value: Float[Array, "m k d"], mask: Array | None
+) -> Float[Array, "m q d"]:
+    return _attention_forward(query, key, value, mask)[0]
+
+
+def _attention_forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, tuple]:
+    y, log_sum = _head_by_head_on_cpu(_forward_in_chunks, (query, key, value, mask))
+    return y, (query, key, value, mask, y, log_sum)
+
+
+def _attention_backward(saved: tuple, gradient: Array) -> tuple[Array, Array, Array, None]:
+    return *_head_by_head_on_cpu(_backward_in_chunks, (*saved, gradient)), None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple) -> Any:
+    """One head of one sample at a time on CPU; all at once elsewhere."""
+    on_cpu = functools.partial(function, most_scores=_SCORES_ON_CPU)
+    return jax.lax.platform_dependent(
+        *arguments,
+        cpu=lambda *heads: jax.lax.map(lambda head: on_cpu(*head), heads),
+        default=functools.partial(function, most_scores=_SCORES_ELSEWHERE),
+    )
+
+
+def _chunks(query: Array, key: Array, most_scores: int) -> int:
+    """How many chunks of queries hold at most so many scores each."""
+    scores = math.prod(query.shape[:-1]) * key.shape[-2]
+    return min(-(-scores // most_scores), query.shape[-2])
+
+
+def _split(tokens: Array, chunks: int, fill: float = 0.0) -> Array:
+    """(..., q, d) as (chunks, ..., q / chunks, d), filled up at the end."""
+    length = -(-tokens.shape[-2] // chunks)
+    pad = [(0, 0)] * (tokens.ndim - 2) + [(0, length * chunks - tokens.shape[-2]), (0, 0)]
+    padded = jnp.pad(tokens, pad, constant_values=fill)
+    return jnp.moveaxis(padded.reshape(*tokens.shape[:-2], chunks, length, tokens.shape[-1]), -3, 0)
+
+
+def _join(parts: Array, length: int) -> Array:
+    """The reverse of `_split`."""
+    tokens = jnp.moveaxis(parts, 0, -3)
+    return tokens.reshape(*tokens.shape[:-3], -1, tokens.shape[-1])[..., :length, :]
+
+
+def _split_mask(mask: Array | None, chunks: int) -> Array | None:
+    """A mask that all queries share is repeated, not split."""
+    if mask is None:
+        return None
+    return jnp.broadcast_to(mask, (chunks, *mask.shape)) if mask.shape[-2] == 1 else _split(mask, chunks, True)
+
+
+def _forward_in_chunks(
+    query: Array, key: Array, value: Array, mask: Array | None, *, most_scores: int
+) -> tuple[Array, Array]:
+    chunks = _chunks(query, key, most_scores)
+    if chunks == 1:
+        return _weighted_values(query, key, value, mask)
+    parts = jax.lax.map(
+        lambda part: _weighted_values(part[0], key, value, part[1]), (_split(query, chunks), _split_mask(mask, chunks))
+    )
+    y, log_sum = (_join(part, query.shape[-2]) for part in parts)
+    return y, log_sum
+
+
+def _backward_in_chunks(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    y: Array,
+    log_sum: Array,
+    gradient: Array,
+    *,
+    most_scores: int,
+) -> tuple[Array, Array, Array]:
+    chunks = _chunks(query, key, most_scores)
+    if chunks == 1:
+        of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient)
+    else:
+
+        def add(sums: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], Array]:
+            query, mask, y, log_sum, gradient = part
+            of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient)
+            return (sums[0] + of_key, sums[1] + of_value), of_query.astype(query.dtype)
+
+        # A log-sum of infinity leaves the rows that fill up the last chunk without weights.
+        parts = (
+            _split(query, chunks),
+            _split_mask(mask, chunks),
+            _split(y, chunks),
+            _split(log_sum, chunks, jnp.inf),
+            _split(gradient, chunks),
+        )
+        nothing = (jnp.zeros(key.shape, FLOAT32), jnp.zeros(value.shape, FLOAT32))
+        (of_key, of_value), of_queries = jax.lax.scan(add, nothing, parts)
+        of_query = _join(of_queries, query.shape[-2])
+    return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
+
+
+def _scores(query: Array, key: Array, mask: Array | None) -> Float[Array, "*m q k"]:
+    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=FLOAT32)
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(FLOAT32).min)
+
+
+def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Array]:
+    scores = _scores(query, key, mask)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    y = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=FLOAT32) / total
+    return y.astype(value.dtype), highest + jnp.log(total)
+
+
+def _weighted_values_backward(
+    query: Array, key: Array, value: Array, mask: Array | None, y: Array, log_sum: Array, gradient: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients in float32."""
+    weights = jnp.exp(_scores(query, key, mask) - log_sum)
+    mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=-1, keepdims=True)
+    of_weights = jnp.einsum("...qd,...kd->...qk", gradient, value, preferred_element_type=FLOAT32)
+    of_scores = (weights * (of_weights - mean)).astype(query.dtype)
+    weights = weights.astype(value.dtype)
+    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=FLOAT32)
+    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=FLOAT32)
+    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=FLOAT32)
+    return of_query, of_key, of_value

@@ -1,0 +1,128 @@
+"""The one attention: every kernel equals the equation, gradients included, and which one is picked."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcjax.models import attend as kernels
+from fcjax.models.attend import attend, attention_kernel
+from tests import oracles
+
+
+def plainly(query, key, value, mask):
+    scores = jnp.einsum("bqnd,bknd->bnqk", query, key) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask if mask.ndim == 4 else mask[:, None, None], scores, -jnp.inf)
+    return jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(scores, -1), value)
+
+
+def make_mask(kind: str, queries: int, keys: int) -> jax.Array | None:
+    return {
+        "none": None,
+        "keys": jnp.asarray(np.random.default_rng(0).random((2, keys)) < 0.6).at[:, 0].set(True),
+        "causal": jnp.tril(jnp.ones((queries, keys), bool))[None, None],
+    }[kind]
+
+
+def errors(function, queries: int, keys: int, size: int, mask) -> list[float]:
+    """Of the output's sum of sines and of its gradients, each relative to its scale."""
+    tokens = [oracles.normal(seed, 2, length, 3, size) for seed, length in enumerate((queries, keys, keys))]
+
+    def values_and_gradients(function):
+        return jax.jit(jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args, mask))), (0, 1, 2)))(*tokens)
+
+    pairs = zip(
+        jax.tree.leaves(values_and_gradients(function)), jax.tree.leaves(values_and_gradients(plainly)), strict=True
+    )
+    return [oracles.relative_error(ours, theirs) for ours, theirs in pairs]
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "keys", "causal"])
+@pytest.mark.parametrize("most_scores", [2**24, 30, 12, 1])
+def test_the_portable_form_equals_its_equation(mask_kind: str, most_scores: int, monkeypatch) -> None:
+    """In one chunk, in several, in chunks that do not divide the queries, and query by query."""
+    monkeypatch.setattr(kernels, "_SCORES_ON_CPU", most_scores)
+    assert max(errors(attend, 7, 6, 4, make_mask(mask_kind, 7, 6))) <= 1e-5
+
+
+def test_chunks_bound_the_memory() -> None:
+    """Scores of 4096 x 8192 keys would take 128 MiB a head."""
+    tokens = [jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32) for length in (4096, 8192, 8192)]
+    compiled = jax.jit(attend).lower(*tokens).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None and analysis.temp_size_in_bytes < 128 * 2**20
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "keys"])
+def test_the_tpu_kernel_equals_its_equation(mask_kind: str) -> None:
+    """Interpreted on this host, with the scaling that `attend` does before."""
+    mask = make_mask(mask_kind, 256, 384)
+
+    def splash(query, key, value, mask):
+        return kernels._splash(query * query.shape[-1] ** -0.5, key, value, mask, interpret=True)
+
+    assert max(errors(splash, 256, 384, 40, mask)) <= 1e-4
+
+
+def test_a_hidden_key_is_a_further_number() -> None:
+    """What the flash kernels are given needs no mask: the plain equation without one gives the masked result."""
+    query, key, value = (oracles.normal(seed, 2, 6, 3, 40) for seed in range(3))
+    mask = make_mask("keys", 6, 6)
+    *widened, size = kernels._hide(query * 40**-0.5, key, value, mask)
+    assert size == 40 and {tokens.shape[-1] for tokens in widened} == {48}
+    unmasked = plainly(widened[0] * 48**0.5, *widened[1:], None)[..., :size]
+    assert oracles.relative_error(unmasked, plainly(query, key, value, mask)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "keys", "size", "dtype", "expected"),
+    [
+        ("auto", 3072, 6144, 40, "bfloat16", "portable"),
+        ("cudnn", 3072, 6144, 40, "bfloat16", "cudnn"),
+        ("cudnn", 3072, 6144, 40, "float32", "portable"),
+        ("cudnn", 192, 384, 160, "bfloat16", "portable"),
+        ("cudnn", 12288, 12288, 512, "bfloat16", "portable"),
+        ("cudnn", 3072, 77, 40, "bfloat16", "portable"),
+        ("splash", 3072, 6144, 40, "bfloat16", "splash"),
+        ("splash", 768, 1536, 80, "float32", "splash"),
+        ("splash", 3072, 77, 40, "bfloat16", "portable"),
+        ("splash", 192, 384, 160, "bfloat16", "portable"),
+        ("portable", 3072, 6144, 40, "bfloat16", "portable"),
+    ],
+)
+def test_which_kernel_is_picked(name: str, queries: int, keys: int, size: int, dtype: str, expected: str) -> None:
+    query, key = (jax.ShapeDtypeStruct((2, length, 8, size), jnp.dtype(dtype)) for length in (queries, keys))
+    picked = []
+
+    def pick(query, key):
+        picked.append(kernels._kernel(query, key, jnp.ones((2, keys), bool)))
+        picked.append(kernels._kernel(query, key, jnp.ones((1, 1, queries, keys), bool)))
+        return query
+
+    with attention_kernel(name):
+        jax.eval_shape(pick, query, key)
+    assert picked == [expected, "portable"]
+
+
+def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:
+    """The same jitted function is traced anew for another kernel, and a name that is none is refused."""
+    picked = []
+
+    def remember(name, query, key, value, mask):
+        picked.append(name)
+        return query
+
+    for name in ("portable", "splash"):
+        monkeypatch.setattr(kernels, f"_{name}", functools.partial(remember, name))
+    jitted = jax.jit(lambda *tokens: attend(*tokens))
+    tokens = [oracles.normal(seed, 1, 256, 1, 8) for seed in range(3)]
+    jitted(*tokens)
+    with attention_kernel("splash"):
+        jitted(*tokens)
+        jitted(*tokens)
+    assert picked == ["portable", "splash"]
+    with attention_kernel("flash"), pytest.raises(ValueError, match="must be one of auto, portable, cudnn, splash"):
+        jitted(*tokens)
