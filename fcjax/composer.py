@@ -25,11 +25,12 @@ from jaxtyping import Array
 from PIL import Image
 
 from fcjax import folder, pretrained
-from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
-from fcjax.body import Body, BodyMaps, rest_places
+from fcjax.assets import AssetCanvas, Placeable
+from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
-from fcjax.generation import conditions_of_pictures, generate, generate_stepwise
+from fcjax.generation import PictureInputs, conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
+from fcjax.preparation import prepare
 from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import PromptTokens, Tokenizer
@@ -138,7 +139,7 @@ class Composer:
         Warns (UserWarning) of words that the model never learnt, of phrases that the prompt lacks (they are appended)
         and of a prompt too long to be read to its end. ValueError for bad input.
         """
-        config = self._sized(size)
+        config = self.config.sized(size)
         whole = {"seed": seed, "steps": steps, "num_images": num_images, "batch_size": batch_size}
         for name, value in {**whole, "layout_seed": layout_seed}.items():
             if not isinstance(value, numbers.Integral):
@@ -151,21 +152,13 @@ class Composer:
         table = sampler_table(config.diffusion, steps, sampler)
         branches = guidance_branches(guidance, reference_guidance)
         mixing = make_guidance(branches, guidance, reference_guidance, guidance_rescale)
-        canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
-        tokens = self.tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
-        maps = _maps(body, config)
-        _warn(tokens)
+        prepared = prepare(config, self.tokenizer, prompt, assets, body, boxes=boxes, layout_seed=layout_seed)
+        _warn(prepared.tokens)
 
         batch_size = min(batch_size, num_images)
         conditions = conditions_of_pictures(
             self.params,
-            tokens.ids[None],
-            self.tokenizer.encode(""),
-            tokens.spans[None],
-            canvas.image[None],
-            owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)[None],
-            maps.uv[None],
-            rest_places(maps.uv)[None],
+            PictureInputs(**prepared.arrays),
             config=config,
             branches=branches,
             images=batch_size,
@@ -184,38 +177,15 @@ class Composer:
             latents = initial_latents(table, chosen, *noise)
             pictures = program(self.params, conditions, table, mixing, chosen, latents, config=config, dtype=self.dtype)
             for index, image in zip(range(batch * batch_size, num_images), np.asarray(pictures), strict=False):
-                compositions.append(Composition(Image.fromarray(image), seed + index, canvas, maps, tokens))
+                composition = Composition(
+                    Image.fromarray(image), seed + index, prepared.canvas, prepared.maps, prepared.tokens
+                )
+                compositions.append(composition)
         return compositions
-
-    def _sized(self, size: tuple[int, int] | None) -> ComposerConfig:
-        """The config for pictures of another size."""
-        if size is None:
-            return self.config
-        height, width = size
-        factor = self.config.vae.factor * 2 ** (self.config.unet.levels - 1)
-        if not (height > 0 and width > 0 and height % factor == 0 and width % factor == 0):
-            nearest = [max(1, round(side / factor)) * factor for side in size]
-            raise ValueError(
-                f"height and width must be multiples of {factor} for this model, got {height}x{width}; "
-                f"{nearest[0]}x{nearest[1]} would do"
-            )
-        return dataclasses.replace(self.config, height=int(height), width=int(width))
 
 
 def _default_dtype() -> Dtype:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-
-def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:
-    if not isinstance(body, BodyMaps):
-        return (Body() if body is None else body).render(config.height, config.width)
-    if body.uv.shape[:2] != (config.height, config.width):
-        height, width = body.uv.shape[:2]
-        raise ValueError(
-            f"the body's maps are {height}x{width}, the picture is {config.height}x{config.width}: "
-            "render them at the picture's size"
-        )
-    return body
 
 
 def _warn(tokens: PromptTokens) -> None:

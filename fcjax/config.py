@@ -362,6 +362,20 @@ class ComposerConfig:
         """Channels that join the noisy latent at the denoiser's conv_in."""
         return condition_channels(self.condition, self.vae.latent_channels, self.pose_patch, self.pose_octaves)
 
+    def sized(self, size: tuple[int, int] | None) -> "ComposerConfig":
+        """The config for pictures of another height and width; ValueError names the nearest that would do."""
+        if size is None:
+            return self
+        height, width = size
+        factor = self.vae.factor * 2 ** (self.unet.levels - 1)
+        if not (height > 0 and width > 0 and height % factor == 0 and width % factor == 0):
+            nearest = [max(1, round(side / factor)) * factor for side in size]
+            raise ValueError(
+                f"height and width must be multiples of {factor} for this model, got {height}x{width}; "
+                f"{nearest[0]}x{nearest[1]} would do"
+            )
+        return dataclasses.replace(self, height=int(height), width=int(width))
+
     @property
     def latent_height(self) -> int:
         return self.height // self.vae.factor

@@ -64,26 +64,32 @@ def make_conditions(
     )
 
 
+class PictureInputs(NamedTuple):
+    """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size."""
+
+    ids: Int[Array | np.ndarray, "n k"]
+    empty_ids: Int[Array | np.ndarray, "k"]
+    spans: Float[Array | np.ndarray, "n a k"]
+    canvases: UInt8[Array | np.ndarray, "n H W 3"]
+    masks: Float[Array | np.ndarray, "n a h w"]
+    uv: Float[Array | np.ndarray, "n H W 2"]
+    places: Float[Array | np.ndarray, "n H W 3"]  # `fcjax.body.rest_places` of `uv`
+
+
 @functools.partial(jax.jit, static_argnames=("config", "branches", "images", "dtype"))
 def conditions_of_pictures(
     params: dict[str, Any],
-    ids: Int[Array, "n k"],
-    empty_ids: Int[Array, "k"],
-    spans: Float[Array, "n a k"],
-    canvases: UInt8[Array, "n H W 3"],
-    masks: Float[Array, "n a h w"],
-    uv: Float[Array, "n H W 2"],
-    places: Float[Array, "n H W 3"],
+    given: PictureInputs,
     *,
     config: ComposerConfig,
     branches: tuple[Branch, ...],
     images: int,
     dtype: Dtype,
 ) -> Conditions:
-    """`make_conditions` from canvases, UV maps and `fcjax.body.rest_places` of them, all of the picture's size."""
-    latents = model.encode_images(params, config, canvases.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
-    channels = model.pose_channels(config, uv, places)
-    inputs = Inputs(ids, empty_ids, spans, latents, masks, channels)
+    """`make_conditions` from pictures."""
+    latents = model.encode_images(params, config, given.canvases.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
+    channels = model.pose_channels(config, given.uv, given.places)
+    inputs = Inputs(given.ids, given.empty_ids, given.spans, latents, given.masks, channels)
     return make_conditions(params, config, inputs, branches, images, dtype=dtype)
 
 

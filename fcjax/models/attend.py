@@ -20,7 +20,7 @@ numbers in any case.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,8 @@ def _splash(query: Array, key: Array, value: Array, mask: Array | None, interpre
     everything = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
     kernel = splash.make_splash_mha(everything, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
     by_head = (tokens.transpose(0, 2, 1, 3) for tokens in (query, key, value))
-    return jax.vmap(kernel)(*by_head).transpose(0, 2, 1, 3)[..., :size].astype(query.dtype)
+    y = cast(Array, jax.vmap(kernel)(*by_head))
+    return y.transpose(0, 2, 1, 3)[..., :size].astype(query.dtype)
 
 
 def _largest_block(length: int) -> int:

@@ -1,0 +1,106 @@
+"""The exported sampling function: equal to the live one, without fcjax or flax, for other steps, seeds and scales."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.body import Body
+from fcjax.cli import run
+from fcjax.composer import Composer
+from fcjax.preparation import prepare
+from fcjax.samplers import sampler_table
+from fcjax.sampling import FULL, UNCONDITIONAL, make_guidance
+from infer import export, exported
+
+PROMPT = "a woman in blue jeans"
+
+
+def export_model(*words: object) -> None:
+    run(export.main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def written(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "tiny"
+    export_model(tiny_model_folder, path)
+    return path
+
+
+def arguments_of(folder: Path) -> list[Any]:
+    given = exported.example(folder)
+    return [given[name] for name in exported.ARGUMENTS]
+
+
+def test_it_equals_the_live_function(written: Path, tiny_model_folder: Path) -> None:
+    """Two requests at once, of other words, poses, seeds, steps, sampler and scale than the example's."""
+    composer = Composer.load(tiny_model_folder)
+    bodies = [Body(pose="walking"), Body(pose="t_pose")]
+    inputs, *_ = arguments_of(written)
+    requests = [prepare(composer.config, composer.tokenizer, PROMPT, body=body).arrays for body in bodies]
+    inputs = {name: np.concatenate([given[name] for given in requests]) for name in inputs if name != "empty_ids"}
+    inputs["empty_ids"] = requests[0]["empty_ids"]
+    table = vars(sampler_table(composer.config.diffusion, 5, "euler_ancestral"))
+    guidance = make_guidance((FULL, UNCONDITIONAL), 3.0)._asdict()
+    pictures = exported.load(written)(inputs, table, guidance, np.asarray([4, 9], np.uint32))
+    for picture, body, seed in zip(pictures, bodies, (4, 9), strict=True):
+        [live] = composer.compose(PROMPT, body=body, seed=seed, steps=5, sampler="euler_ancestral", guidance=3.0)
+        difference = np.abs(np.asarray(picture, int) - np.asarray(live.image, int))
+        assert difference.max() <= 1
+    assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() > 8
+
+
+def test_it_runs_where_neither_fcjax_nor_flax_is(written: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.png"
+    blocked = "import sys; sys.modules |= dict.fromkeys(['fcjax', 'flax', 'optax', 'transformers']); "
+    started = f"import runpy; sys.argv = ['run.py', '--out', {str(out)!r}, '--seed', '2']; "
+    code = blocked + started + f"runpy.run_path({str(written / 'run.py')!r}, run_name='__main__')"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    [live] = Composer.load(tiny_model_folder).compose(PROMPT, seed=2)
+    difference = np.abs(np.asarray(Image.open(out), int) - np.asarray(live.image, int))
+    assert difference.max() <= 1
+
+
+def test_what_was_exported_is_said(written: Path) -> None:
+    facts = json.loads((written / "export.json").read_text())
+    assert facts["platforms"] == ["cpu", "cuda", "tpu"] and facts["attention_kernel"] == "portable"
+    assert facts["arguments"]["inputs/canvases"].startswith("uint8[1, 32, 32")
+    assert sorted(path.name for path in written.iterdir()) == [
+        "example.npz",
+        "export.json",
+        "run.py",
+        "sampling.jaxexport",
+        "weights.safetensors",
+    ]
+
+
+def test_a_fixed_batch(tiny_model_folder: Path, tmp_path: Path) -> None:
+    export_model(tiny_model_folder, tmp_path / "two", "--batch-size", 2, "--branches", 1, "--platforms", "cpu")
+    pictures = exported.load(tmp_path / "two")(*arguments_of(tmp_path / "two"))
+    composer = Composer.load(tiny_model_folder)
+    for seed, picture in enumerate(pictures):
+        [live] = composer.compose(PROMPT, seed=seed, guidance=1.0)
+        assert np.abs(np.asarray(picture, int) - np.asarray(live.image, int)).max() <= 1
+    assert json.loads((tmp_path / "two" / "export.json").read_text())["attention_kernel"] == "auto"
+
+
+def test_bad_requests_are_refused_in_one_line(tiny_model_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def refused(*words: object) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            export_model(*words)
+        assert exit_.value.code == 2 and not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    out = tmp_path / "out"
+    assert "exists already; give a new folder" in refused(tiny_model_folder, tiny_model_folder)
+    assert "batch_size must be at least 1" in refused(tiny_model_folder, out, "--batch-size", 0)
+    assert "multiples of 8" in refused(tiny_model_folder, out, "--size", 30, 32)
+    assert "there is no model folder" in refused(tmp_path / "nowhere", out)
+    assert "invalid choice" in refused(tiny_model_folder, out, "--platforms", "metal")
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    assert "pip install 'fcjax[export]'" in refused(tiny_model_folder, out)
