@@ -158,7 +158,7 @@ class Composer:
         batch_size = min(batch_size, num_images)
         conditions = conditions_of_pictures(
             self.params,
-            PictureInputs(**prepared.arrays),
+            PictureInputs(**{name: jnp.asarray(array) for name, array in prepared.arrays.items()}),
             config=config,
             branches=branches,
             images=batch_size,

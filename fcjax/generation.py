@@ -67,13 +67,13 @@ def make_conditions(
 class PictureInputs(NamedTuple):
     """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size."""
 
-    ids: Int[Array | np.ndarray, "n k"]
-    empty_ids: Int[Array | np.ndarray, "k"]
-    spans: Float[Array | np.ndarray, "n a k"]
-    canvases: UInt8[Array | np.ndarray, "n H W 3"]
-    masks: Float[Array | np.ndarray, "n a h w"]
-    uv: Float[Array | np.ndarray, "n H W 2"]
-    places: Float[Array | np.ndarray, "n H W 3"]  # `fcjax.body.rest_places` of `uv`
+    ids: Int[Array, "n k"]
+    empty_ids: Int[Array, "k"]
+    spans: Float[Array, "n a k"]
+    canvases: UInt8[Array, "n H W 3"]
+    masks: Float[Array, "n a h w"]
+    uv: Float[Array, "n H W 2"]
+    places: Float[Array, "n H W 3"]  # `fcjax.body.rest_places` of `uv`
 
 
 @functools.partial(jax.jit, static_argnames=("config", "branches", "images", "dtype"))
