@@ -1,16 +1,23 @@
-"""What all programs share: flags from a dataclass, errors in one line, exit codes.
+"""What all programs share: flags from a dataclass, errors in one line, exit codes, a cache of compiled programs.
 
 0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a
 mistake of the program's and keeps its traceback.
+
+JAX keeps what it compiles in the user's cache folder, so that a second start is quick. FCJAX_COMPILATION_CACHE names
+another folder, or is "off"; JAX's own JAX_COMPILATION_CACHE_DIR goes before it.
 """
 
 import contextlib
 import dataclasses
 import inspect
+import os
+import platform
 import sys
 import typing
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -40,6 +47,7 @@ def run(function: Callable[..., object], arguments: Sequence[str] | None = None)
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """ValueError and OSError inside become one line and SystemExit(2), an interruption SystemExit(130)."""
+    _use_compilation_cache()
     try:
         with warnings.catch_warnings():
             # A program's own warnings are for whoever typed the command; those of libraries keep their default.
@@ -52,6 +60,26 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _use_compilation_cache() -> None:
+    chosen = os.environ.get("FCJAX_COMPILATION_CACHE")
+    if chosen == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcjax"
+    # What was compiled for one processor may not run on another that shares the home folder.
+    folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{_processor():08x}")
+    # For JAX where it is not imported yet, and for processes that this one starts.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+
+
+def _processor() -> int:
+    """A number that differs where a processor's instructions do."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else [platform.processor()]
+    return zlib.crc32(next((line for line in lines if line.startswith(("flags", "Features"))), lines[0]).encode())
 
 
 def one_line(error: BaseException) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 # The numbers in these tests are a CPU's. Programs that tests start inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Nor do tests fill the user's cache with programs.
+os.environ["FCJAX_COMPILATION_CACHE"] = "off"
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ import tests.typecheck
 
 # Shapes in annotations of what JAX traces are checked in every call; this must come before these are imported. (The
 # NumPy rooms take what users give and check it themselves.)
-CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.sampling", "fcjax.generation"]
+CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.samplers", "fcjax.sampling", "fcjax.generation"]
 install_import_hook(CHECKED, f"{tests.typecheck.__name__}.checked")
 
 TOKENIZER = Path(__file__).parents[1] / "fcjax" / "mini" / "tokenizer"

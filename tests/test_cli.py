@@ -1,5 +1,6 @@
 """Exit codes and messages that every program shares."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -97,3 +98,29 @@ def test_the_module_docstring_is_the_help():
         cwd=Path(__file__).parents[1],
     )
     assert result.returncode == 0 and "--pose" in result.stdout and "iuv.png" in result.stdout
+
+
+COMPILING = """
+import sys
+{first}
+from fcjax.cli import run
+def program() -> None:
+    import jax
+    print(jax.config.jax_compilation_cache_dir)
+run(program, [])
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import jax"], ids=["before jax", "after jax"])
+def test_programs_keep_what_they_compile(first: str, tmp_path: Path) -> None:
+    def used(**environment: str) -> str:
+        kept = {key: value for key, value in os.environ.items() if "COMPILATION_CACHE" not in key}
+        code = COMPILING.format(first=first)
+        command = [sys.executable, "-c", code]
+        given = {**kept, "XDG_CACHE_HOME": str(tmp_path), **environment}
+        return subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert Path(used()).parent == tmp_path / "fcjax"
+    assert used(FCJAX_COMPILATION_CACHE=str(tmp_path / "mine")) == str(tmp_path / "mine")
+    assert used(FCJAX_COMPILATION_CACHE="off") == "None"
+    assert used(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax")) == str(tmp_path / "jax")
