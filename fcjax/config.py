@@ -238,7 +238,10 @@ class BinderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Keys of diffusers' DDIMScheduler; the defaults are those of Stable Diffusion 1.5's file."""
+    """Keys of diffusers' DDIMScheduler; the defaults are those of Stable Diffusion 1.5's file.
+
+    timestep_shift: of the timesteps that samplers choose, towards noise (arXiv 2403.03206, equation 23); 1 is none.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -249,9 +252,14 @@ class DiffusionConfig:
     steps_offset: int = 1
     rescale_betas_zero_snr: bool = False
     set_alpha_to_one: bool = False
+    timestep_shift: float = 1.0
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_train_timesteps")
+        _require(
+            0.0 < self.timestep_shift < 1e4,
+            f"DiffusionConfig.timestep_shift must be positive (1 shifts nothing), got {self.timestep_shift}",
+        )
         _require_choice(
             "DiffusionConfig", "beta_schedule", self.beta_schedule, ("scaled_linear", "linear", "squaredcos_cap_v2")
         )

@@ -145,12 +145,17 @@ _ABSENT: dict[type, dict[str, Any]] = {
         "rescale_betas_zero_snr": False,
         "set_alpha_to_one": True,
         "steps_offset": 0,
+        "timestep_shift": 1.0,
         "timestep_spacing": "leading",
     },
     BinderConfig: {},
 }
 # Keys of ours that diffusers does not know: written only where they say something.
-_OURS: dict[type, dict[str, Any]] = {UNetConfig: {"ff_mult": 4}, VAEConfig: {"linear_encoder": False, "patch_size": 1}}
+_OURS: dict[type, dict[str, Any]] = {
+    UNetConfig: {"ff_mult": 4},
+    VAEConfig: {"linear_encoder": False, "patch_size": 1},
+    DiffusionConfig: {"timestep_shift": 1.0},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -134,13 +134,23 @@ class _Ladder(NamedTuple):
 
 
 def _spaced(config: DiffusionConfig, steps: int, points: int | None = None) -> Float[np.ndarray, "s"]:
-    """The first `steps` of `points` timesteps, falling, spaced as `config.timestep_spacing` says (not rounded)."""
+    """The first `steps` of `points` timesteps, falling, spaced as `config.timestep_spacing` says (not rounded), then
+    moved by `config.timestep_shift`."""
     train_steps, points = config.num_train_timesteps, steps if points is None else points
     if config.timestep_spacing == "linspace":
-        return np.linspace(0, train_steps - 1, points)[::-1][:steps]
-    if config.timestep_spacing == "leading":
-        return (np.arange(points)[::-1][:steps] * (train_steps // points) + config.steps_offset).astype(float)
-    return np.arange(train_steps, 0, -train_steps / steps).round()[:steps] - 1.0
+        timesteps = np.linspace(0, train_steps - 1, points)[::-1][:steps]
+    elif config.timestep_spacing == "leading":
+        timesteps = (np.arange(points)[::-1][:steps] * (train_steps // points) + config.steps_offset).astype(float)
+    else:
+        timesteps = np.arange(train_steps, 0, -train_steps / steps).round()[:steps] - 1.0
+    shift, part = config.timestep_shift, (timesteps + 1.0) / train_steps
+    return timesteps if shift == 1.0 else train_steps * shift * part / (1.0 + (shift - 1.0) * part) - 1.0
+
+
+def _whole(timesteps: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
+    """Rounded, each below the one before: a strong shift brings the first ones close together."""
+    places = np.arange(len(timesteps))
+    return np.minimum.accumulate(timesteps.round() + places) - places
 
 
 def _shares(config: DiffusionConfig, timesteps: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
@@ -149,14 +159,16 @@ def _shares(config: DiffusionConfig, timesteps: Float[np.ndarray, "s"]) -> Float
 
 
 def _ddim_ladder(config: DiffusionConfig, steps: int) -> _Ladder:
-    timesteps = _spaced(config, steps).round()
+    timesteps = _whole(_spaced(config, steps))
     ends = timesteps - config.num_train_timesteps // steps
+    if config.timestep_shift != 1.0:
+        ends = np.append(timesteps[1:], -1.0)
     last = 1.0 if config.set_alpha_to_one else make_alphas_cumprod(config)[0]
     return _Ladder(timesteps, _shares(config, timesteps), np.where(ends >= 0, _shares(config, ends), last))
 
 
 def _ddpm_ladder(config: DiffusionConfig, steps: int) -> _Ladder:
-    timesteps = _spaced(config, steps).round()
+    timesteps = _whole(_spaced(config, steps))
     share = _shares(config, timesteps)
     return _Ladder(timesteps, share, np.append(share[1:], 1.0))
 
@@ -184,7 +196,7 @@ def _euler_ladder(config: DiffusionConfig, steps: int, karras: bool = False) -> 
 
 
 def _dpmpp_ladder(config: DiffusionConfig, steps: int, karras: bool = False) -> _Ladder:
-    timesteps = _spaced(config, steps, steps + 1).round()
+    timesteps = _whole(_spaced(config, steps, steps + 1))
     noise = _noise_ratios(config)
     levels = noise[np.clip(timesteps.astype(int), 0, len(noise) - 1)]
     if karras:

@@ -64,6 +64,7 @@ def make_scheduler(sampler: str, config: DiffusionConfig, steps: int):
     schedulers = pytest.importorskip("diffusers.schedulers")
     name, extra = SCHEDULERS[sampler]
     arguments = dataclasses.asdict(config)
+    del arguments["timestep_shift"]
     if sampler not in ("ddim", "lcm"):
         del arguments["set_alpha_to_one"]
     with warnings.catch_warnings():
@@ -146,11 +147,15 @@ def test_karras_levels_of_another_schedule_equal_diffusers(sampler: str, monkeyp
     assert_equal_to_diffusers(sampler, dataclasses.replace(SD15, beta_schedule="linear"), 10, monkeypatch)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m", "lcm"])
+# (With a shift, Euler's timesteps fall between training's.)
+@pytest.mark.parametrize(
+    ("sampler", "shift"),
+    [("ddim", 1.0), ("ddim", 3.0), ("dpmpp_2m", 1.0), ("dpmpp_2m", 3.0), ("euler", 1.0), ("lcm", 1.0)],
+)
 @pytest.mark.parametrize("prediction_type", diffusion.PREDICTION_TYPES)
-def test_a_perfect_denoiser_is_followed_to_its_picture(sampler: str, prediction_type: str) -> None:
+def test_a_perfect_denoiser_is_followed_to_its_picture(sampler: str, prediction_type: str, shift: float) -> None:
     config = dataclasses.replace(
-        SD15, prediction_type=prediction_type, set_alpha_to_one=True, timestep_spacing="leading"
+        SD15, prediction_type=prediction_type, set_alpha_to_one=True, timestep_spacing="leading", timestep_shift=shift
     )
     alphas_cumprod = jnp.asarray(diffusion.make_alphas_cumprod(config), jnp.float32)
     clean = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
@@ -165,6 +170,17 @@ def test_a_perfect_denoiser_is_followed_to_its_picture(sampler: str, prediction_
         np.testing.assert_allclose(denoised, clean, atol=2e-4)
     # A consistency function keeps a trace of the noise at its last timestep.
     np.testing.assert_allclose(latents, clean, atol=2e-2 if sampler == "lcm" else 2e-4)
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if "karras" not in name and name != "lcm"])
+def test_a_shift_moves_steps_towards_noise(sampler: str) -> None:
+    shifted = dataclasses.replace(ZERO_SNR, timestep_shift=4.0)
+    timesteps = np.asarray(sampler_table(shifted, 4, sampler).timesteps[:4])
+    # Of the parts 1, 3/4, 1/2 and 1/4 of the way: 4 u / (1 + 3 u), counted from 1.
+    np.testing.assert_allclose(timesteps + 1, [1000, 923, 800, 571], atol=1)
+    strong = sampler_table(dataclasses.replace(shifted, timestep_shift=30.0), 100, sampler)
+    assert np.all(np.diff(strong.timesteps) < 0) and float(strong.timesteps[-1]) > 200
+    assert all(np.isfinite(column).all() for column in vars(strong).values())
 
 
 def test_bad_tables_are_refused() -> None:
