@@ -15,10 +15,10 @@ colours: the share of sets in which both places show the right fabric before and
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -27,25 +27,19 @@ from numpy import ndarray
 from tqdm import tqdm
 
 import fcjax
-from fcjax.assets import Placeable
 from fcjax.cli import run
 from fcjax.metrics import FIGURES, Figure, Palette, Scores, bootstrap, face_scores, places_exchanged, score
 from fcjax.metrics.scores import FACE
+from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms
 from infer.compose import prepare_output
 from infer.densepose import preview
 from infer.request import weights_digest
 from infer.sets import DrawnSets, EvaluationSet, WardrobeSets
 from infer.sheet import Panel, sheet
 
-if TYPE_CHECKING:
-    from fcjax.composer import Composer
-
-TRUTH, RECONSTRUCTION = "truth", "truth through the VAE"
 SWAP_SCAN = 60
 """The swap test looks at no more than this many sets for each that it wants (about every fifth serves)."""
 PACKAGES = ("jax", "numpy", "pillow")
-
-Draw = Callable[[EvaluationSet, Sequence[Placeable], int], UInt8[ndarray, "h w 3"]]
 
 
 @dataclass(frozen=True)
@@ -98,15 +92,6 @@ class Request:
         return self.swap_count
 
 
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One column of the table."""
-
-    name: str
-    draw: Draw
-    composes: bool = True  # False for what knows no phrases: the truth and its reconstruction
-
-
 @dataclass(eq=False)
 class Results:
     """What one arm gave, set by set."""
@@ -147,93 +132,6 @@ class Evaluation:
         names = sorted({name for one in scores for name in one.textures})
         found = {name: bootstrap([one.textures.get(name, []) for one in scores]) for name in names}
         return {name: figure for name, figure in found.items() if figure is not None}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arms
-
-
-def make_arms(request: Request) -> tuple[list[Arm], tuple[int, int]]:
-    """The columns of the table, and the size of all pictures."""
-    # Here, because it takes seconds that a request with a mistake need not wait for.
-    from fcjax.composer import Composer
-
-    composer = Composer.load(request.model)
-    size = request.size or (composer.config.height, composer.config.width)
-    columns = [Arm(request.model, _composing(composer, request, size))]
-    if request.without_binding:
-        name = f"{request.model}, binding off"
-        columns.append(Arm(name, _composing(without_binding(composer), request, size)))
-    for other in request.also:
-        loaded = Composer.load(other)
-        own = (loaded.config.height, loaded.config.width)
-        if request.size is None and own != size:
-            raise ValueError(
-                f"{other} makes pictures of {own[0]}x{own[1]} pixels and {request.model} of {size[0]}x{size[1]}: "
-                "models are compared at one size, which --size can state"
-            )
-        columns.append(Arm(other, _composing(loaded, request, size)))
-    names = [column.name for column in columns]
-    if len(set(names)) < len(names):
-        raise ValueError(f"every model can be scored once, got {', '.join(names)}")
-    if request.split == "drawn":
-        return columns, size
-    return [Arm(TRUTH, _truth, False), Arm(RECONSTRUCTION, _reconstructing(composer), False), *columns], size
-
-
-def without_binding(composer: "Composer") -> "Composer":
-    """The same model with a binder that adds nothing. ValueError for a model that was built without one."""
-    import jax
-
-    from fcjax.composer import Composer
-
-    if not composer.params["binder"]:
-        raise ValueError("this model was built without binding, so there is nothing to switch off")
-    # Its last layers are linear: without weights, nothing is added to keys and values.
-    binder = jax.tree.map(lambda leaf: leaf * 0, composer.params["binder"])
-    return Composer(composer.config, {**composer.params, "binder": binder}, composer.tokenizer, composer.dtype)
-
-
-def _composing(composer: "Composer", request: Request, size: tuple[int, int]) -> Draw:
-    def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
-        [composition] = composer.compose(
-            one.prompt,
-            assets,
-            one.maps,
-            seed=seed,
-            steps=request.steps,
-            sampler=request.sampler,
-            guidance=request.guidance,
-            size=size,
-        )
-        return np.asarray(composition.image)
-
-    return draw
-
-
-def _truth(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
-    if one.target.truth is None:
-        raise ValueError("this set has no true picture")
-    return one.target.truth
-
-
-def _reconstructing(composer: "Composer") -> Draw:
-    """The true picture, encoded and decoded."""
-    import jax
-
-    from fcjax.models.composer import decode_latents, encode_images
-
-    @jax.jit
-    def reconstruct(params: dict[str, Any], images: jax.Array) -> jax.Array:
-        latents = encode_images(params, composer.config, images / 127.5 - 1.0, dtype=composer.dtype)
-        return decode_latents(params, composer.config, latents, dtype=composer.dtype)
-
-    def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
-        picture = _truth(one, assets, seed)[None].astype(np.float32)
-        decoded = np.asarray(reconstruct(composer.params, picture), np.float32)[0]
-        return np.round((decoded + 1.0) * 127.5).astype(np.uint8)
-
-    return draw
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -431,7 +329,14 @@ def main(request: Request) -> None:
         if request.json.is_dir():
             raise ValueError(f"{request.json} is a folder; name a file in it")
         request.json.parent.mkdir(parents=True, exist_ok=True)
-    columns, size = make_arms(request)
+    columns, size = make_arms(
+        request.model,
+        request.also,
+        {"steps": request.steps, "sampler": request.sampler, "guidance": request.guidance},
+        size=request.size,
+        binding_off=request.without_binding,
+        truth=request.split != "drawn",
+    )
     evaluation = evaluate(request, columns, size)
     print(table(evaluation))
     if request.json is not None:

@@ -11,19 +11,8 @@ from PIL import Image
 from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
-from infer.evaluate import (
-    RECONSTRUCTION,
-    TRUTH,
-    Arm,
-    Request,
-    evaluate,
-    main,
-    make_arms,
-    report,
-    table,
-    without_binding,
-    worst,
-)
+from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms, without_binding
+from infer.evaluate import Request, evaluate, main, report, table, worst
 from infer.sets import DrawnSets, WardrobeSets
 
 SIZE = (128, 96)
@@ -219,7 +208,7 @@ def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, mo
 
 def test_a_model_is_scored_once(tiny_model_folder):
     with pytest.raises(ValueError, match="scored once"):
-        make_arms(Request(model=str(tiny_model_folder), also=(str(tiny_model_folder),)))
+        make_arms(str(tiny_model_folder), (str(tiny_model_folder),), {}, size=None, binding_off=False, truth=True)
 
 
 @pytest.mark.parametrize(

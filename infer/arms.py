@@ -1,0 +1,116 @@
+"""The columns of an evaluation: who draws the pictures of its sets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from fcjax.assets import Placeable
+from infer.sets import EvaluationSet
+
+if TYPE_CHECKING:
+    from fcjax.composer import Composer
+
+TRUTH, RECONSTRUCTION = "truth", "truth through the VAE"
+
+Draw = Callable[[EvaluationSet, Sequence[Placeable], int], UInt8[ndarray, "h w 3"]]
+"""A picture of a set, with these assets in place of its own, from a seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One column of the table."""
+
+    name: str
+    draw: Draw
+    composes: bool = True  # False for what knows no phrases: the truth and its reconstruction
+
+
+def make_arms(
+    model: str,
+    also: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None,
+    binding_off: bool,
+    truth: bool,
+) -> tuple[list[Arm], tuple[int, int]]:
+    """The columns of the table, and the size of all pictures.
+
+    settings: keywords of `Composer.compose`; size: of pictures, if not the model's; binding_off: the model once more,
+    with its binding switched off; truth: true pictures and their reconstruction, first. ValueError where models cannot
+    be compared.
+    """
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax.composer import Composer
+
+    composer = Composer.load(model)
+    chosen = size or (composer.config.height, composer.config.width)
+    settings = {**settings, "size": chosen}
+    columns = [Arm(model, _composing(composer, settings))]
+    if binding_off:
+        columns.append(Arm(f"{model}, binding off", _composing(without_binding(composer), settings)))
+    for other in also:
+        loaded = Composer.load(other)
+        own = (loaded.config.height, loaded.config.width)
+        if size is None and own != chosen:
+            raise ValueError(
+                f"{other} makes pictures of {own[0]}x{own[1]} pixels and {model} of {chosen[0]}x{chosen[1]}: "
+                "models are compared at one size, which --size can state"
+            )
+        columns.append(Arm(other, _composing(loaded, settings)))
+    names = [column.name for column in columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"every model can be scored once, got {', '.join(names)}")
+    if truth:
+        columns = [Arm(TRUTH, _truth, False), Arm(RECONSTRUCTION, _reconstructing(composer), False), *columns]
+    return columns, chosen
+
+
+def without_binding(composer: "Composer") -> "Composer":
+    """The same model with a binder that adds nothing. ValueError for a model that was built without one."""
+    import jax
+
+    from fcjax.composer import Composer
+
+    if not composer.params["binder"]:
+        raise ValueError("this model was built without binding, so there is nothing to switch off")
+    # Its last layers are linear: without weights, nothing is added to keys and values.
+    binder = jax.tree.map(lambda leaf: leaf * 0, composer.params["binder"])
+    return Composer(composer.config, {**composer.params, "binder": binder}, composer.tokenizer, composer.dtype)
+
+
+def _composing(composer: "Composer", settings: Mapping[str, Any]) -> Draw:
+    def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
+        [composition] = composer.compose(one.prompt, assets, one.maps, seed=seed, **settings)
+        return np.asarray(composition.image)
+
+    return draw
+
+
+def _truth(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
+    if one.target.truth is None:
+        raise ValueError("this set has no true picture")
+    return one.target.truth
+
+
+def _reconstructing(composer: "Composer") -> Draw:
+    """The true picture, encoded and decoded."""
+    import jax
+
+    from fcjax.models.composer import decode_latents, encode_images
+
+    @jax.jit
+    def reconstruct(params: dict[str, Any], images: jax.Array) -> jax.Array:
+        latents = encode_images(params, composer.config, images / 127.5 - 1.0, dtype=composer.dtype)
+        return decode_latents(params, composer.config, latents, dtype=composer.dtype)
+
+    def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
+        picture = _truth(one, assets, seed)[None].astype(np.float32)
+        decoded = np.asarray(reconstruct(composer.params, picture), np.float32)[0]
+        return np.round((decoded + 1.0) * 127.5).astype(np.uint8)
+
+    return draw
