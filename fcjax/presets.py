@@ -116,12 +116,14 @@ def mini(
         binder=BinderConfig(variant=binding, hidden_size=128),
         # Choice: a model trained from nothing predicts the clean latents (arXiv 2511.13720). Narrow layers suffice for
         # them; noise, and v, which is noise where there is little of it, has to pass through them whole. No signal is
-        # left at the last timestep, so that plain backgrounds come out in their colour.
+        # left at the last timestep, so that plain backgrounds come out in their colour. Sampling stays where there is
+        # much noise: below, this model takes what is left of its own errors for patterns.
         diffusion=DiffusionConfig(
             prediction_type="sample",
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
             set_alpha_to_one=True,
+            timestep_shift=50.0,
         ),
         height=256,
         width=192,
