@@ -1,6 +1,6 @@
 """What reading a Stable Diffusion 1.5 folder takes: seconds, and memory beyond what the programs hold before.
 
-    python benchmarks/loading.py --dtype bfloat16
+    python -m benchmarks.loading --dtype bfloat16
 
 A folder of random weights (UNet, VAE, text encoder: 1,066 M parameters) is written first, to --folder or aside. Then
 `fcjax.pretrained.load` reads it, as it is stored, in a process of its own, and so do diffusers and transformers where
@@ -8,13 +8,14 @@ they are installed. Memory is the largest of the anonymous resident memory that 
 files that are mapped do not count, as the system takes their pages back whenever it needs them. Linux alone.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,25 +77,30 @@ def anonymous_bytes() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def measure(read: Callable[[], Any]) -> tuple[float, int]:
-    """Seconds, and the most bytes beyond those held before."""
-    before, most, done = anonymous_bytes(), 0, threading.Event()
+@dataclass
+class Watched:
+    """The most bytes beyond those held at the start."""
+
+    most: int = 0
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watched]:
+    """Look at this process's memory every few milliseconds while the block runs."""
+    before, found, done = anonymous_bytes(), Watched(), threading.Event()
 
     def watch() -> None:
-        nonlocal most
         while not done.wait(0.003):
-            most = max(most, anonymous_bytes())
+            found.most = max(found.most, anonymous_bytes() - before)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
-    model = read()
-    seconds = time.perf_counter() - started
-    most = max(most, anonymous_bytes())
-    done.set()
-    watcher.join()
-    del model
-    return seconds, most - before
+    try:
+        yield found
+    finally:
+        found.most = max(found.most, anonymous_bytes() - before)
+        done.set()
+        watcher.join()
 
 
 def stored_bytes(path: Path) -> tuple[int, int]:
@@ -112,10 +118,15 @@ def main(settings: Settings) -> None:
     if settings.reader != "both":
         assert settings.folder is not None
         reader = read_with_fcjax if settings.reader == "fcjax" else read_with_diffusers
-        seconds, most = measure(reader(settings.folder))
+        read = reader(settings.folder)
+        with watched() as memory:
+            started = time.perf_counter()
+            model = read()
+            seconds = time.perf_counter() - started
+        del model
         total, largest = stored_bytes(settings.folder)
         print(
-            f"{settings.reader:>10}: {seconds:6.1f} s, at most {most / 2**20:7.0f} MiB "
+            f"{settings.reader:>10}: {seconds:6.1f} s, at most {memory.most / 2**20:7.0f} MiB "
             f"(the model {total / 2**20:.0f}, its largest tensor {largest / 2**20:.0f})",
             flush=True,
         )
@@ -126,7 +137,9 @@ def main(settings: Settings) -> None:
             write(path, settings.dtype)
             (path / "dtype.json").write_text(json.dumps(settings.dtype))
         for reader in ("fcjax", "diffusers"):
-            subprocess.run([sys.executable, __file__, "--reader", reader, "--folder", str(path)], check=False)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.loading", "--reader", reader, "--folder", str(path)], check=False
+            )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Needs the compilers: `pip install "jax[cuda13]"` for the H100, `pip install "jax[tpu]"` for TPUs. Figures are XLA's own
 `memory_analysis()`, in MiB: the arguments that a program reads (its weights above all), results, temporaries. What a
-program needs at once is their sum, beside the weights that it does not read. "before" is the same with the products and
+picture takes at most are all weights, the conditions, which stay, and the results and temporaries of the program that
+has most of them. "before" is the same with the products and
 softmax in plain JAX, all scores at once.
 """
 
@@ -141,6 +142,7 @@ def main(settings: Settings) -> None:
     print(f"all weights: {weights / 2**20:.0f} MiB")
     print(f"{'program':>12} {'attention':>10} {'arguments':>10} {'results':>10} {'temps':>10} {'sum':>10}")
     for before in (True, False) if settings.before else (False,):
+        passing, kept = 0, 0
         for name in settings.programs:
             function, arguments = programs(settings)[name]
             arguments = jax.tree.map(placed, arguments)
@@ -151,8 +153,11 @@ def main(settings: Settings) -> None:
             assert found is not None
             sizes = [found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes]
             figures = " ".join(f"{size / 2**20:>10.0f}" for size in (*sizes, sum(sizes)))
+            passing = max(passing, sizes[1] + sizes[2])
+            kept = sizes[1] if name == "conditions" else kept
             seconds = time.perf_counter() - started
             print(f"{name:>12} {'before' if before else 'now':>10} {figures}   compiled in {seconds:.0f} s", flush=True)
+        print(f"{'at most':>12} {'before' if before else 'now':>10} {(weights + kept + passing) / 2**20:>43.0f}")
 
 
 if __name__ == "__main__":

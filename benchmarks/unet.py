@@ -2,15 +2,17 @@
 
     python -m benchmarks.unet --dtype float32
     XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true python -m benchmarks.unet --dtype bfloat16
+    python -m benchmarks.unet --dtype bfloat16 --size 64 64 --calls 200 --runners fcjax diffusers dual    # on a GPU
 
 Both run in processes of their own, one after the other and so again for --rounds, on the same random weights, noise,
 text and timestep, a batch of 2 (the two branches of guidance). Printed are the fastest and the median of all calls
 behind the first, which compiles, and the ratio of the medians: above 1 ours is faster. Outputs are compared, too.
-Needs torch and diffusers (`pip install -e ".[test]"`). "dual" is ours with one asset image's keys and values, which
-diffusers does not have.
+Needs torch and diffusers (`pip install -e ".[test]"`); on a GPU that torch sees, theirs is compiled by torch.compile
+(max-autotune). "dual" is ours with one asset image's keys and values, which diffusers does not have.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,8 @@ class Settings:
     runners: tuple[Literal["fcjax", "diffusers", "dual"], ...] = ("fcjax", "diffusers")
     folder: Path | None = None
     """Where weights are written, or are already."""
+    peer_python: str = sys.executable
+    """Runs diffusers, where it and torch are installed for another interpreter."""
     run: Literal["", "fcjax", "diffusers", "dual"] = ""
     """Time this one in this very process."""
 
@@ -85,13 +89,17 @@ def with_diffusers(settings: Settings, path: Path) -> Callable[[], np.ndarray]:
     dtype = getattr(torch, settings.dtype)
     unet = UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=dtype).eval()
     unet = unet.to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    unet = unet.to(device)
+    if device == "cuda":
+        unet = torch.compile(unet, mode="max-autotune", fullgraph=True)
     noisy, time_, text = inputs(settings)
-    noise = torch.tensor(noisy.transpose(0, 3, 1, 2)).to(dtype, memory_format=torch.channels_last)
-    words = torch.tensor(text).to(dtype)
+    noise = torch.tensor(noisy.transpose(0, 3, 1, 2)).to(device, dtype, memory_format=torch.channels_last)
+    words = torch.tensor(text).to(device, dtype)
 
     def step() -> np.ndarray:
         with torch.inference_mode():
-            return unet(noise, time_, words).sample.float().numpy().transpose(0, 2, 3, 1)
+            return unet(noise, time_, words).sample.float().cpu().numpy().transpose(0, 2, 3, 1)
 
     return step
 
@@ -144,16 +152,22 @@ def main(settings: Settings) -> None:
             for name in settings.runners:
                 flags = ["--dtype", settings.dtype, "--size", *map(str, settings.size), "--preset", settings.preset]
                 flags += ["--calls", str(settings.calls), "--folder", str(path), "--run", name]
-                command = [sys.executable, "-m", "benchmarks.unet", *flags]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                python, environment = sys.executable, dict(os.environ)
+                if name == "diffusers" and settings.peer_python != python:
+                    python = settings.peer_python
+                    environment.pop("PYTHONPATH", None)  # this interpreter's packages
+                command = [python, "-m", "benchmarks.unet", *flags]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
                 found = json.loads(done.stdout.splitlines()[-1])
                 seconds[name] += found["seconds"]
-                print(
-                    f"{name:>10}: first call {found['first']:.1f} s, then", *(f"{one:.2f}" for one in found["seconds"])
-                )
+                fastest = " ".join(f"{one:.4g}" for one in sorted(found["seconds"])[:5])
+                print(f"{name:>10}: first call {found['first']:.1f} s, then {fastest}")
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         for name, values in seconds.items():
-            print(f"{name:>10}: fastest {min(values):.2f} s, median {medians[name]:.2f} s")
+            print(
+                f"{name:>10}: fastest {min(values):.4g} s, median {medians[name]:.4g} s, "
+                f"{1 / medians[name]:.3g} steps/s"
+            )
         if {"fcjax", "diffusers"} <= medians.keys():
             ours, theirs = (np.load(path / f"{name}.npy") for name in ("fcjax", "diffusers"))
             error = np.abs(ours - theirs).max() / np.abs(theirs).max()

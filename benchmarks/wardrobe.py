@@ -1,6 +1,6 @@
 """How fast Wardrobe draws: samples a second in one process, with the shares of its stages.
 
-    python benchmarks/wardrobe.py --count 30 --height 256 --width 192
+    python -m benchmarks.wardrobe --count 30 --height 256 --width 192
 
 Set OMP_NUM_THREADS=1 for the figure of one core.
 """

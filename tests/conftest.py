@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Nor do tests fill the user's cache with programs.
 os.environ["FCJAX_COMPILATION_CACHE"] = "off"
+# Most of their programs run once or twice: optimising them would take longer.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import numpy as np

@@ -124,7 +124,7 @@ SETTINGS = [
     ("num_images", 0, "num_images must be at least 1"),
     ("seed", -1, "seeds must lie between 0 and 4294967295"),
     ("seed", 2**32, "seeds must lie between 0 and 4294967295"),
-    ("sampler", "euler", "sampler must be one of ddim"),
+    ("sampler", "heun", "sampler must be one of ddim"),
     ("size", (50, 32), "multiples of 8 for this model, got 50x32; 48x32 would do"),
     ("size", (0, 32), "multiples of 8 for this model"),
     ("layout_seed", -1, "layout_seed"),

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
+from fcjax.samplers import SAMPLERS
 from fcjax.sampling import SamplingCancelledError
 from infer import compose
 from infer.request import KEY, AssetFile, ComposeRequest
@@ -393,3 +395,9 @@ def test_no_warning_without_reason(composer: Composer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture(composer)
+
+
+def test_the_help_names_every_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(compose.main, ["--help"])
+    assert set(SAMPLERS) <= set(re.findall(r"\w+", capsys.readouterr().out))

@@ -1,7 +1,6 @@
 """The composer: what must hold whatever the weights, its conditions and its start."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,15 +16,6 @@ from fcjax.models.parameters import abstract_binder, abstract_parameters, init_p
 from fcjax.presets import mini, sd15, tiny
 from tests import oracles
 from tests.dual_unet import composing, denoised, features_of, inputs_of
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation() -> Iterator[None]:
-    """These programs run once: half of their time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Behaviour

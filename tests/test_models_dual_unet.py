@@ -1,7 +1,6 @@
 """Both UNets, binding and injection against an independent reference in torch, with diffusers' modules."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +17,6 @@ from tests import oracles
 from tests.dual_unet import composing, denoised, features_of, inputs_of
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation() -> Iterator[None]:
-    """These programs run once: half of their time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class _Injecting:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +34,6 @@ SD21 = dataclasses.replace(
     layers_per_block=1,
 )
 INPAINTING = dataclasses.replace(SD15, in_channels=9, layers_per_block=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation() -> Iterator[None]:
-    """These programs run once: half of their time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _inputs(config: UNetConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
