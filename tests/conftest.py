@@ -12,6 +12,9 @@ os.environ["FCJAX_COMPILATION_CACHE"] = "off"
 # Most of their programs run once or twice: optimising them would take longer.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+# Meshes need devices; what asks for none runs on the first.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
 import jax
 import numpy as np
 import pytest

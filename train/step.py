@@ -238,10 +238,16 @@ def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[A
     return draw < text, (draw < both) | ((draw >= text) & (draw < text + config.drop_reference))
 
 
-def make_step(config: TrainConfig, loss: Loss):
-    """The step jitted, with its state donated."""
+def make_step(config: TrainConfig, loss: Loss, shardings: tuple[Any, Any] | None = None):
+    """The step jitted, with its state donated.
+
+    shardings: of the state and of a batch's arrays on a mesh, which must be set (`jax.set_mesh`) where the step is
+      called; None leaves all on one device.
+    """
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
         return train_step(state, batch, loss=loss, config=config)
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=(shardings[0], None))

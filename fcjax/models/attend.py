@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32
+from fcjax.models.layout import attend_on_shards
 
 KERNELS = ("auto", "portable", "cudnn", "splash")
 attention_kernel = jax.make_user_context("auto")
@@ -56,7 +57,7 @@ def attend(
     """
     scaled = (query.astype(FLOAT32) * query.shape[-1] ** -0.5).astype(query.dtype)
     kernel = {"portable": _portable, "cudnn": _cudnn, "splash": _splash}[_kernel(query, key, mask)]
-    return kernel(scaled, key, value, mask)
+    return attend_on_shards(kernel, scaled, key, value, mask)
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t n d"]:

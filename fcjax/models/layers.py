@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
+from fcjax.models import layout
 from fcjax.models.convolution import conv2d
 
 Dtype = Any
@@ -30,8 +31,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch features"]:
         kernel = self.param("kernel", _kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        # One matrix product over all tokens: CPU's product with two batch axes is slower, backward above all.
-        tokens = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        # One matrix product over all tokens: CPU's product with two batch axes is slower, backward above all. On a mesh
+        # the axes stay apart, as each may be split.
+        tokens = x.astype(self.dtype) if layout.is_set() else x.astype(self.dtype).reshape(-1, x.shape[-1])
         y = jnp.dot(tokens, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)

@@ -23,6 +23,7 @@ from fcjax.models.layers import (
     Upsample,
     timestep_features,
 )
+from fcjax.models.layout import GRID, lay_out
 
 CONV_IN = "conv_in"
 
@@ -134,6 +135,7 @@ class UNet(nn.Module):
         x = Conv(config.block_out_channels[0], name="conv_in", **dtypes)(sample)
         if bound and CONV_IN in bound:
             x += bound[CONV_IN].astype(self.dtype)
+        x = lay_out(x, *GRID)
         skips: tuple[Array, ...] = (x,)
         emitted: list[KeyValue | None] = []
         for name, kind, level, layers, attention, resample in _blocks(config):
@@ -142,7 +144,7 @@ class UNet(nn.Module):
             emitted += keys_values
             if y is None:
                 return tuple(emitted)
-            x = y
+            x = lay_out(y, *GRID)
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="conv_norm_out", **dtypes)(x))
         return Conv(config.out_channels, name="conv_out", **dtypes)(x).astype(FLOAT32)
 
