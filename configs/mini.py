@@ -126,6 +126,7 @@ def tiny_autoencoder() -> TrainConfig:
         vae_loss=VAELossConfig(crop=16),
         log_every=5,
         checkpoint_every=10,
+        devices=1,
     )
 
 
@@ -140,4 +141,5 @@ def tiny_compose() -> TrainConfig:
         batch_size=4,
         log_every=5,
         checkpoint_every=10,
+        devices=1,
     )

@@ -27,6 +27,7 @@ from fcjax.tokenizer import Tokenizer
 from fcjax.wardrobe import Wardrobe
 from train import prepare, run
 from train.config import OptimizerConfig, TrainConfig, VAELossConfig
+from train.placement import Placement
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
 from train.step import (
     autoencoder_loss,
@@ -105,7 +106,8 @@ def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path)
     # A row for every sample of the batch: the crop and its reconstruction.
     assert page.shape == (config.batch_size * config.vae_loss.crop, 2 * config.vae_loss.crop, 3)
     with pytest.raises(ValueError, match="has 8 samples, held-out losses need a batch: 9"):
-        Watch(dataclasses.replace(config, batch_size=9), make_task(config), tmp_path)
+        larger, task = dataclasses.replace(config, batch_size=9), make_task(config)
+        Watch(larger, task, Placement(larger, task.parameters), tmp_path)
 
 
 def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Path):

@@ -99,6 +99,11 @@ class TrainConfig:
     # How the tensors of the model folder are stored.
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+    # For several devices: a strategy of `configs.sharding`, those sizes of its axes that shall differ from the table's,
+    # and how many devices take part (0: all).
+    strategy: str = "data"
+    axes: tuple[tuple[str, int], ...] = ()
+    devices: int = 0
     # A prepared set whose losses are logged and whose first samples are drawn every `watch_every` steps.
     heldout: Path | None = None
     watch_every: int = 500

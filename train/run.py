@@ -7,11 +7,14 @@ run is continued. The loop dispatches step N before it reads step N-1's numbers.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
+from jax.experimental import multihost_utils
 
 from configs import load_config
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
 from train.config import TrainConfig
+from train.placement import Placement
 from train.step import TrainState, initial_state, make_step, parameters
 from train.tasks import Task, make_task
 from train.watch import Watch
 
 # What may change when a run is continued.
 FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "workers")
+FREE_FIELDS += ("strategy", "axes", "devices")
 FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
 
 
@@ -41,20 +47,35 @@ def train(config: TrainConfig, out: Path) -> bool:
     """
     _check_config(out, config)
     task = make_task(config)
+    placement = Placement(config, task.parameters)
     _note_config(out, config)
-    state = initial_state(config.optimizer, config.steps, task.parameters)
+    start = functools.partial(initial_state, config.optimizer, config.steps)
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep)
     with ocp.CheckpointManager((out / "checkpoints").absolute(), options=options) as manager:
         newest = manager.latest_step()
-        if newest is not None:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        if newest is None:
+            state = placement.initial(start, task.parameters)
+        else:
+            abstract = placement.abstract(start, task.parameters)
             state = manager.restore(newest, args=ocp.args.StandardRestore(abstract))
-            print(f"continuing {out} at step {newest}", flush=True)
-        state, whole = _loop(config, task, state, out, manager)
+            _say(f"continuing {out} at step {newest}")
+        state, whole = _loop(config, task, placement, state, out, manager)
     if whole:
-        task.export(parameters(state, averaged=True), out / "model")
-        print(f"wrote {out / 'model'}", flush=True)
+        params = placement.gathered(parameters(state, averaged=True))
+        if _leads():
+            task.export(params, out / "model")
+        _say(f"wrote {out / 'model'}")
     return whole
+
+
+def _leads() -> bool:
+    """Whether this process is the one of all that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def _say(line: str) -> None:
+    if _leads():
+        print(line, flush=True)
 
 
 def _document(config: TrainConfig) -> dict[str, Any]:
@@ -62,8 +83,11 @@ def _document(config: TrainConfig) -> dict[str, Any]:
 
 
 def _note_config(out: Path, config: TrainConfig) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(_document(config), indent=1) + "\n")
+    # Others may still be reading what was there.
+    multihost_utils.sync_global_devices("config")
+    if _leads():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps(_document(config), indent=1) + "\n")
 
 
 def _check_config(out: Path, config: TrainConfig) -> None:
@@ -80,58 +104,76 @@ def _check_config(out: Path, config: TrainConfig) -> None:
 
 
 def _loop(
-    config: TrainConfig, task: Task, state: TrainState, out: Path, manager: ocp.CheckpointManager
+    config: TrainConfig,
+    task: Task,
+    placement: Placement,
+    state: TrainState,
+    out: Path,
+    manager: ocp.CheckpointManager,
 ) -> tuple[TrainState, bool]:
-    step = make_step(config, task.loss)
-    watch = Watch(config, task, out)
+    shardings = placement.mesh and (placement.shardings(state), placement.batch)
+    step = make_step(config, task.loss, shardings)
+    watch = Watch(config, task, placement, out)
     start = int(state.step)
     if start >= config.steps:
         return state, True
     batches = training_batches(
-        task.data, task.transform, config.batch_size, config.seed, config.workers, first_step=start
+        task.data, task.transform, config.batch_size, config.seed, config.workers, first_step=start, rows=placement.rows
     )
-    stop = {"asked": False}
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     pending: tuple[int, dict[str, jax.Array]] | None = None
     began, waited, reported = time.perf_counter(), 0.0, start
     sums: dict[str, float] = {}
-    try:
-        with (out / "log.jsonl").open("a") as log:
-            for number in range(start, config.steps):
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
-                state, metrics = step(state, batch)
-                if pending is not None:
-                    _add(sums, pending, out)
-                pending = (number + 1, metrics)
-                done = number + 1
-                last = done == config.steps or stop["asked"]
-                if done % config.log_every == 0 or last:
-                    _add(sums, pending, out)
-                    pending = None
-                    seconds = time.perf_counter() - began
-                    count = done - reported
-                    line = {
-                        "step": done,
-                        **{name: round(value / count, 6) for name, value in sums.items()},
-                        "samples_per_second": round(count * config.batch_size / seconds, 2),
-                        "data_wait": round(waited / seconds, 3),
-                    }
-                    print(json.dumps(line), file=log, flush=True)
-                    print(" ".join(f"{key} {value}" for key, value in line.items()), flush=True)
-                    began, waited, reported, sums = time.perf_counter(), 0.0, done, {}
-                if done % config.checkpoint_every == 0 or last:
-                    manager.save(done, args=ocp.args.StandardSave(state))
-                if done % config.watch_every == 0 or done == config.steps:
-                    watch(done, parameters(state, averaged=True))
-                    began = time.perf_counter()
-                if stop["asked"]:
-                    break
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with _preemption() as asked_to_stop, (out / "log.jsonl" if _leads() else Path(os.devnull)).open("a") as log:
+        for number in range(start, config.steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            with placement.context():
+                state, metrics = step(state, placement.put_batch(batch))
+            if pending is not None:
+                _add(sums, pending, out)
+            pending = (number + 1, metrics)
+            done = number + 1
+            stop = asked_to_stop(done)
+            last = stop or done == config.steps
+            if done % config.log_every == 0 or last:
+                _add(sums, pending, out)
+                pending = None
+                seconds = time.perf_counter() - began
+                count = done - reported
+                line = {
+                    "step": done,
+                    **{name: round(value / count, 6) for name, value in sums.items()},
+                    "samples_per_second": round(count * config.batch_size / seconds, 2),
+                    "data_wait": round(waited / seconds, 3),
+                }
+                print(json.dumps(line), file=log, flush=True)
+                _say(" ".join(f"{key} {value}" for key, value in line.items()))
+                began, waited, reported, sums = time.perf_counter(), 0.0, done, {}
+            if done % config.checkpoint_every == 0 or last:
+                manager.save(done, args=ocp.args.StandardSave(state))
+            if done % config.watch_every == 0 or done == config.steps:
+                watch(done, parameters(state, averaged=True))
+                began = time.perf_counter()
+            if stop:
+                break
     manager.wait_until_finished()
     return state, int(state.step) >= config.steps
+
+
+@contextlib.contextmanager
+def _preemption() -> Iterator[Callable[[int], bool]]:
+    """Gives what tells after a step whether SIGTERM asks to save and stop; all processes stop at the same step."""
+    if jax.process_count() > 1:
+        # JAX's own handler of the signal makes the processes agree.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    asked: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield lambda _: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _add(sums: dict[str, float], pending: tuple[int, dict[str, jax.Array]], out: Path) -> None:
@@ -152,8 +194,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train.run", add_help=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--distributed", action="store_true")
     known, rest = parser.parse_known_args(arguments)
     with exit_codes():
+        if known.distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+            # JAX reads the address alone from the environment; without the others it asks the cluster.
+            given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+            jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value is not None})
         config = tyro.cli(TrainConfig, default=load_config(known.config), args=rest, prog="python -m train.run")
         train(config, known.out)
 

@@ -120,8 +120,8 @@ def quiet_start(params: Tree, log_variance: float = -6.0) -> Tree:
 def measured_scale(model: ComposerConfig, params: Tree, pictures: np.ndarray) -> float:
     """1 / standard deviation of the latents of `pictures` uint8 (b, H, W, 3), as SD's scaling_factor was found."""
     unscaled = dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=1.0))
-    encode = jax.jit(lambda images: composer.encode_images(params, unscaled, images))
-    latents = [encode(picture[None].astype(np.float32) / 127.5 - 1.0) for picture in pictures]
+    encode = jax.jit(lambda params, images: composer.encode_images(params, unscaled, images))
+    latents = [encode(params, picture[None].astype(np.float32) / 127.5 - 1.0) for picture in pictures]
     return float(1.0 / np.std(np.concatenate(latents)))
 
 

@@ -1,6 +1,7 @@
 """Prepared records to batches: a deterministic, shuffled, resumable stream through Grain."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,35 @@ def training_batches(
     seed: int,
     workers: int = 2,
     first_step: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
     """An endless iterator of batches (dicts of stacked arrays), shuffled anew every epoch.
 
-    The same seed and step give the same batch; `get_state` / `set_state` resume it, and `first_step` starts at the
-    batch of that step. Raises ValueError where the set is smaller than a batch.
+    The same seed and step give the same batch; `first_step` starts at the batch of that step. So the position in the
+    data is the number of steps alone, on any number of processes: each reads the `rows` of every batch that it needs
+    (all by default) and nothing else. Raises ValueError where the set is smaller than a batch.
     """
     if len(data) < batch_size:
         raise ValueError(f"a batch of {batch_size} needs at least as many samples, {data.folder} has {len(data)}")
-    examples = (
-        grain.MapDataset.source(data)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(transform)
-        .batch(batch_size, drop_remainder=True)
-    )
+    examples = grain.MapDataset.source(data).seed(seed).shuffle().repeat().random_map(transform)
+    chosen = list(range(batch_size)) if rows is None else list(rows)
+    batches = grain.MapDataset.source(_Rows(examples, batch_size, chosen, first_step)).batch(len(chosen))
     # Threads suffice: PNG decoding and NumPy release the interpreter lock.
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
-    return (
-        iter(examples.slice(slice(first_step, None)).to_iter_dataset(options))
-        if first_step
-        else iter(examples.to_iter_dataset(options))
-    )
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Some rows of every batch, from that of `first_step` on, as one sequence of examples."""
+
+    examples: Any
+    batch_size: int
+    rows: Sequence[int]
+    first_step: int
+
+    def __len__(self) -> int:
+        return (len(self.examples) // self.batch_size - self.first_step) * len(self.rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
+        step, row = divmod(index, len(self.rows))
+        return self.examples[(self.first_step + step) * self.batch_size + self.rows[row]]
