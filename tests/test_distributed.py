@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import load_config
 from fcjax.data import Prepared, training_batches
@@ -104,6 +106,19 @@ def test_two_processes_train_and_one_goes_on(pictures: Path, alone: list[float],
     assert run.train(dataclasses.replace(config, strategy="fsdp_tensor", devices=4), copies["fsdp_tensor"])
     for copy in copies.values():
         assert losses(copy) == pytest.approx(alone, rel=1e-5)
+
+
+def test_simulated_devices_share_no_memory_of_a_state(pictures: Path):
+    """Else a step with a donated state writes into it once for every device."""
+    placement = Placement(config_of(pictures, devices=4), {})
+    whole = NamedSharding(placement.mesh, PartitionSpec())
+    shared = jax.device_put(np.ones((512, 512), np.float32), whole)
+
+    def buffers(array: jax.Array) -> set[int]:
+        return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+
+    given = placement.unshared({"kernel": shared})["kernel"]
+    assert len(buffers(given)) == 4 and np.array_equal(given, shared) and given.sharding == whole
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
@@ -57,7 +58,17 @@ class Placement:
         if self.mesh is None:
             return make(params)
         laid = jax.device_put(params, self.shardings(params))
-        return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(laid)
+        return self.unshared(jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(laid))
+
+    def unshared(self, state: Any) -> Any:
+        """The state, every device with memory of its own.
+
+        Devices that a CPU simulates may share the memory of what is whole on each of them, which a step with a donated
+        state would then write into once for each.
+        """
+        if self.mesh is None or self.mesh.devices.flat[0].platform != "cpu":
+            return state
+        return jax.tree.map(jnp.copy, state)
 
     def abstract(self, make: Callable[[Tree], Any], params: Tree) -> Any:
         """Shapes, dtypes and shardings of what `initial` gives."""

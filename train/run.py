@@ -57,7 +57,7 @@ def train(config: TrainConfig, out: Path) -> bool:
             state = placement.initial(start, task.parameters)
         else:
             abstract = placement.abstract(start, task.parameters)
-            state = manager.restore(newest, args=ocp.args.StandardRestore(abstract))
+            state = placement.unshared(manager.restore(newest, args=ocp.args.StandardRestore(abstract)))
             _say(f"continuing {out} at step {newest}")
         state, whole = _loop(config, task, placement, state, out, manager)
     if whole:
