@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 
-from configs import mini
+from configs import mini, sd15
 from train.config import TrainConfig
 
 CONFIGS: dict[str, Callable[[], TrainConfig]] = {
@@ -11,6 +11,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "mini_coarse": mini.compose_coarse,
     "mini": mini.compose,
     "mini_unbound": mini.unbound,
+    "sd15": sd15.compose,
     "tiny_vae": mini.tiny_autoencoder,
     "tiny": mini.tiny_compose,
 }

@@ -8,10 +8,11 @@ import optax
 import optax.contrib
 
 Tree = Any
+OptimizerName = Literal["adamw", "muon", "adafactor", "lion"]
 
 
 def make_optimizer(
-    name: Literal["adamw", "muon"],
+    name: OptimizerName,
     learning_rate: float,
     steps: int,
     warmup_steps: int = 500,
@@ -20,10 +21,12 @@ def make_optimizer(
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW or Muon, clipped by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
+    """An optimiser, clipped by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
 
     Vectors (biases, norm scales) take no weight decay. Muon (arXiv 2502.16982, whose scale lets it take AdamW's rate)
-    moves the `kernel`s, AdamW the rest: vectors and embeddings.
+    moves the `kernel`s, AdamW the rest: vectors and embeddings. Adafactor (arXiv 1804.04235) keeps of a matrix's second
+    moment its row and column means and no first moment; Lion (arXiv 2302.06675) keeps one moment and wants a third to a
+    tenth of AdamW's rate. beta2 is AdamW's, Lion's and Muon's AdamW's.
     """
     warmup_steps = min(warmup_steps, max(steps - 1, 1))
     rate = optax.warmup_cosine_decay_schedule(
@@ -45,6 +48,16 @@ def make_optimizer(
             muon_weight_dimension_numbers=_kernel_axes,
             consistent_rms=0.2,
         )
+    elif name == "adafactor":
+        rule = optax.adafactor(
+            rate,
+            multiply_by_parameter_scale=False,
+            clipping_threshold=None,
+            weight_decay_rate=weight_decay * learning_rate or None,
+            weight_decay_mask=is_matrix,
+        )
+    elif name == "lion":
+        rule = optax.lion(rate, b2=beta2, weight_decay=weight_decay, mask=is_matrix)
     else:
         rule = optax.adamw(rate, b2=beta2, weight_decay=weight_decay, mask=is_matrix)
     return optax.chain(optax.clip_by_global_norm(clip_norm), rule)

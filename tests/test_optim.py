@@ -1,5 +1,6 @@
 """The optimisers that training chooses from."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -51,12 +52,29 @@ def test_muon_leaves_vectors_and_embeddings_to_adamw():
         assert 0.005 < steps.mean() < 0.02
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_adafactor_and_lion_keep_less_than_adamw():
+    """Of the large kernel: AdamW two moments, Lion one, Adafactor its row and column means."""
+    parameters = {"dense": {"kernel": jnp.zeros((256, 512))}}
+
+    def numbers(name: str) -> int:
+        state = make_optimizer(name, 0.1, steps=10).init(parameters)
+        return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+    size = 256 * 512
+    assert numbers("adamw") // size == 2 and numbers("lion") // size == 1 and numbers("adafactor") < 2000
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lion"])
 def test_a_quadratic_is_minimised(name: str):
     parameters = {"dense": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
     rule = make_optimizer(name, 0.2, steps=200, warmup_steps=5, final_rate=0.01)
+
+    @jax.jit
+    def step(parameters, state):
+        updates, state = rule.update(parameters, state, parameters)
+        return optax.apply_updates(parameters, updates), state
+
     state = rule.init(parameters)
     for _ in range(200):
-        updates, state = rule.update(parameters, state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
+        parameters, state = step(parameters, state)
     assert max(float(jnp.abs(parameters["dense"][leaf]).max()) for leaf in ("kernel", "bias")) < 0.05

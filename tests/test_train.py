@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from configs import load_config
+from configs.sd15 import PAPERS_PARAMETERS
 from fcjax import folder, trees
 from fcjax.assets import lay_out, owned_tokens
 from fcjax.body import rest_places
@@ -32,12 +33,14 @@ from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_ward
 from train.step import (
     autoencoder_loss,
     composing_loss,
+    drawn_noise,
     drawn_timesteps,
     dropped,
     initial_state,
     make_step,
     matching_loss,
     parameters,
+    train_step,
 )
 from train.tasks import make_task
 from train.watch import Watch
@@ -354,6 +357,73 @@ def test_a_shift_draws_noisier_timesteps(composing):
         dataclasses.replace(config, timestep_shift=0.0)
 
 
+def test_offset_noise_moves_whole_channels(composing):
+    loss = dataclasses.replace(composing[0].loss, offset_noise=0.5)
+    noise = np.asarray(drawn_noise(loss, KEY, (200, 8, 8, 4)))
+    means = noise.mean(axis=(1, 2))
+    assert np.std(means) == pytest.approx(np.hypot(0.5, 1 / 8), rel=0.1)
+    assert np.std(noise - means[:, None, None]) == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("remat", ["layers", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dots", "all"))])
+def test_rematerialisation_changes_no_gradient(composing, remat: str):
+    config, task, batch = composing
+    alive = trees.map_paths(
+        lambda path, leaf: leaf + 0.05 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), task.parameters
+    )
+
+    def gradients(kept: str):
+        loss = composing_loss(config.model, config.loss, jnp.float32, remat=kept)
+        found = jax.jit(jax.value_and_grad(lambda params, batch: loss(params, batch, KEY)[0]))
+        return found(alive, batch), found.lower(alive, batch).as_text().count("optimization_barrier")
+
+    (value, plain), barriers = gradients("none")
+    (again, anew), more = gradients(remat)
+    assert more > barriers and float(again) == pytest.approx(float(value), rel=1e-6)
+    for path, gradient in trees.flatten(plain).items():
+        np.testing.assert_allclose(trees.flatten(anew)[path], gradient, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(composing):
+    """A batch in parts moves the parameters as the batch at once, where a loss does not draw anything."""
+    config = composing[0]
+
+    def loss(params, batch, key):
+        error = jnp.mean(jnp.square(batch["x"] @ params["unet"]["kernel"] - batch["y"]))
+        return error, {"error": error}
+
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.standard_normal((12, 3), np.float32), "y": rng.standard_normal((12, 2), np.float32)}
+    params = {"unet": {"kernel": jnp.ones((3, 2))}}
+
+    def after(parts: int):
+        setting = dataclasses.replace(config, batch_size=12, accumulate=parts)
+        state = initial_state(setting.optimizer, 10, params)
+        for _ in range(3):
+            state, metrics = train_step(state, batch, loss=loss, config=setting)
+        return state, metrics
+
+    (whole, one), (summed, several) = after(1), after(3)
+    np.testing.assert_allclose(summed.trained["unet"]["kernel"], whole.trained["unet"]["kernel"], rtol=1e-5)
+    for name in ("loss", "error", "gradient_norm"):
+        assert float(several[name]) == pytest.approx(float(one[name]), rel=1e-5)
+    with pytest.raises(ValueError, match="accumulate must divide the batch of 12, got 5"):
+        after(5)
+
+
+def test_frozen_parameters_are_kept_in_few_bits_and_have_no_state(composing):
+    config, task, _ = composing
+    optimizer = dataclasses.replace(config.optimizer, trainable=PAPERS_PARAMETERS)
+    state = initial_state(optimizer, 10, task.parameters, jnp.bfloat16)
+    frozen, trained = trees.flatten(state.frozen), trees.flatten(state.trained)
+    assert {leaf.dtype for leaf in frozen.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in trained.values()} == {jnp.dtype(jnp.float32)}
+    assert "unet/conv_in/kernel" in trained and "reference_unet/conv_in/kernel" in frozen
+    assert all("/attn" in path or path.startswith(("binder/", "unet/conv_in/")) for path in trained)
+    kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if getattr(leaf, "ndim", 0)]
+    assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained.values())
+
+
 def test_drop_out_gives_each_guidance_branch_its_share(composing):
     shares = dataclasses.replace(composing[0].loss, drop_text=0.1, drop_reference=0.2, drop_both=0.3)
     no_words, no_assets = (np.asarray(drop) for drop in dropped(shares, KEY, 20_000))
@@ -397,7 +467,8 @@ def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
 
 def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Path, tmp_path: Path):
     config, task, _ = composing
-    Watch(dataclasses.replace(config, heldout=data / "latents"), task, tmp_path)(12, task.parameters)
+    watched = dataclasses.replace(config, heldout=data / "latents")
+    Watch(watched, task, Placement(watched, task.parameters), tmp_path)(12, task.parameters)
     page = np.asarray(Image.open(tmp_path / "samples/00000012.png"))
     height, width = config.model.height, config.model.width
     assert page.shape == (4 * height, 3 * width, 3)
@@ -409,7 +480,7 @@ def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Pat
     assert line["step"] == 12 and 0 < line["heldout_clean_error"] < 100
     other = dataclasses.replace(config, heldout=data / "pictures")
     with pytest.raises(ValueError, match="was not encoded by the VAE that encoded"):
-        Watch(other, task, tmp_path)
+        Watch(other, task, Placement(other, task.parameters), tmp_path)
 
 
 def test_freezing_everything_is_refused(composing):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fcjax.config import ComposerConfig
+from fcjax.optim import OptimizerName
 from fcjax.pretrained import MINI
 
 
@@ -12,7 +13,7 @@ from fcjax.pretrained import MINI
 class OptimizerConfig:
     """What `fcjax.optim` builds; `trainable` are first-match path rules, True = trained, False = frozen."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: OptimizerName = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 500
     # The rate falls along a cosine to `final_rate` times its peak at the last step; 1.0 keeps it constant.
@@ -39,6 +40,9 @@ class LossConfig:
     # Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of all,
     # for u uniform in [0, 1).
     timestep_shift: float = 1.0
+    # A share of noise that is the same in all tokens of a channel, so that a model learns to move whole pictures'
+    # brightness (the "offset noise" of Stable Diffusion's users).
+    offset_noise: float = 0.0
     # Latent tokens on the person count `1 + foreground_weight` times.
     foreground_weight: float = 0.0
     # Choice: drop-out concerns the denoiser alone. The first three exclude each other, so that each branch of guidance
@@ -95,7 +99,13 @@ class TrainConfig:
     # Where the VAE of the prepared latents lies (task "compose"): it goes into the model folder as it is.
     vae: Path | None = None
     tokenizer: Path = MINI / "tokenizer"
+    # What the networks compute in, and what frozen parameters are kept in; trained ones are kept in float32.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    # What the backward pass computes anew instead of keeping it (task "compose"): "none"; "layers", all but what
+    # resnets and attentions hand on; "dots", all but products of tokens and weights; "all", everything within a UNet.
+    remat: Literal["none", "layers", "dots", "all"] = "none"
+    # Parts of a batch that are computed one after the other, their gradients added up.
+    accumulate: int = 1
     # How the tensors of the model folder are stored.
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -116,3 +126,5 @@ class TrainConfig:
         for field in ("steps", "batch_size", "watch_every", "log_every", "checkpoint_every", "keep", "workers"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide the batch of {self.batch_size}, got {self.accumulate}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
@@ -49,7 +50,9 @@ def train(config: TrainConfig, out: Path) -> bool:
     task = make_task(config)
     placement = Placement(config, task.parameters)
     _note_config(out, config)
-    start = functools.partial(initial_state, config.optimizer, config.steps)
+    start = functools.partial(
+        initial_state, config.optimizer, config.steps, frozen_dtype=jnp.dtype(config.compute_dtype)
+    )
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep)
     with ocp.CheckpointManager((out / "checkpoints").absolute(), options=options) as manager:
         newest = manager.latest_step()

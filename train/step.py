@@ -1,6 +1,7 @@
 """The training state and the pure step: losses in, the next state out. Nothing here reads a file or places an array."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,19 @@ from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clea
 from fcjax.models import composer
 from fcjax.models.attend import split_heads
 from fcjax.models.layers import Dtype
+from fcjax.models.unet import LAYER_OUTPUT
 from fcjax.models.vae import VAE
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 
 Tree = dict[str, Any]
 Metrics = dict[str, Array]
+# What is kept for the backward pass, by `TrainConfig.remat`.
+REMAT: dict[str, Any] = {
+    "layers": jax.checkpoint_policies.save_only_these_names(LAYER_OUTPUT),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "all": jax.checkpoint_policies.nothing_saveable,
+}
 Loss = Callable[[Tree, Mapping[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
 
 
@@ -41,13 +49,18 @@ def parameters(state: TrainState, averaged: bool = False) -> Tree:
     return trees.merge(state.average if averaged else state.trained, state.frozen)
 
 
-def initial_state(config: OptimizerConfig, steps: int, params: Tree) -> TrainState:
-    """Splits `params` by the path rules of `config.trainable`; ValueError names every path that no rule covers."""
+def initial_state(config: OptimizerConfig, steps: int, params: Tree, frozen_dtype: Dtype | None = None) -> TrainState:
+    """Splits `params` by the path rules of `config.trainable`; ValueError names every path that no rule covers.
+
+    frozen_dtype: what frozen parameters are kept in; None: as they are.
+    """
     trainable = trees.match_rules(params, config.trainable)
     trained = trees.select(params, trainable)
     frozen = trees.select(params, trees.map_paths(lambda _, keep: not keep, trainable))
     if not trees.flatten(trained):
         raise ValueError("the rules of `trainable` freeze every parameter: let at least one be trained")
+    if frozen_dtype is not None:
+        frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, frozen_dtype), frozen)
     optimizer = _optimizer(config, steps).init(trained)
     return TrainState(jnp.int32(0), trained, frozen, jax.tree.map(jnp.copy, trained), optimizer)
 
@@ -63,16 +76,39 @@ def train_step(
     """One update. All randomness comes from the run's seed and the step's number, so that resuming repeats it."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    def objective(trained: Tree) -> tuple[Array, Metrics]:
-        return loss(trees.merge(trained, state.frozen), batch, key)
+    def objective(trained: Tree, part: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        return loss(trees.merge(trained, state.frozen), part, key)
 
-    (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.trained)
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    if config.accumulate == 1:
+        (value, metrics), gradients = differentiate(state.trained, batch, key)
+    else:
+        (value, metrics), gradients = _accumulated(functools.partial(differentiate, state.trained), batch, key, config)
     updates, optimizer = _optimizer(config.optimizer, config.steps).update(gradients, state.optimizer, state.trained)
     trained = jax.tree.map(lambda leaf, update: leaf + update.astype(leaf.dtype), state.trained, updates)
     average = update_ema(state.average, trained, config.optimizer.ema_decay, state.step)
     squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), gradients)
     metrics = {"loss": value, **metrics, "gradient_norm": jnp.sqrt(sum(jax.tree.leaves(squares)))}
     return TrainState(state.step + 1, trained, state.frozen, average, optimizer), metrics
+
+
+def _accumulated(
+    differentiate: Callable[..., Any], batch: Mapping[str, Array], key: Key[Array, ""], config: TrainConfig
+):
+    """Means over `config.accumulate` parts of the batch, one after the other.
+
+    Part i has every so many-th sample from the i-th, so that on a mesh each device goes on with samples of its own.
+    """
+    parts = {name: rows.reshape(-1, config.accumulate, *rows.shape[1:]).swapaxes(0, 1) for name, rows in batch.items()}
+
+    def add(total: Any, given: tuple[Mapping[str, Array], Key[Array, ""]]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, differentiate(*given)), None
+
+    keys = jax.random.split(key, config.accumulate)
+    first = jax.eval_shape(differentiate, {name: rows[0] for name, rows in parts.items()}, keys[0])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    total, _ = jax.lax.scan(add, nothing, (parts, keys))
+    return jax.tree.map(lambda leaf: leaf / config.accumulate, total)
 
 
 def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype) -> Loss:
@@ -107,11 +143,16 @@ def autoencoder_loss(model: ComposerConfig, weights: VAELossConfig, dtype: Dtype
 
 
 def composing_loss(
-    model: ComposerConfig, config: LossConfig, dtype: Dtype, channel_weights: Float[np.ndarray, "c"] | float = 1.0
+    model: ComposerConfig,
+    config: LossConfig,
+    dtype: Dtype,
+    channel_weights: Float[np.ndarray, "c"] | float = 1.0,
+    remat: str = "none",
 ) -> Loss:
     """The denoising loss of both UNets, the binder and the text encoder together.
 
     channel_weights: what an error in each latent channel counts, 1 on average.
+    remat: what the backward pass computes anew, a key of REMAT.
 
     batch: `latents`, `canvas_latents` (b, h, w, c) scaled; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77);
     `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as `pose_channels` takes them; `foreground` (b, h, w) in
@@ -120,6 +161,11 @@ def composing_loss(
     """
     schedule = make_alphas_cumprod(model.diffusion)
 
+    def network(function: Callable[..., Any]) -> Callable[..., Any]:
+        """With the model's settings, and with what `remat` says."""
+        bound = functools.partial(function, config=model, dtype=dtype)
+        return jax.checkpoint(bound, policy=REMAT[remat]) if remat != "none" else bound
+
     def loss(params: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
         keys = dict(zip(("time", "noise", "drop", "pose"), jax.random.split(key, 4), strict=True))
         samples = batch["latents"].shape[0]
@@ -127,9 +173,9 @@ def composing_loss(
         ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
         embedded = composer.encode_prompt(params, model, ids, dtype=dtype)
         text, no_text = embedded[:-1], embedded[-1:]
-        features = composer.reference_features(
-            params, model, batch["canvas_latents"], text, batch["spans"], batch["masks"], dtype=dtype
-        )
+        read = network(composer.reference_features)
+        given = {name: batch[name] for name in ("canvas_latents", "spans", "masks")}
+        features = read(params, text=text, **given)
 
         def repeat(array: Array) -> Array:
             return jnp.repeat(array, config.noises, axis=0)
@@ -146,10 +192,11 @@ def composing_loss(
 
         clean = repeat(batch["latents"])
         timesteps = drawn_timesteps(config, keys["time"], count, len(schedule))
-        noise = jax.random.normal(keys["noise"], clean.shape)
+        noise = drawn_noise(config, keys["noise"], clean.shape)
         noisy = add_noise(schedule, clean, noise, timesteps)
-        prediction, queries = composer.denoise_with_queries(
-            params, model, noisy, timesteps, text, condition, features, dtype=dtype
+        denoise = network(composer.denoise_with_queries)
+        prediction, queries = denoise(
+            params, noisy=noisy, timesteps=timesteps, text=text, condition=condition, features=features
         )
         target = training_target(model.diffusion.prediction_type, schedule, clean, noise, timesteps)
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
@@ -231,6 +278,15 @@ def drawn_timesteps(config: LossConfig, key: Key[Array, ""], count: int, total: 
     share = jax.random.uniform(key, (count,))
     share = config.timestep_shift * share / (1 + (config.timestep_shift - 1) * share)
     return jnp.minimum(share * total, total - 1).astype(jnp.int32)
+
+
+def drawn_noise(config: LossConfig, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
+    """Gaussian noise of deviation 1 in every token, and of `offset_noise` for all tokens of a channel together."""
+    noise = jax.random.normal(key, shape)
+    if config.offset_noise:
+        offset = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, 1, shape[-1]))
+        noise += config.offset_noise * offset
+    return noise
 
 
 def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:

@@ -196,7 +196,7 @@ def _compose(config: TrainConfig) -> Task:
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),
         static_argnames="branches",
     )
-    loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae))
+    loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae), config.remat)
     return Task(params, data, transform, loss, export, columns)
 
 

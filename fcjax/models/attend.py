@@ -56,7 +56,7 @@ def attend(
       key at all has an output without meaning.
     """
     scaled = (query.astype(FLOAT32) * query.shape[-1] ** -0.5).astype(query.dtype)
-    kernel = {"portable": _portable, "cudnn": _cudnn, "splash": _splash}[_kernel(query, key, mask)]
+    kernel = {"portable": _portable, "cudnn": _cudnn, "splash": _splash}[kernel_of(query, key, mask)]
     return attend_on_shards(kernel, scaled, key, value, mask)
 
 
@@ -65,8 +65,8 @@ def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t n d"]
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _kernel(query: Array, key: Array, mask: Array | None) -> str:
-    """The kernel's name for these shapes."""
+def kernel_of(query: Any, key: Any, mask: Any) -> str:
+    """The name of the kernel that `attend` takes for arrays of these shapes and dtypes."""
     name = attention_kernel.value
     if name not in KERNELS:
         raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}")

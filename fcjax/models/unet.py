@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Num
 
 from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, UNetConfig
@@ -26,6 +27,8 @@ from fcjax.models.layers import (
 from fcjax.models.layout import GRID, lay_out
 
 CONV_IN = "conv_in"
+# The name, for policies of rematerialisation, of what resnets and attentions hand on.
+LAYER_OUTPUT = "layer_output"
 
 # What a self-attention layer is told: the keywords of `TransformerBlock`.
 Instructions = dict[str, Any]
@@ -61,9 +64,8 @@ class _Block(nn.Module):
         emitted = []
 
         def resnet(grid: Array, index: int) -> Array:
-            return ResnetBlock(width, config.norm_num_groups, config.norm_eps, name=f"resnets_{index}", **dtypes)(
-                grid, time
-            )
+            block = ResnetBlock(width, config.norm_num_groups, config.norm_eps, name=f"resnets_{index}", **dtypes)
+            return checkpoint_name(block(grid, time), LAYER_OUTPUT)
 
         if self.kind == "mid":
             x = resnet(x, 0)
@@ -84,7 +86,7 @@ class _Block(nn.Module):
                 emitted.append(keys_values)
                 if y is None:
                     return None, skips, emitted
-                x = y
+                x = checkpoint_name(y, LAYER_OUTPUT)
             if self.kind == "down":
                 skips = (*skips, x)
         if self.kind == "mid":

@@ -1,0 +1,44 @@
+"""The paper's model, from Stable Diffusion 1.5's weights, on data that you prepare."""
+
+from pathlib import Path
+
+from fcjax import presets
+from train.config import LossConfig, OptimizerConfig, TrainConfig
+
+# The paper trains self- and cross-attention of both UNets, the binder, and the denoiser's first convolution.
+PAPERS_PARAMETERS = (
+    (r"(unet|reference_unet)/.*/attn[12]/.*", True),
+    (r"binder/.*", True),
+    (r"unet/conv_in/.*", True),
+    (r".*", False),
+)
+
+
+def compose() -> TrainConfig:
+    """AdamW at 1e-4 on the paper's subset; the paper is silent on batch, steps, drop-out and average.
+
+    python -m infer.convert stable-diffusion-v1-5/stable-diffusion-v1-5 outputs/sd15
+    python -m train.prepare latents --config sd15 --data data/people --model outputs/sd15 --out data/latents_sd15
+    python -m train.run --config sd15 --out runs/sd15 --strategy fsdp
+
+    `--optimizer.trainable .\\* True` trains everything.
+    """
+    start = Path("outputs/sd15")
+    return TrainConfig(
+        name="sd15",
+        task="compose",
+        model=presets.sd15(),
+        data=Path("data/latents_sd15"),
+        start=start,
+        vae=start,
+        tokenizer=start / "tokenizer",
+        steps=50_000,
+        batch_size=64,
+        optimizer=OptimizerConfig(learning_rate=1e-4, trainable=PAPERS_PARAMETERS),
+        loss=LossConfig(min_snr=5.0),
+        compute_dtype="bfloat16",
+        export_dtype="bfloat16",
+        log_every=50,
+        watch_every=1000,
+        checkpoint_every=1000,
+    )

@@ -1,0 +1,138 @@
+"""The planner: FLOPs, collectives, and the memory of a step that is compiled and not run."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import load_config
+from configs.sharding import strategy
+from fcjax.cli import run
+from fcjax.hardware import HARDWARE, devices_of
+from fcjax.sharding import make_mesh
+from train import plan as planner
+from train.cost import collectives_of, flops_of
+
+
+def test_flops_of_products_convolutions_and_loops():
+    a, b = jnp.ones((4, 3)), jnp.ones((3, 5))
+    product = 2 * 4 * 3 * 5
+    assert flops_of(jnp.dot, a, b) == product
+    assert flops_of(lambda x: jax.lax.map(lambda row: row @ b, x), a) == product
+    assert flops_of(
+        jax.jit(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ b, lambda y: (y + y) @ b @ b.T @ b, x)), a
+    )
+    grid, kernel = jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 7))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def convolve(x: jax.Array, k: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
+
+    assert flops_of(convolve, grid, kernel) == 2 * (2 * 8 * 6 * 7) * (3 * 3 * 3)
+    # Half as many places, each the same work.
+    assert flops_of(lambda x: jax.lax.conv_general_dilated(x, kernel, (2, 1), "SAME", dimension_numbers=numbers), grid)
+
+
+def test_gradients_cost_what_is_asked_for():
+    x, w = jnp.ones((4, 3)), jnp.ones((3, 5))
+
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(x @ w))
+
+    once = 2 * 4 * 3 * 5
+    assert flops_of(jax.grad(loss, (0, 1)), x, w) == 3 * once
+    assert flops_of(lambda x, w: jax.grad(loss, (0, 1))(x, w)[1], x, w) == 2 * once
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def endless(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ y, x)
+
+    with pytest.raises(ValueError, match="a loop whose length is not known"):
+        flops_of(endless, jnp.ones((3, 3)))
+
+
+def test_collectives_are_counted_in_bytes_and_as_often_as_they_run():
+    mesh = make_mesh(strategy("fsdp"))
+    split, whole = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec())
+    rows = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split)
+
+    def summed(x: jax.Array) -> jax.Array:
+        return jnp.sum(x, axis=0)
+
+    text = jax.jit(summed, out_shardings=whole).lower(rows).compile().as_text()
+    [found] = collectives_of(text)
+    assert (found.kind, found.group, found.count) == ("all-reduce", 8, 1)
+    assert found.bytes == 2 * 7 / 8 * 32 * 4
+    text = jax.jit(lambda x: x * 2, out_shardings=whole).lower(rows).compile().as_text()
+    [found] = collectives_of(text)
+    assert (found.kind, found.bytes) == ("all-gather", 7 / 8 * 64 * 32 * 4)
+
+    def looped(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 6, lambda i, total: total * 0.5 + jnp.sum(x + i * total, axis=0), jnp.zeros(32))
+
+    text = jax.jit(looped, out_shardings=whole).lower(rows).compile().as_text()
+    assert sum(one.count for one in collectives_of(text)) == 6
+
+
+def test_a_plan_on_simulated_devices():
+    tiny = load_config("tiny")
+    # A single level compiles three times faster.
+    change = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unets = {
+        name: dataclasses.replace(getattr(tiny.model, name), block_out_channels=(8,), **change)
+        for name in ("unet", "reference_unet")
+    }
+    config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **unets))
+    found = planner.plan(config, "cpu:8", "fsdp", 1, "none")
+    kinds = found.memory_by_kind
+    assert found.devices == 8 and found.fits and found.memory == sum(kinds.values()) and kinds["temporaries"] > 0
+    # Everything is trained; AdamW holds two numbers for each (and two counters).
+    assert kinds["average"] == kinds["trained"] and 0 <= kinds["optimizer"] - 2 * kinds["trained"] < 64
+    assert kinds["frozen"] == 0
+    alone = sum(leaf.size for leaf in jax.tree.leaves(planner.abstract_parameters(config.model)) if leaf.size) * 4
+    assert alone / 8 < kinds["trained"] < alone / 3
+    assert {one["kind"] for one in found.collectives} >= {"all-gather"}
+    assert found.flops == planner.model_flops(config)
+    assert 0 < found.mfu < 1 and found.samples_per_second == pytest.approx(1 / found.seconds)
+    json.dumps(dataclasses.asdict(found))
+
+
+def test_a_batch_has_the_shapes_that_training_takes():
+    config = load_config("mini")
+    shapes = planner.abstract_batch(config.model, 2)
+    assert shapes["latents"].shape == (2, 64, 48, 6) and shapes["uv"].shape == (2, 128, 96, 2)
+    assert shapes["masks"].shape == (2, 6, 64, 48)
+
+
+@pytest.mark.slow
+def test_flops_of_stable_diffusion_twice():
+    """By hand: 3.69 TFLOP with all weights of both UNets trained, about 2.8 with the paper's subset, at 512x384."""
+    config = load_config("sd15")
+    assert planner.model_flops(config) == pytest.approx(2.8e12, rel=0.03)
+    rules = ((r"text_encoder/.*", False), (r".*", True))
+    everything = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, trainable=rules))
+    assert planner.model_flops(everything) == pytest.approx(3.69e12, rel=0.03)
+
+
+def test_hardware_that_is_none(capsys: pytest.CaptureFixture[str]):
+    for name in ("v9:2x2", "v5p", "v5p:0x2x2", "h100:2x4", "cpu:two", "v5p:2x2x2x2"):
+        with pytest.raises(ValueError, match=f"there is no hardware '{name}': name one of v4, v5e"):
+            devices_of(name)
+    with pytest.raises(ValueError, match="cpu:9 needs 9 devices, there are 8: set XLA_FLAGS"):
+        devices_of("cpu:9")
+    with pytest.raises(SystemExit) as ended:
+        run(planner.main, ["--config", "tiny", "--hardware", "v9:1"])
+    assert ended.value.code == 2 and "error: there is no hardware 'v9:1'" in capsys.readouterr().err
+
+
+def test_hardware_is_plausible():
+    """Memory in bytes, rates per second: no unit is off by a thousand."""
+    for name, one in HARDWARE.items():
+        assert 1e9 < one.memory < 1e12 and 1e11 < one.flops < 1e16, name
+        assert one.flops > one.bandwidth > one.network > one.slow_network or name == "cpu"
+    assert np.all([HARDWARE[name].host for name in HARDWARE])
