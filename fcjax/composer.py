@@ -10,6 +10,7 @@ composer = fcjax.Composer.load("mini")
 picture.image.save("out.png")
 """
 
+import contextlib
 import dataclasses
 import functools
 import numbers
@@ -21,18 +22,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, UInt8
 from PIL import Image
 
 from fcjax import folder, pretrained
 from fcjax.assets import AssetCanvas, Placeable
 from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
-from fcjax.generation import PictureInputs, conditions_of_pictures, generate, generate_stepwise
+from fcjax.generation import Conditions, PictureInputs, conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
 from fcjax.preparation import prepare
-from fcjax.samplers import sampler_table
-from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
+from fcjax.samplers import SamplerTable, sampler_table
+from fcjax.sampling import Guidance, guidance_branches, image_keys, initial_latents, make_guidance
+from fcjax.sharding import Strategy, check, make_mesh, parameter_specs, tree_shardings
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
 Progress = Callable[[int, int], bool | None]
@@ -68,6 +71,7 @@ class Composer:
             )
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.dtype = _default_dtype() if dtype is None else dtype
+        self.mesh: Mesh | None = None
 
     @classmethod
     def load(
@@ -103,6 +107,19 @@ class Composer:
         folder.save(path, self.params, self.config, dtype=dtype)
         self.tokenizer.save(Path(path) / "tokenizer")
 
+    def spread(self, strategy: Strategy, devices: Sequence[Any] | None = None) -> "Composer":
+        """A composer like this one whose parameters lie on these devices (all there are) as the strategy says.
+
+        It samples the images of a batch on all of them. ValueError where the model does not suit the strategy.
+        """
+        mesh = make_mesh(strategy, devices)
+        check(self.config, mesh.shape, mesh.shape["data"] * mesh.shape["fsdp"])
+        specs = parameter_specs(self.params, strategy.parameters, mesh.shape)
+        placed = Composer(self.config, {}, self.tokenizer, self.dtype)
+        placed.params = jax.device_put(self.params, tree_shardings(self.params, specs, mesh))
+        placed.mesh = mesh
+        return placed
+
     def compose(
         self,
         prompt: str,
@@ -132,7 +149,8 @@ class Composer:
         size: height and width in pixels, if not the ones that the model was trained at.
         boxes, layout_seed: where the assets stand on their canvas.
         batch_size: how many images are sampled at once. More is faster on accelerators, but the last bits of an image
-          then depend on it: with 1, an image of a call equals the image of its seed alone, pixel by pixel.
+          then depend on it: with 1, an image of a call equals the image of its seed alone, pixel by pixel. On a mesh
+          (`spread`), a multiple of the devices that split the batch.
         progress(done, steps): called after every step, all batches counted; returning False raises
           SamplingCancelledError.
 
@@ -156,32 +174,49 @@ class Composer:
         _warn(prepared.tokens)
 
         batch_size = min(batch_size, num_images)
-        conditions = conditions_of_pictures(
-            self.params,
-            PictureInputs(**{name: jnp.asarray(array) for name, array in prepared.arrays.items()}),
-            config=config,
-            branches=branches,
-            images=batch_size,
-            dtype=self.dtype,
-        )
-        noise = (config.latent_height, config.latent_width, config.vae.latent_channels)
-        batches = -(-num_images // batch_size)
-        compositions = []
+        if self.mesh is not None:
+            check(config, self.mesh.shape, batch_size)
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            conditions = conditions_of_pictures(
+                self.params,
+                PictureInputs(**{name: jnp.asarray(array) for name, array in prepared.arrays.items()}),
+                config=config,
+                branches=branches,
+                images=batch_size,
+                dtype=self.dtype,
+            )
+            pictures = self._sampled(conditions, config, table, mixing, keys, batch_size, progress)
+        return [
+            Composition(Image.fromarray(image), seed + index, prepared.canvas, prepared.maps, prepared.tokens)
+            for index, image in enumerate(pictures)
+        ]
+
+    def _sampled(
+        self,
+        conditions: Conditions,
+        config: ComposerConfig,
+        table: SamplerTable,
+        mixing: Guidance,
+        keys: Key[Array, "n"],
+        batch_size: int,
+        progress: Progress | None,
+    ) -> UInt8[np.ndarray, "n H W 3"]:
+        """A picture for each key, `batch_size` at a time."""
+        noise, count = (config.latent_height, config.latent_width, config.vae.latent_channels), len(keys)
+        batches = -(-count // batch_size)
+        pictures = []
         for batch in range(batches):
             # The last batch is filled up with repetitions, so that it needs no program of its own.
-            chosen = keys[np.minimum(np.arange(batch_size) + batch * batch_size, num_images - 1)]
+            chosen = keys[np.minimum(np.arange(batch_size) + batch * batch_size, count - 1)]
             program = generate
             if progress is not None:
                 advance = functools.partial(_advance, progress, batch, batches)
                 program = functools.partial(generate_stepwise, progress=advance)
             latents = initial_latents(table, chosen, *noise)
-            pictures = program(self.params, conditions, table, mixing, chosen, latents, config=config, dtype=self.dtype)
-            for index, image in zip(range(batch * batch_size, num_images), np.asarray(pictures), strict=False):
-                composition = Composition(
-                    Image.fromarray(image), seed + index, prepared.canvas, prepared.maps, prepared.tokens
-                )
-                compositions.append(composition)
-        return compositions
+            pictures.append(
+                program(self.params, conditions, table, mixing, chosen, latents, config=config, dtype=self.dtype)
+            )
+        return np.concatenate([np.asarray(made) for made in pictures])[:count]
 
 
 def _default_dtype() -> Dtype:

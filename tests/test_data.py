@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcjax.data import Prepared, decode_record, encode_record, read_index, training_batches, write_shard
+from fcjax.data import Mixed, Prepared, decode_record, encode_record, read_index, training_batches, write_shard
 from fcjax.data.records import read_shard, shards, write_index
 
 RNG = np.random.default_rng(0)
@@ -99,3 +99,43 @@ def test_batches_repeat_for_a_seed_and_resume_at_a_step(prepared: Path):
 def test_a_set_smaller_than_a_batch_is_refused(prepared: Path):
     with pytest.raises(ValueError, match="a batch of 11 needs at least as many samples"):
         training_batches(Prepared(prepared), numbers, batch_size=11, seed=0)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    write_shard(folder / "0.arrayrecord", (a_record(100 + i) for i in range(4)))
+    write_index(folder, shards=["0.arrayrecord"], count=4, settings={})
+    return folder
+
+
+def test_sets_are_mixed_by_weight_and_each_is_seen_whole(prepared: Path, other: Path):
+    data = Mixed([Prepared(prepared), Prepared(other)], [3, 1])
+    assert len(data) == 14 and data[10]["caption"] == "no 100"
+    batches = training_batches(data, numbers, batch_size=4, seed=1)
+    seen = np.concatenate([next(batches)["number"] for _ in range(10)])
+    assert sum(seen >= 100) == 10
+    assert sorted(seen[seen >= 100][:4]) == [100, 101, 102, 103] and sorted(seen[seen < 100][:10]) == list(range(10))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_reads_the_same_batches(prepared: Path, other: Path, processes: int):
+    data, share = Mixed([Prepared(prepared), Prepared(other)], [2, 1]), 8 // processes
+    whole = training_batches(data, numbers, 8, seed=3)
+    parts = [
+        training_batches(data, numbers, 8, seed=3, rows=range(share * process, share * (process + 1)))
+        for process in range(processes)
+    ]
+    for _ in range(4):
+        expected, found = next(whole), [next(part) for part in parts]
+        for name in expected:
+            assert np.array_equal(np.concatenate([part[name] for part in found]), expected[name])
+
+
+def test_sets_that_do_not_go_together_are_refused(prepared: Path, other: Path):
+    with pytest.raises(ValueError, match="2 sets and the weights"):
+        Mixed([Prepared(prepared), Prepared(other)], [1.0])
+    write_index(other, shards=["0.arrayrecord"], count=4, settings={"vae": "abc"})
+    with pytest.raises(ValueError, match="must agree in vae: .* has None, .* abc"):
+        Mixed([Prepared(prepared), Prepared(other)])

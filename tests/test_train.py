@@ -20,6 +20,7 @@ from fcjax.body import rest_places
 from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
+from fcjax.data.augment import Augmentation
 from fcjax.generation import decode
 from fcjax.models.composer import ReferenceFeatures, encode_images, encoding_parameters, pose_channels
 from fcjax.models.parameters import init_parameters
@@ -121,15 +122,15 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
 
 
 def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out, pictures, latents = str(tmp_path / "run"), str(data / "pictures"), str(data / "latents")
-    model = str(data / "model")
+    out, latents, model = str(tmp_path / "run"), str(data / "latents"), str(data / "model")
+    tiny = ["--config", "tiny", "--out", out, "--data", latents]
     for program, arguments, message in (
         (run.main, ["--config", "mini-vae", "--out", out], "did you mean 'mini_vae'"),
         (run.main, ["--config", "tiny_vae", "--out", out, "--data", latents], "holds latents; an autoencoder is"),
         (run.main, ["--config", "tiny_vae", "--out", out, "--data", str(tmp_path)], f"{tmp_path}"),
-        (run.main, ["--config", "tiny", "--out", out, "--data", latents], "composing needs --vae"),
-        (run.main, ["--config", "tiny", "--out", out, "--data", pictures, "--vae", model], "holds pictures; encode"),
-        (run.main, ["--config", "tiny", "--out", out, "--data", latents, "--vae", out], "has no vae"),
+        (run.main, tiny, "composing needs --vae"),
+        (run.main, [*tiny, "--vae", model, "--augment.flip", "0.5"], "latents cannot be changed by"),
+        (run.main, [*tiny, "--vae", out], "has no vae"),
         (prepare.main, ["wardrobe", "--out", out, "--count", "0"], "count must be at least 1"),
         (prepare.main, ["latents", "--data", latents, "--model", model, "--out", out], "holds latents already"),
     ):
@@ -276,6 +277,46 @@ def test_training_gives_the_model_what_sampling_gives_it(composing, data: Path):
     params = {"vae": folder.load_part(data / "model", "vae", model.vae)}
     picture = jnp.asarray(canvas.image, jnp.float32)[None] / 127.5 - 1.0
     np.testing.assert_allclose(example["canvas_latents"], encode_images(params, model, picture)[0], atol=5e-3)
+
+
+def test_pictures_train_as_their_latents_do(composing, data: Path):
+    config, task, batch = composing
+    paired = dataclasses.replace(config, data=data / "pictures", augment=Augmentation(flip=0.5, crop=0.2))
+    pictures = make_task(paired)
+    rng = np.random.default_rng(0)
+    examples = [pictures.plain_transform(pictures.data[index], rng) for index in range(4)]
+    given = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    assert given["images"].dtype == np.uint8 and set(given) - set(batch) == {"images", "canvases"}
+    found = jax.jit(pictures.loss)(pictures.parameters, given, KEY)
+    expected = jax.jit(task.loss)(task.parameters, batch, KEY)
+    # Prepared latents are in float16, their masks in 8 bits.
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=2e-3)
+    assert float(found[1].get("matching", 0)) == float(expected[1].get("matching", 0))
+    # The autoencoder goes along frozen and is written whole.
+    state = initial_state(config.optimizer, 2, pictures.parameters)
+    assert "vae" in state.frozen and "vae" not in state.trained
+    changed = pictures.transform(pictures.data[0], np.random.default_rng(4))
+    assert changed["images"].shape == given["images"][0].shape
+    assert not np.array_equal(changed["images"], given["images"][0])
+
+
+def test_a_run_mixes_sets_of_pictures(composing, data: Path, tmp_path: Path):
+    config = dataclasses.replace(
+        composing[0],
+        data=data / "pictures",
+        mixed_with=(data / "pictures",),
+        weights=(3.0, 1.0),
+        heldout=data / "pictures",
+        augment=Augmentation(flip=0.5, crop=0.2, drop_asset=0.2, drop_face=0.2),
+        steps=2,
+        batch_size=2,
+        workers=1,
+    )
+    assert run.train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 2] and np.isfinite(lines[1]["heldout_loss"])
+    loaded, params = folder.load(tmp_path / "model")
+    assert loaded.height == config.model.height and "decoder" in params["vae"]
 
 
 def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from fcjax.config import ComposerConfig
+from fcjax.data.augment import AS_THEY_ARE, Augmentation
 from fcjax.optim import OptimizerName
 from fcjax.pretrained import MINI
 
@@ -91,6 +92,11 @@ class TrainConfig:
     data: Path
     steps: int
     batch_size: int
+    # More prepared sets, and the share of the samples that each of all sets gives, `data`'s first; none: equal ones.
+    mixed_with: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    # Changes at random to every sample; needs pictures, not latents (task "compose").
+    augment: Augmentation = AS_THEY_ARE
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     vae_loss: VAELossConfig = VAELossConfig()

@@ -54,7 +54,9 @@ def initial_state(config: OptimizerConfig, steps: int, params: Tree, frozen_dtyp
 
     frozen_dtype: what frozen parameters are kept in; None: as they are.
     """
-    trainable = trees.match_rules(params, config.trainable)
+    # An autoencoder that encodes pictures for the UNets is not trained with them.
+    rules = ((r"vae/.*", False), *config.trainable) if "unet" in params else config.trainable
+    trainable = trees.match_rules(params, rules)
     trained = trees.select(params, trainable)
     frozen = trees.select(params, trees.map_paths(lambda _, keep: not keep, trainable))
     if not trees.flatten(trained):
@@ -154,9 +156,9 @@ def composing_loss(
     channel_weights: what an error in each latent channel counts, 1 on average.
     remat: what the backward pass computes anew, a key of REMAT.
 
-    batch: `latents`, `canvas_latents` (b, h, w, c) scaled; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77);
-    `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as `pose_channels` takes them; `foreground` (b, h, w) in
-    [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
+    batch: `latents`, `canvas_latents` (b, h, w, c) scaled, or pictures as `with_latents` takes them; `ids`,
+    `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
+    `pose_channels` takes them; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
     Every reference pass serves `config.noises` noise levels of its sample.
     """
     schedule = make_alphas_cumprod(model.diffusion)
@@ -168,6 +170,7 @@ def composing_loss(
 
     def loss(params: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
         keys = dict(zip(("time", "noise", "drop", "pose"), jax.random.split(key, 4), strict=True))
+        batch = with_latents(params, model, batch, dtype)
         samples = batch["latents"].shape[0]
         # The empty prompt is the same in every row.
         ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
@@ -212,6 +215,19 @@ def composing_loss(
         return total, metrics
 
     return loss
+
+
+def with_latents(params: Tree, model: ComposerConfig, batch: Mapping[str, Array], dtype: Dtype) -> dict[str, Array]:
+    """The batch with latents for its `images` and `canvases` uint8 (b, H, W, 3), if it holds those.
+
+    Choice: the distribution's mean, as prepared latents hold it.
+    """
+    batch = dict(batch)
+    for pictures, latents in (("images", "latents"), ("canvases", "canvas_latents")):
+        if pictures in batch:
+            scaled = batch.pop(pictures).astype(jnp.float32) / 127.5 - 1.0
+            batch[latents] = composer.encode_images(params, model, scaled, dtype=dtype).astype(jnp.float32)
+    return batch
 
 
 def matching_loss(

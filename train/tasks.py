@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import folder, trees
-from fcjax.body import atlas_uv, rest_places
 from fcjax.config import ComposerConfig
-from fcjax.data import Prepared
+from fcjax.data import Mixed, Prepared
 from fcjax.generation import Inputs, decode, generate, make_conditions
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
@@ -22,12 +21,12 @@ from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.step import Loss, autoencoder_loss, composing_loss
+from train.examples import Transform, example_of
+from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
 GUIDANCE = 1.5
 TRAINED_PARTS = ("unet", "reference_unet", "text_encoder", "binder")
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,10 @@ class Task:
     """One kind of training, put together from a `TrainConfig`."""
 
     parameters: Tree
-    data: Prepared
+    data: Prepared | Mixed
+    # With augmentation, and without, for held-out samples.
     transform: Transform
+    plain_transform: Transform
     loss: Loss
     export: Callable[[Tree, Path], None]
     # Of parameters and the b samples of a batch: (b, columns, H, W, 3) uint8, the true picture next to the last.
@@ -52,13 +53,19 @@ def _dtype(config: TrainConfig):
     return jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
 
 
+def _data(config: TrainConfig) -> Prepared | Mixed:
+    """The run's data set, or several mixed."""
+    sets = [Prepared(path) for path in (config.data, *config.mixed_with)]
+    return Mixed(sets, config.weights) if len(sets) > 1 else sets[0]
+
+
 def _autoencoder(config: TrainConfig) -> Task:
     """The VAE alone, on crops of people and of canvases; its scaling factor is measured when it is written.
 
     A linear encoder is fitted once, when the run begins at random; its latents stay what they are then.
     """
     model = config.model
-    data = Prepared(config.data)
+    data = _data(config)
     if data.index["source"] == "latents":
         raise ValueError(f"{config.data} holds latents; an autoencoder is trained on the pictures they were made of")
     size, layouts = config.vae_loss.crop, data.index["settings"]["layouts"]
@@ -96,7 +103,9 @@ def _autoencoder(config: TrainConfig) -> Task:
         return np.stack([batch["images"], restored], axis=1)
 
     encode = jax.jit(lambda params, images: composer.encode_images(params, model, images))
-    return Task(params, data, transform, autoencoder_loss(model, config.vae_loss, _dtype(config)), export, columns)
+    return Task(
+        params, data, transform, transform, autoencoder_loss(model, config.vae_loss, _dtype(config)), export, columns
+    )
 
 
 def linear_start(params: Tree, model: ComposerConfig, pictures: np.ndarray) -> Tree:
@@ -126,20 +135,17 @@ def measured_scale(model: ComposerConfig, params: Tree, pictures: np.ndarray) ->
 
 
 def _compose(config: TrainConfig) -> Task:
-    """Both UNets, the binder and the text encoder, on prepared latents. The result is a whole model folder."""
-    model = config.model
-    tokenizer = Tokenizer.load(config.tokenizer)
-    data = Prepared(config.data)
+    """Both UNets, the binder and the text encoder, on latents or pictures. The result is a whole model folder."""
+    model, tokenizer, data = config.model, Tokenizer.load(config.tokenizer), _data(config)
     if config.vae is None:
         raise ValueError("composing needs --vae, the folder of the VAE that encoded the data: it joins what is trained")
     vae_config = folder.load_part_config(config.vae, "vae")
     vae = folder.load_part(config.vae, "vae", vae_config)
     model = dataclasses.replace(model, vae=vae_config)
-    if data.index["source"] != "latents":
-        raise ValueError(f"{config.data} holds pictures; encode them first: python -m train.prepare latents --data ...")
-    encoded, given = data.index["settings"].get("vae"), trees.digest(composer.encoding_parameters(vae))
-    if encoded != given:
-        raise ValueError(f"{config.data} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
+    encoding, pictures_given = composer.encoding_parameters(vae), data.index["source"] != "latents"
+    encoded, given = data.index["settings"].get("vae"), trees.digest(encoding)
+    if not pictures_given and encoded != given:
+        raise ValueError(f"{data.folder} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32)
         # The networks do not depend on the picture's size: a run may go on from one on smaller pictures.
@@ -148,26 +154,11 @@ def _compose(config: TrainConfig) -> Task:
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
     params = {part: drawn[part] for part in TRAINED_PARTS}
-    empty_ids = tokenizer.encode("")
-    layouts = data.index["settings"]["layouts"]
+    if pictures_given:
+        # A copy, as the step gives its state's memory away.
+        params["vae"] = jax.tree.map(jnp.copy, encoding)
     height, width = model.latent_height, model.latent_width
-
-    def transform(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        layout = rng.integers(layouts)
-        tokens = tokenizer.encode_prompt(sample["caption"], sample["phrases"], max_assets=model.max_assets)
-        uv = atlas_uv(sample["iuv"])
-        return {
-            "latents": sample["image"].astype(np.float32),
-            "canvas_latents": sample[f"canvas{layout}"].astype(np.float32),
-            "masks": sample[f"masks{layout}"].astype(np.float32) / 255.0,
-            "foreground": sample["foreground"].astype(np.float32) / 255.0,
-            "uv": uv,
-            "places": rest_places(uv),
-            "matches": sample[f"matches{layout}"].astype(np.float32),
-            "ids": tokens.ids,
-            "empty_ids": empty_ids,
-            "spans": tokens.spans,
-        }
+    empty_ids = tokenizer.encode("")
 
     def export(params: Tree, out: Path) -> None:
         folder.save(out, {**params, "vae": vae, "binder": params.get("binder", {})}, model, dtype=config.export_dtype)
@@ -176,6 +167,7 @@ def _compose(config: TrainConfig) -> Task:
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """The canvas, the true picture, and one composed with guidance in 20 DDIM steps."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
+        batch = encode(params, batch)
         inputs = Inputs(
             batch["ids"],
             empty_ids,
@@ -196,8 +188,10 @@ def _compose(config: TrainConfig) -> Task:
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),
         static_argnames="branches",
     )
+    encode = jax.jit(lambda params, batch: with_latents(params, model, batch, _dtype(config)))
     loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae), config.remat)
-    return Task(params, data, transform, loss, export, columns)
+    transform = example_of(model, tokenizer, data.index, config.augment)
+    return Task(params, data, transform, example_of(model, tokenizer, data.index), loss, export, columns)
 
 
 def channel_weights(vae: Tree) -> np.ndarray | float:

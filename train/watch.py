@@ -44,7 +44,7 @@ class Watch:
         self._measure = jax.jit(task.loss)
 
     def _examples(self, data: Prepared, places: Iterable[int]) -> dict[str, np.ndarray]:
-        examples = [self._task.transform(data[place], np.random.default_rng(place)) for place in places]
+        examples = [self._task.plain_transform(data[place], np.random.default_rng(place)) for place in places]
         return {name: np.stack([one[name] for one in examples]) for name in examples[0]}
 
     def __call__(self, step: int, params: dict[str, Any]) -> None:

@@ -34,8 +34,52 @@ class Prepared:
         return decode_record(self._source[index])
 
 
+class Mixed:
+    """Several prepared sets of one kind, each giving its share of the samples.
+
+    weights: of the sets, in any unit; equal by default. ValueError where the sets are not of one kind: pictures of one
+    size, or latents of one autoencoder.
+    """
+
+    def __init__(self, sets: Sequence[Prepared], weights: Sequence[float] = ()):
+        self.sets, self.weights = list(sets), list(weights) or [1.0] * len(sets)
+        if not self.sets or len(self.weights) != len(self.sets) or min(self.weights) <= 0:
+            raise ValueError(
+                f"every data set takes one positive weight, got {len(self.sets)} sets and the weights {self.weights}"
+            )
+        first = self.sets[0]
+        for other in self.sets[1:]:
+            for name in ("vae", "height", "width", "layouts"):
+                expected, found = (one.index["settings"].get(name) for one in (first, other))
+                if expected != found:
+                    raise ValueError(
+                        f"sets of one run must agree in {name}: {first.folder} has {expected}, {other.folder} {found}; "
+                        "prepare them alike"
+                    )
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """That of the first set, which speaks for all."""
+        return self.sets[0].index
+
+    @property
+    def folder(self) -> str:
+        """The sets' folders, for messages."""
+        return ", ".join(str(one.folder) for one in self.sets)
+
+    def __len__(self) -> int:
+        return sum(len(one) for one in self.sets)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for one in self.sets:
+            if index < len(one):
+                return one[index]
+            index -= len(one)
+        raise IndexError(index)
+
+
 def training_batches(
-    data: Prepared,
+    data: Prepared | Mixed,
     transform: Callable[[dict[str, Any], np.random.Generator], Mapping[str, np.ndarray]],
     batch_size: int,
     seed: int,
@@ -43,7 +87,7 @@ def training_batches(
     first_step: int = 0,
     rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
-    """An endless iterator of batches (dicts of stacked arrays), shuffled anew every epoch.
+    """An endless iterator of batches (dicts of stacked arrays), every set shuffled anew in each of its epochs.
 
     The same seed and step give the same batch; `first_step` starts at the batch of that step. So the position in the
     data is the number of steps alone, on any number of processes: each reads the `rows` of every batch that it needs
@@ -51,7 +95,12 @@ def training_batches(
     """
     if len(data) < batch_size:
         raise ValueError(f"a batch of {batch_size} needs at least as many samples, {data.folder} has {len(data)}")
-    examples = grain.MapDataset.source(data).seed(seed).shuffle().repeat().random_map(transform)
+    sets, weights = (data.sets, data.weights) if isinstance(data, Mixed) else ([data], [1.0])
+    streams = [
+        grain.MapDataset.source(one).seed(seed + number).shuffle().repeat().random_map(transform)
+        for number, one in enumerate(sets)
+    ]
+    examples = grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
     chosen = list(range(batch_size)) if rows is None else list(rows)
     batches = grain.MapDataset.source(_Rows(examples, batch_size, chosen, first_step)).batch(len(chosen))
     # Threads suffice: PNG decoding and NumPy release the interpreter lock.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from fcjax.config import VAEConfig
 from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Conv, Dense, Downsample, Dtype, GroupNorm, ResnetBlock, Upsample
+from fcjax.models.layout import GRID, lay_out
 
 EPSILON = 1e-6
 
@@ -35,7 +36,7 @@ class _Block(nn.Module):
             x = Downsample(self.features, padding=((0, 1), (0, 1)), name="downsamplers_0", **dtypes)(x)
         elif self.resample == "up":
             x = Upsample(self.features, name="upsamplers_0", **dtypes)(x)
-        return x
+        return lay_out(x, *GRID)
 
 
 class _GridAttention(nn.Module):
@@ -70,7 +71,7 @@ class _MidBlock(nn.Module):
         x = ResnetBlock(self.features, self.num_groups, EPSILON, name="resnets_0", **dtypes)(x)
         if self.attention:
             x = _GridAttention(self.num_groups, name="attentions_0", **dtypes)(x)
-        return ResnetBlock(self.features, self.num_groups, EPSILON, name="resnets_1", **dtypes)(x)
+        return lay_out(ResnetBlock(self.features, self.num_groups, EPSILON, name="resnets_1", **dtypes)(x), *GRID)
 
 
 class Encoder(nn.Module):
@@ -84,7 +85,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 moments"]:
         config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         groups, widths = config.norm_num_groups, config.block_out_channels
-        x = Conv(widths[0], name="conv_in", **dtypes)(x)
+        x = lay_out(Conv(widths[0], name="conv_in", **dtypes)(x), *GRID)
         for level, width in enumerate(widths):
             resample = "down" if level < len(widths) - 1 else None
             x = _Block(width, config.layers_per_block, groups, resample, name=f"down_blocks_{level}", **dtypes)(x)
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         groups, widths = config.norm_num_groups, config.block_out_channels[::-1]
-        x = Conv(widths[0], name="conv_in", **dtypes)(x)
+        x = lay_out(Conv(widths[0], name="conv_in", **dtypes)(x), *GRID)
         x = _MidBlock(widths[0], groups, config.mid_block_add_attention, name="mid_block", **dtypes)(x)
         for index, width in enumerate(widths):
             resample = "up" if index < len(widths) - 1 else None

@@ -1,0 +1,51 @@
+"""Sampling on 8 simulated devices gives the pictures of one."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.sharding import strategy
+from fcjax.assets import Asset
+from fcjax.body import Body
+from fcjax.composer import Composer, Composition
+
+PHRASE = "a red top"
+
+
+@pytest.fixture(scope="module")
+def single(tiny_model_folder: Path) -> tuple[Composer, list[Composition]]:
+    composer = Composer.load(tiny_model_folder)
+    return composer, compose(composer)
+
+
+def compose(composer: Composer, num_images: int = 8) -> list[Composition]:
+    top = Asset(np.full((20, 16, 4), (200, 30, 30, 255), np.uint8), PHRASE)
+    return composer.compose(
+        f"a woman in {PHRASE}", [top], Body(pose="walking"), num_images=num_images, batch_size=num_images, steps=3
+    )
+
+
+@pytest.mark.parametrize("name", ["tensor", pytest.param("fsdp_tensor", marks=pytest.mark.slow)])
+def test_pictures_equal_one_device(single: tuple[Composer, list[Composition]], name: str) -> None:
+    composer, expected = single
+    spread = composer.spread(strategy(name))
+    split = [leaf for leaf in jax.tree.leaves(spread.params) if not leaf.sharding.is_fully_replicated]
+    assert len(split) > 20 and spread.mesh is not None and spread.mesh.size == 8
+    found = compose(spread)
+    for one, other in zip(found, expected, strict=True):
+        # Rounding to 8 bits turns the last bits of a float into a whole step.
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+    assert len({one.image.tobytes() for one in found}) == 8
+
+
+def test_a_batch_that_does_not_divide_is_refused(single: tuple[Composer, list[Composition]]) -> None:
+    spread = single[0].spread(strategy("data"))
+    with pytest.raises(ValueError, match="a batch of 3 over data x fsdp of 8 devices"):
+        compose(spread, num_images=3)
+
+
+def test_a_model_that_does_not_suit_the_strategy_is_refused(single: tuple[Composer, list[Composition]]) -> None:
+    with pytest.raises(ValueError, match="the 2 heads of unet's level 0 over tensor of 4 devices"):
+        single[0].spread(strategy("tensor", tensor=4))
