@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
 from configs import load_config
 from configs.sharding import strategy
 from fcjax.cli import run
 from fcjax.hardware import HARDWARE, devices_of
 from fcjax.sharding import make_mesh
+from train import forecast
 from train import plan as planner
+from train.config import TrainConfig
 from train.cost import collectives_of, flops_of
 
 
@@ -79,32 +84,76 @@ def test_collectives_are_counted_in_bytes_and_as_often_as_they_run():
     assert sum(one.count for one in collectives_of(text)) == 6
 
 
-def test_a_plan_on_simulated_devices():
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    """The tiny run with a single level in its UNets, which compiles three times faster."""
     tiny = load_config("tiny")
-    # A single level compiles three times faster.
     change = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     unets = {
         name: dataclasses.replace(getattr(tiny.model, name), block_out_channels=(8,), **change)
         for name in ("unet", "reference_unet")
     }
-    config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **unets))
-    found = planner.plan(config, "cpu:8", "fsdp", 1, "none")
+    return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **unets))
+
+
+def test_a_plan_of_training_on_simulated_devices(config: TrainConfig):
+    found = forecast.plan_training(config, "cpu:8", "fsdp", 1, "none")
     kinds = found.memory_by_kind
     assert found.devices == 8 and found.fits and found.memory == sum(kinds.values()) and kinds["temporaries"] > 0
     # Everything is trained; AdamW holds two numbers for each (and two counters).
     assert kinds["average"] == kinds["trained"] and 0 <= kinds["optimizer"] - 2 * kinds["trained"] < 64
     assert kinds["frozen"] == 0
-    alone = sum(leaf.size for leaf in jax.tree.leaves(planner.abstract_parameters(config.model)) if leaf.size) * 4
+    alone = sum(leaf.size for leaf in jax.tree.leaves(forecast.abstract_parameters(config.model)) if leaf.size) * 4
     assert alone / 8 < kinds["trained"] < alone / 3
     assert {one["kind"] for one in found.collectives} >= {"all-gather"}
-    assert found.flops == planner.model_flops(config)
+    assert found.flops == forecast.model_flops(config)
     assert 0 < found.mfu < 1 and found.samples_per_second == pytest.approx(1 / found.seconds)
     json.dumps(dataclasses.asdict(found))
 
 
+@pytest.fixture(scope="module")
+def sampling(config: TrainConfig) -> forecast.Plan:
+    return forecast.plan_sampling(config.model, "cpu:8", "tensor", 1, steps=5, dtype=jnp.float32)
+
+
+def test_a_plan_of_sampling_on_simulated_devices(config: TrainConfig, sampling: forecast.Plan):
+    kinds = sampling.memory_by_kind
+    assert sampling.fits and sampling.memory == sum(kinds.values()) and min(kinds.values()) > 0
+    alone = 4 * sum(leaf.size for leaf in jax.tree.leaves(forecast.abstract_parameters(config.model)))
+    assert alone / 2 < kinds["weights"] < alone
+    conditions, step, decode = (
+        forecast.flops_of(*forecast._counted(config.model, key, jnp.float32))
+        for key in ("conditions", "step", "decode")
+    )
+    assert sampling.flops == pytest.approx(conditions + 5 * step + decode)
+    assert sampling.collectives and sampling.samples_per_second == 1 / sampling.seconds
+    json.dumps(dataclasses.asdict(sampling))
+
+
+def test_a_comparison_says_what_does_not_suit_and_goes_on(
+    sampling: forecast.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def planned(model: Any, hardware: str, name: str, batch: int, steps: int) -> forecast.Plan:
+        strategy(name)
+        return dataclasses.replace(sampling, hardware=hardware, strategy=name, batch=batch)
+
+    monkeypatch.setattr(planner, "plan_sampling", planned)
+    arguments = ["--config", "tiny", "--what", "sample", "--hardware", "cpu:8", "--batch", "1", "2"]
+    files = ["--json", str(tmp_path / "plans.json"), "--plot", str(tmp_path / "plans.png")]
+    run(planner.main, [*arguments, *files, "--strategy", "tensr", "data"])
+    assert "cpu:8 tensr none x2: there is no sharding strategy 'tensr'; did you mean" in capsys.readouterr().out
+    found = json.loads((tmp_path / "plans.json").read_text())
+    assert [(one["strategy"], one["batch"]) for one in found] == [("data", 1), ("data", 2)]
+    with Image.open(tmp_path / "plans.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
+    with pytest.raises(SystemExit) as ended:
+        run(planner.main, [*arguments[:-1], "--strategy", "tensr"])
+    assert ended.value.code == 2
+
+
 def test_a_batch_has_the_shapes_that_training_takes():
     config = load_config("mini")
-    shapes = planner.abstract_batch(config.model, 2)
+    shapes = forecast.abstract_batch(config.model, 2)
     assert shapes["latents"].shape == (2, 64, 48, 6) and shapes["uv"].shape == (2, 128, 96, 2)
     assert shapes["masks"].shape == (2, 6, 64, 48)
 
@@ -113,10 +162,10 @@ def test_a_batch_has_the_shapes_that_training_takes():
 def test_flops_of_stable_diffusion_twice():
     """By hand: 3.69 TFLOP with all weights of both UNets trained, about 2.8 with the paper's subset, at 512x384."""
     config = load_config("sd15")
-    assert planner.model_flops(config) == pytest.approx(2.8e12, rel=0.03)
+    assert forecast.model_flops(config) == pytest.approx(2.8e12, rel=0.03)
     rules = ((r"text_encoder/.*", False), (r".*", True))
     everything = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, trainable=rules))
-    assert planner.model_flops(everything) == pytest.approx(3.69e12, rel=0.03)
+    assert forecast.model_flops(everything) == pytest.approx(3.69e12, rel=0.03)
 
 
 def test_hardware_that_is_none(capsys: pytest.CaptureFixture[str]):

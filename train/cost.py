@@ -147,7 +147,7 @@ def _group(line: str) -> int:
     """Devices that one collective joins, in any of the forms in which XLA writes groups."""
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}", line)
     if iota:
         return int(iota[2])
     if listed:
