@@ -4,7 +4,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo train-demo test test-all lint format clean
 
 $(VENV)/.run: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,23 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 
 demo: $(VENV)/.run  ## a full look on two poses into outputs/demo/
 	$(PY) -m infer.demo --out outputs/demo
+
+TRAINED = outputs/train-demo
+SETTINGS = --data $(TRAINED)/latents --vae $(TRAINED)/vae/model --heldout $(TRAINED)/latents_heldout --watch-every 100 \
+	--batch-size 8 --optimizer.learning-rate 3e-3 --optimizer.warmup-steps 20 --optimizer.ema-decay 0.98
+
+train-demo: $(VENV)/.run  ## data, a tiny model trained, stopped, continued, exported, and what it composes; no beauty
+	rm -rf $(TRAINED)
+	$(PY) -m train.prepare wardrobe --out $(TRAINED)/pictures --count 96 --height 64 --width 48
+	$(PY) -m train.prepare wardrobe --out $(TRAINED)/pictures_heldout --count 8 --height 64 --width 48 --split heldout
+	$(PY) -m train.run --config tiny_vae --data $(TRAINED)/pictures --out $(TRAINED)/vae --steps 300 --log-every 50 \
+		--optimizer.learning-rate 3e-3 --optimizer.warmup-steps 20 --optimizer.ema-decay 0.98
+	for set in pictures pictures_heldout; do $(PY) -m train.prepare latents --config tiny \
+		--data $(TRAINED)/$$set --model $(TRAINED)/vae/model --out $(TRAINED)/latents$${set#pictures} || exit 1; done
+	$(PY) -m train.run --config tiny --out $(TRAINED)/run $(SETTINGS) --log-every 50 --steps 250
+	@echo "The run is stopped here, and goes on from its last checkpoint:"
+	$(PY) -m train.run --config tiny --out $(TRAINED)/run $(SETTINGS) --log-every 50 --steps 400
+	$(PY) -m infer.demo --model $(TRAINED)/run/model --out $(TRAINED)/composed
 
 test: $(VENV)/.test  ## the tests that fit in about 12 minutes on 2 cores
 	$(PY) -m pytest -n 2 --dist loadfile

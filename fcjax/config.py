@@ -131,8 +131,8 @@ class UNetConfig:
     """Keys of diffusers' UNet2DConditionModel, as far as SD1.x and SD2.x use them.
 
     `attention_head_dim` is the NUMBER of heads, one for all levels or one per level: diffusers' own misnomer, which
-    every checkpoint follows. `ff_mult` (the width of the transformer's feed-forward over its input) is 4 in diffusers
-    and not a key there.
+    every checkpoint follows. `layers_per_block` is one number, too, or one per level (up blocks have one more).
+    `ff_mult` (the width of the transformer's feed-forward over its input) is 4 in diffusers and not a key there.
     """
 
     sample_size: int = 64
@@ -141,7 +141,7 @@ class UNetConfig:
     down_block_types: tuple[str, ...] = (CROSS_ATTENTION_DOWN,) * 3 + (PLAIN_DOWN,)
     up_block_types: tuple[str, ...] = (PLAIN_UP,) + (CROSS_ATTENTION_UP,) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
     cross_attention_dim: int = 768
     attention_head_dim: int | tuple[int, ...] = 8
     use_linear_projection: bool = False
@@ -166,11 +166,12 @@ class UNetConfig:
             )
             for block_type in types:
                 _require_choice("UNetConfig", field, block_type, choices)
-        heads = self.attention_head_dim
-        _require(
-            isinstance(heads, int) or len(heads) == levels,
-            f"UNetConfig.attention_head_dim must be one number or {levels} (one per level), got {heads!r}",
-        )
+        for field in ("attention_head_dim", "layers_per_block"):
+            numbers = getattr(self, field)
+            _require(
+                isinstance(numbers, int) or len(numbers) == levels,
+                f"UNetConfig.{field} must be one number or {levels} (one per level), got {numbers!r}",
+            )
         for level, width in enumerate(self.block_out_channels):
             _require(
                 width % self.heads(level) == 0,
@@ -186,17 +187,21 @@ class UNetConfig:
         """Attention heads at a level (0 is the finest)."""
         return self.attention_head_dim if isinstance(self.attention_head_dim, int) else self.attention_head_dim[level]
 
+    def layers(self, level: int) -> int:
+        """Layers of the down block at a level; its up block has one more."""
+        return self.layers_per_block if isinstance(self.layers_per_block, int) else self.layers_per_block[level]
+
     @property
     def attention_blocks(self) -> tuple[tuple[str, int, int], ...]:
         """(block name, level, attention layers) of every block with self-attention, in forward order."""
         blocks = [
-            (f"down_blocks_{level}", level, self.layers_per_block)
+            (f"down_blocks_{level}", level, self.layers(level))
             for level, block_type in enumerate(self.down_block_types)
             if block_type == CROSS_ATTENTION_DOWN
         ]
         blocks.append(("mid_block", self.levels - 1, 1))
         blocks += [
-            (f"up_blocks_{index}", self.levels - 1 - index, self.layers_per_block + 1)
+            (f"up_blocks_{index}", self.levels - 1 - index, self.layers(self.levels - 1 - index) + 1)
             for index, block_type in enumerate(self.up_block_types)
             if block_type == CROSS_ATTENTION_UP
         ]

@@ -31,7 +31,7 @@ SD21 = dataclasses.replace(
     up_block_types=(CROSS_ATTENTION_UP,) * 2,
     attention_head_dim=(2, 4),
     use_linear_projection=True,
-    layers_per_block=1,
+    layers_per_block=(2, 1),
 )
 INPAINTING = dataclasses.replace(SD15, in_channels=9, layers_per_block=1)
 
@@ -128,7 +128,7 @@ def test_errors() -> None:
         unet.apply({"params": params}, sample[:, :7], timesteps, text)
     with pytest.raises(ValueError, match="takes 4 channels"):
         unet.apply({"params": params}, sample[..., :3], timesteps, text)
-    with pytest.raises(ValueError, match="one entry for each of 7 self-attention layers, got 1"):
+    with pytest.raises(ValueError, match="one entry for each of 9 self-attention layers, got 1"):
         unet.apply({"params": params}, sample, timesteps, text, reference=((text, text),))
     with pytest.raises(ValueError, match="down_blocks_7"):
         unet.apply({"params": params}, sample, timesteps, text, bound={"down_blocks_7": (text, text)})

@@ -51,6 +51,8 @@ class Plan:
     memory_by_kind: dict[str, float]
     flops: float
     compiled_flops: float | None
+    # As XLA gives it, of a picture's programs together; not positive where it has none.
+    xla_seconds: float
     seconds: float
     seconds_by_kind: dict[str, float]
     collectives: list[dict[str, Any]]
@@ -352,6 +354,7 @@ def _plan(
         memory_by_kind=kinds,
         flops=flops * batch,
         compiled_flops=sum(counted) if len(counted) == len(compiled) else None,
+        xla_seconds=sum(one.xla_seconds for one in compiled),
         seconds=whole,
         seconds_by_kind=seconds,
         collectives=[dataclasses.asdict(one) for part in compiled for one in part.collectives],

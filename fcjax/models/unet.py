@@ -153,14 +153,21 @@ class UNet(nn.Module):
 
 def _blocks(config: UNetConfig) -> list[tuple[str, str, int, int, bool, bool]]:
     """(name, kind, level, layers, has attention, changes resolution) of every block in forward order."""
-    last, layers = config.levels - 1, config.layers_per_block
+    last = config.levels - 1
     down = [
-        (f"down_blocks_{level}", "down", level, layers, block_type == CROSS_ATTENTION_DOWN, level < last)
-        for level, block_type in enumerate(config.down_block_types)
+        (f"down_blocks_{level}", "down", level, config.layers(level), kind == CROSS_ATTENTION_DOWN, level < last)
+        for level, kind in enumerate(config.down_block_types)
     ]
     up = [
-        (f"up_blocks_{index}", "up", last - index, layers + 1, block_type == CROSS_ATTENTION_UP, index < last)
-        for index, block_type in enumerate(config.up_block_types)
+        (
+            f"up_blocks_{index}",
+            "up",
+            last - index,
+            config.layers(last - index) + 1,
+            kind == CROSS_ATTENTION_UP,
+            index < last,
+        )
+        for index, kind in enumerate(config.up_block_types)
     ]
     return [*down, ("mid_block", "mid", last, 1, True, False), *up]
 

@@ -1,0 +1,49 @@
+"""Deeper models that compute what they grew from."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcjax import folder, trees
+from fcjax.cli import run
+from fcjax.config import ComposerConfig
+from fcjax.models import composer
+from tests.dual_unet import inputs_of
+from train import grow
+
+
+def predict(params: dict[str, Any], config: ComposerConfig) -> jax.Array:
+    """The denoiser's prediction with the reference's bound keys and values."""
+    given = inputs_of(config)
+    text = given["text"]
+    features = composer.reference_features(
+        params, config, given["canvas_latents"], text, given["spans"], given["masks"]
+    )
+    noisy = given["canvas_latents"][..., : config.vae.latent_channels] * 0.5
+    return composer.denoise(params, config, noisy, jnp.asarray([3.0, 700.0]), text, given["condition"], features)
+
+
+@pytest.mark.parametrize("layers", [(2, 1), (1, 3), (2, 2)])
+def test_a_grown_model_computes_what_it_grew_from(tiny_model_folder: Path, layers: tuple[int, ...]):
+    config, params = folder.load(tiny_model_folder, dtype=jnp.float32)
+    params = trees.map_paths(lambda path, leaf: leaf + 0.02 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), params)
+    deeper, more = grow.grown(params, config, layers)
+    assert trees.count(more["unet"]) > trees.count(params["unet"])
+    before, after = (jax.jit(predict, static_argnums=1)(*given) for given in ((params, config), (more, deeper)))
+    # The new layers' keys and values stand beside the old ones, but what is read of them counts for nothing.
+    np.testing.assert_allclose(after, before, atol=2e-5 * float(np.abs(before).max()))
+
+
+def test_the_program_writes_a_model_folder(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(grow.main, [str(tiny_model_folder), str(tmp_path / "deep"), "--layers", "2", "1"])
+    config, params = folder.load(tmp_path / "deep")
+    assert config.unet.layers_per_block == config.reference_unet.layers_per_block == (2, 1)
+    assert "resnets_2" in params["unet"]["up_blocks_1"] and "resnets_2" not in params["unet"]["up_blocks_0"]
+    assert "parameters, of" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        run(grow.main, [str(tmp_path / "deep"), str(tmp_path / "shallow"), "--layers", "1", "1"])
+    assert ended.value.code == 2 and "layers can only be added: unet has 2 1" in capsys.readouterr().err
