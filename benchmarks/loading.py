@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,9 +137,10 @@ def main(settings: Settings) -> None:
         if not (path / "dtype.json").exists():
             write(path, settings.dtype)
             (path / "dtype.json").write_text(json.dumps(settings.dtype))
-        for reader in ("fcjax", "diffusers"):
+        peers = ["diffusers"] if all(map(find_spec, ("torch", "diffusers"))) else []
+        for reader in ("fcjax", *peers):
             subprocess.run(
-                [sys.executable, "-m", "benchmarks.loading", "--reader", reader, "--folder", str(path)], check=False
+                [sys.executable, "-m", "benchmarks.loading", "--reader", reader, "--folder", str(path)], check=True
             )
 
 
