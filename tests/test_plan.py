@@ -185,3 +185,13 @@ def test_hardware_is_plausible():
         assert 1e9 < one.memory < 1e12 and 1e11 < one.flops < 1e16, name
         assert one.flops > one.bandwidth > one.network > one.slow_network or name == "cpu"
     assert np.all([HARDWARE[name].host for name in HARDWARE])
+
+
+def test_what_xla_cannot_time_is_no_time():
+    compiled = forecast._Compiled(0.0, 0.0, None, -0.98, [], 0.0)
+    assert compiled.seconds(HARDWARE["v5p"], 1e12, 0.5)["xla"] == pytest.approx(0.02)
+    known = dataclasses.replace(compiled, xla_seconds=0.3).seconds(HARDWARE["v5p"], 1e12, 0.5)
+    assert known == {"xla": 0.3, "attention": 0.5, "collectives": 0.0}
+    # Without an estimate: the FLOPs at the peak rate, in which attention's are.
+    unknown = dataclasses.replace(compiled, xla_seconds=0.0).seconds(HARDWARE["h100"], 989e9, 0.5)
+    assert unknown == {"xla": pytest.approx(1e-3), "attention": 0.0, "collectives": 0.0}
