@@ -20,7 +20,7 @@ Sample = dict[str, Any]
 
 # Of the person, and how a crop is brought back to size: colours may be averaged, labels and places must not.
 _AVERAGED = ("image", "agnostic")
-_LABELLED = ("iuv", "foreground", "origins", "mask")
+_LABELLED = ("iuv", "foreground", "regions", "origins", "mask")
 _SIDES = {"left": "right", "right": "left"}
 
 

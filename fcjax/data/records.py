@@ -5,9 +5,11 @@ array as JSON under `text`. Shards are ArrayRecord files beside an `index.json` 
 and with which settings they were made. Nothing in a record can run code.
 """
 
+import errno
 import io
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from safetensors.numpy import load, save
 
 RECORD_VERSION = 2
 INDEX = "index.json"
+PARTIAL = ".partial"
+"""How the names of half-written files end."""
 
 
 def encode_record(
@@ -54,17 +58,51 @@ def decode_record(record: bytes) -> dict[str, Any]:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> int:
-    """Writes an ArrayRecord shard aside and renames it, so that a shard is there whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    # group_size:1 lets the shuffled reader fetch one record without decompressing its neighbours.
-    writer = array_record_module.ArrayRecordWriter(str(aside), "group_size:1,uncompressed")
+    """Writes an ArrayRecord shard aside and renames it, so that a shard is there whole or not at all.
+
+    Returns the number of records. OSError where it cannot be written, on a full disk for instance.
+    """
+    aside = _aside(path)
     count = 0
-    for record in records:
-        writer.write(record)
-        count += 1
-    writer.close()
-    os.replace(aside, path)
+    try:
+        # group_size:1 lets the shuffled reader fetch one record without decompressing its neighbours.
+        writer = _writing(path, array_record_module.ArrayRecordWriter, str(aside), "group_size:1,uncompressed")
+        try:
+            for record in records:
+                _writing(path, writer.write, record)
+                count += 1
+        finally:
+            _writing(path, writer.close)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return count
+
+
+def _writing(path: Path, act: Any, *arguments: Any) -> Any:
+    """ArrayRecord tells of the system's errors as RuntimeError, with the system's words inside."""
+    try:
+        return act(*arguments)
+    except RuntimeError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT, errno.EACCES, errno.EROFS):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
+
+
+def _aside(path: Path) -> Path:
+    """Where this process writes a file before it renames it: no other on any machine writes there."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file that is there whole or not at all."""
+    aside = _aside(path)
+    try:
+        aside.write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_shard(path: str | Path) -> list[bytes]:
@@ -77,9 +115,7 @@ def read_shard(path: str | Path) -> list[bytes]:
 
 def write_index(folder: Path, **settings: Any) -> None:
     """Writes `index.json`, the last step of a preparation: a folder without it is an unfinished one."""
-    aside = folder / (INDEX + ".partial")
-    aside.write_text(json.dumps({"version": RECORD_VERSION, **settings}, indent=1) + "\n")
-    os.replace(aside, folder / INDEX)
+    write_json(folder / INDEX, {"version": RECORD_VERSION, **settings})
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:

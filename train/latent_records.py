@@ -1,0 +1,95 @@
+"""A prepared set of pictures as one of latents: encoded once with an autoencoder, so that training need not."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fcjax import folder, trees
+from fcjax.config import ComposerConfig
+from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards
+from fcjax.models import composer
+from train.examples import asset_tokens, fitted, matches, person_tokens, pose_points
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsJob:
+    """Encodes the pictures of the prepared set `data` with the autoencoder in the model folder `model`.
+
+    `config` names the run that will read the result; its pictures may be smaller by a whole factor.
+    """
+
+    data: Path
+    model: Path
+    out: Path
+    config: str = "mini"
+    batch_size: int = 16
+
+
+class LatentShards:
+    """A shard of latents for each of pictures: latents, token masks and UV points stand for the pictures.
+
+    Of a cloth-agnostic person, where the set has them, there are latents too, and the mask at the model's size.
+    ValueError where the set holds latents already.
+    """
+
+    source = "latents"
+
+    def __init__(self, job: LatentsJob, config: ComposerConfig):
+        index = read_index(job.data)
+        if index["source"] == "latents":
+            raise ValueError(f"{job.data} holds latents already; name the set of pictures that they were made of")
+        vae = folder.load_part_config(job.model, "vae")
+        params = folder.load_part(job.model, "vae", vae)
+        self.config = config = dataclasses.replace(config, vae=vae)
+        self.batch_size, self.samples, self.paths = job.batch_size, index["count"], shards(job.data)
+        self.encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
+        sizes = {name: getattr(config, name) for name in ("height", "width", "max_assets", "pose_patch")}
+        digest = trees.digest(composer.encoding_parameters(params))
+        self.settings = {**index["settings"], "vae": digest, "encoded": sizes, "pictures": index.get("sha256")}
+
+    @property
+    def shards(self) -> int:
+        """As many as the set of pictures has."""
+        return len(self.paths)
+
+    def records(self, number: int) -> Iterator[bytes]:
+        """The records of a shard."""
+        samples = [decode_record(record) for record in read_shard(self.paths[number])]
+        return _latent_records(samples, self.encode, self.config, self.batch_size)
+
+
+def _latent_records(
+    samples: list[dict[str, Any]], encode: Callable[[np.ndarray], Any], config: ComposerConfig, batch_size: int
+) -> Iterator[bytes]:
+    layouts, tried_on = samples[0]["layouts"], "agnostic" in samples[0]
+    names = ["image", *(f"canvas{layout}" for layout in range(layouts)), *(["agnostic"] if tried_on else [])]
+    latents = {name: _encoded([sample[name] for sample in samples], encode, config, batch_size) for name in names}
+    for number, sample in enumerate(samples):
+        arrays = {name: latents[name][number] for name in names}
+        for layout in range(layouts):
+            arrays[f"masks{layout}"] = np.round(255 * asset_tokens(sample, layout, config)).astype(np.uint8)
+            arrays[f"matches{layout}"] = matches(sample, layout, config)
+        arrays["foreground"] = np.round(255 * person_tokens(sample, config)).astype(np.uint8)
+        pictures = {"iuv": pose_points(sample["iuv"], config)}
+        if tried_on:
+            pictures["mask"] = fitted(sample["mask"], config.height, config.width)
+        text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
+        yield encode_record(pictures, arrays, text)
+
+
+def _encoded(
+    pictures: list[np.ndarray], encode: Callable[[np.ndarray], Any], config: ComposerConfig, batch_size: int
+) -> list[np.ndarray]:
+    """The latents (h, w, c) float16 of pictures uint8 (H, W, 3), all batches of one size."""
+    latents: list[np.ndarray] = []
+    for first in range(0, len(pictures), batch_size):
+        batch = np.stack(
+            [fitted(picture, config.height, config.width) for picture in pictures[first : first + batch_size]]
+        )
+        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), 0)])
+        latents += list(np.asarray(encode(padded.astype(np.float32)), np.float16)[: len(batch)])
+    return latents

@@ -1,0 +1,305 @@
+"""Samples of real data sets as records: the person at one size, garments on canvases, text, cloth-agnostic pictures."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from fcjax.assets import Asset, lay_out
+from fcjax.data.records import encode_record
+from fcjax.tokenizer import Tokenizer
+from train.parser import load_parser
+from train.shards import LeftOut, shard_count, shard_range
+from train.vlm import load_describer
+
+Fit = Literal["letterbox", "crop"]
+
+FAR = 45
+"""A phrase that ends behind this many words of a caption may be cut off with it: 77 tokens are read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawOptions:
+    """How samples of a data set become records."""
+
+    height: int = 512
+    width: int = 384
+    fit: Fit = "letterbox"
+    """A picture of another shape is padded with the colour of its own edges, or cropped about its middle."""
+    max_assets: int = 8
+    layouts: int = 2
+    """Canvases laid out per sample: the same assets at other places and sizes."""
+    agnostic: bool = True
+    """The cloth-agnostic person and its mask, which training for try-on reads."""
+    need_pose: bool = True
+    """Samples whose body map is unknown are left out; otherwise their map is empty."""
+    tokenizer: Path | None = None
+    """Of the model to be trained: samples whose phrases do not fit its prompt are left out."""
+    captions_by: str = ""
+    """A vision-language model of transformers, by name or folder, whose words stand for the set's own."""
+    parse_by: str = ""
+    """A model of transformers that labels pixels (Mask2Former), whose parse maps stand for the set's own."""
+    count: int = 0
+    """How many samples, from the first; 0 takes all."""
+    shard_size: int = 250
+
+    def __post_init__(self):
+        for field in ("max_assets", "layouts", "shard_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("height", "width"):
+            size = getattr(self, field)
+            if size < 8 or size % 8:
+                raise ValueError(f"{field} must be a positive multiple of 8, got {size}")
+        if self.count < 0:
+            raise ValueError(f"count must be 0 (all samples) or more, got {self.count}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RawJob:
+    """The samples of `data` (see `fcjax.data.sources`) as shards; those that cannot be used are left out."""
+
+    data: Any
+    source: str
+    options: RawOptions
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide what is written, and the hash of the samples' names."""
+        fields = dataclasses.asdict(self.options)
+        names = "\n".join(self.data.name(index) for index in range(self.samples))
+        tokenizer = str(self.options.tokenizer) if self.options.tokenizer else None
+        return {**fields, "tokenizer": tokenizer, "names": hashlib.sha256(names.encode()).hexdigest()[:16]}
+
+    @property
+    def samples(self) -> int:
+        """How many samples are gone through."""
+        return min(len(self.data), self.options.count or len(self.data))
+
+    @property
+    def shards(self) -> int:
+        """How many shards hold them."""
+        return shard_count(self.options.shard_size, self.samples)
+
+    def records(self, number: int) -> Iterator[bytes | LeftOut]:
+        """The records of a shard, and what is left out of it. A sample may fail as it likes without ending the run.
+
+        What all samples need and cannot be had ends it: ValueError or OSError of a model or tokenizer that is none.
+        """
+        if self.options.tokenizer is not None:
+            _tokenizer(self.options.tokenizer)
+        if self.options.captions_by:
+            load_describer(self.options.captions_by)
+        if self.options.parse_by:
+            load_parser(self.options.parse_by)
+        for index in shard_range(number, self.options.shard_size, self.samples):
+            name = self.data.name(index)
+            try:
+                yield raw_record(self.data[index], index, self.options)
+            except MemoryError:
+                raise
+            except Exception as error:
+                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                yield LeftOut(name, kind + " ".join(str(error).split()))
+
+
+def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
+    """One sample as a record like Wardrobe's, without where the person shows which place of a flat.
+
+    index: decides, of the sample's canvases, which asset lies where. ValueError for a sample that cannot be used.
+    """
+    frame = Frame.of(sample.image.shape[:2], options)
+    body = None if sample.iuv is None else frame.labels(sample.iuv)
+    if body is None and options.need_pose:
+        raise ValueError("its body map is unknown (--no-need-pose takes such samples with an empty one)")
+    if not sample.assets:
+        raise ValueError("it has no asset")
+    if options.parse_by:
+        sample = dataclasses.replace(sample, parse=load_parser(options.parse_by).parse(sample.image, part_numbers()))
+    parse = None if sample.parse is None else frame.labels(np.asarray(sample.parse, np.uint8))
+    caption, phrases = described(sample, options.captions_by)
+    assets = [placeable(asset, phrase) for asset, phrase in zip(sample.assets, phrases, strict=True)]
+    if options.tokenizer is not None:
+        _tokenizer(options.tokenizer).encode_prompt(caption, phrases, options.max_assets)
+    image, person = frame.picture(sample.image), foreground(parse, body, frame)
+    empty = np.zeros((options.height, options.width, 3), np.uint8)
+    pictures = {
+        "image": image,
+        "iuv": empty if body is None else body,
+        "foreground": 255 * person.astype(np.uint8),
+        "regions": _regions([asset.region for asset in sample.assets], frame),
+    }
+    for layout in range(options.layouts):
+        seed = index * options.layouts + layout
+        canvas = lay_out(assets, options.height, options.width, seed, max_assets=options.max_assets, varied=True)
+        pictures[f"canvas{layout}"] = canvas.image
+        pictures[f"owners{layout}"] = canvas.owners
+    kinds = [asset.kind for asset in sample.assets]
+    if options.agnostic:
+        from fcjax.agnostic import agnostic_image, agnostic_mask
+
+        points = None if sample.keypoints is None else frame.points(sample.keypoints)
+        mask = agnostic_mask(parse=parse, keypoints=points, iuv=body, category=category(kinds))
+        pictures |= {"agnostic": agnostic_image(image, mask), "mask": 255 * mask.astype(np.uint8)}
+    text = {"caption": caption, "phrases": phrases, "kinds": kinds, "layouts": options.layouts}
+    return encode_record(pictures, {}, text)
+
+
+@functools.cache
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def part_numbers() -> dict[str, int]:
+    """The parts of our parse maps by name, with their numbers."""
+    from fcjax.data.sources.sample import Part
+
+    return {part.name.lower(): int(part) for part in Part}
+
+
+def placeable(asset: Any, phrase: str) -> Asset:
+    """The asset cut from its background; a face is taken edge to edge where it has one."""
+    return Asset.from_image(asset.picture, phrase, whole=asset.kind == "face")
+
+
+def described(sample: Any, captions_by: str = "") -> tuple[str, list[str]]:
+    """The caption and a phrase for every asset: a model's, the data set's own, or else the rule-based captioner's."""
+    phrases = [asset.phrase for asset in sample.assets]
+    if captions_by:
+        caption, phrases = load_describer(captions_by).describe(sample)
+    elif sample.caption is None or None in phrases:
+        from fcjax.data import captioner
+
+        caption, phrases = captioner.describe(sample)
+    else:
+        caption = sample.caption
+    return within_reach(caption, list(phrases))
+
+
+def within_reach(caption: str, phrases: Sequence[str]) -> tuple[str, list[str]]:
+    """The caption, with all phrases put in front where one of them stands far behind: a prompt's end is cut off."""
+    start = " ".join(re.findall(r"\S+", caption)[:FAR])
+    if len(start) < len(" ".join(caption.split())) and not all(phrase.lower() in start.lower() for phrase in phrases):
+        caption = f"{', '.join(phrases)}: {caption}"
+    return caption, list(phrases)
+
+
+def foreground(
+    parse: UInt8[np.ndarray, "H W"] | None, body: UInt8[np.ndarray, "H W 3"] | None, frame: "Frame"
+) -> Bool[np.ndarray, "H W"]:
+    """The person: what is not the parse map's background, else the body's surface, else the whole picture."""
+    if parse is not None:
+        return parse > 0
+    return np.ones((frame.height, frame.width), bool) if body is None else body[..., 0] > 0
+
+
+def _regions(regions: Sequence[np.ndarray | None], frame: "Frame") -> UInt8[np.ndarray, "H W"]:
+    """Which asset the person's pixels show: 0 none, i + 1 asset i."""
+    shown = np.zeros((frame.height, frame.width), np.uint8)
+    for number, region in enumerate(regions, 1):
+        if region is not None:
+            shown[frame.labels(region.astype(np.uint8)) > 0] = number
+    return shown
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture at the set's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where a picture lies on the set's: brought to rows x columns with its corner at (top, left), maybe outside."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+    height: int
+    width: int
+    # Of the picture itself.
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: Sequence[int], options: RawOptions) -> "Frame":
+        """The frame of a picture of that (height, width)."""
+        ratios = options.height / size[0], options.width / size[1]
+        crop = options.fit == "crop"
+        scale = max(ratios) if crop else min(ratios)
+        bound = max if crop else min
+        rows = bound(options.height, max(1, round(size[0] * scale)))
+        columns = bound(options.width, max(1, round(size[1] * scale)))
+        top, left = (options.height - rows) // 2, (options.width - columns) // 2
+        return cls(rows, columns, top, left, options.height, options.width, (int(size[0]), int(size[1])))
+
+    def picture(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Colours are averaged; padding goes on with the median colour of the edge that it touches."""
+        if (self.rows, self.columns) != image.shape[:2]:
+            size = (self.columns, self.rows)
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
+        out = np.empty((self.height, self.width, 3), np.uint8)
+        bottom, right = self.top + self.rows, self.left + self.columns
+        # Only one of the two axes is ever padded, so no corner needs a colour.
+        out[: max(0, self.top)], out[min(self.height, bottom) :] = _colour(image[0]), _colour(image[-1])
+        if self.left > 0 or right < self.width:
+            out[:, : max(0, self.left)], out[:, right:] = _colour(image[:, 0]), _colour(image[:, -1])
+        there, here = self._windows()
+        out[there] = image[here]
+        return out
+
+    def labels(self, values: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "H W *c"]:
+        """The nearest pixels, 0 around them: part ids and (u, v) must never be averaged. ValueError: another size."""
+        if values.shape[:2] != self.size:
+            raise ValueError(
+                f"the picture is {self.size[0]}x{self.size[1]}, its map {values.shape[0]}x{values.shape[1]}"
+            )
+        row = (np.arange(self.rows) * 2 + 1) * self.size[0] // (2 * self.rows)
+        column = (np.arange(self.columns) * 2 + 1) * self.size[1] // (2 * self.columns)
+        there, here = self._windows()
+        out = np.zeros((self.height, self.width, *values.shape[2:]), values.dtype)
+        out[there] = values[row][:, column][here]
+        return out
+
+    def points(self, keypoints: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 3"]:
+        """Keypoints (x, y, confidence) on the set's picture; those that a crop loses get confidence 0."""
+        scale = np.array([self.columns / self.size[1], self.rows / self.size[0]])
+        places = keypoints[:, :2] * scale + [self.left, self.top]
+        inside = ((places >= 0) & (places < [self.width, self.height])).all(axis=1)
+        return np.concatenate([places, (keypoints[:, 2] * inside)[:, None]], axis=1)
+
+    def _windows(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Where the picture is seen on the set's, and which part of it that is."""
+        there, here = [], []
+        for start, length, bound in ((self.top, self.rows, self.height), (self.left, self.columns, self.width)):
+            there.append(slice(max(0, start), min(bound, start + length)))
+            here.append(slice(max(0, -start), min(length, bound - start)))
+        return (there[0], there[1]), (here[0], here[1])
+
+
+def _colour(edge: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "3"]:
+    return np.median(edge, axis=0).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is to be taken off
+
+
+CATEGORIES: Mapping[str, str] = {
+    **dict.fromkeys(("top", "upper", "upper_body", "jacket", "coat", "outer", "shirt"), "upper"),
+    **dict.fromkeys(("bottom", "lower", "lower_body", "trousers", "pants", "skirt", "leggings", "shorts"), "lower"),
+    **dict.fromkeys(("dress", "dresses", "jumpsuit", "rompers"), "dress"),
+}
+
+
+def category(kinds: Sequence[str]) -> str:
+    """What `agnostic_mask` is to hide for assets of these kinds: "upper", "lower", "dress", or "outfit" for several."""
+    hidden = {CATEGORIES[kind] for kind in kinds if kind in CATEGORIES}
+    if not hidden:
+        raise ValueError(f"nothing to try on among {', '.join(kinds)} (--no-agnostic takes such samples)")
+    return hidden.pop() if len(hidden) == 1 else "outfit"

@@ -1,0 +1,121 @@
+"""Wardrobe's people as records: the pictures with where they show which garment, the assets on canvases."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fcjax.assets import Box, lay_out
+from fcjax.data.records import encode_record
+from fcjax.wardrobe import Wardrobe
+from train.shards import shard_count, shard_range
+
+
+@dataclasses.dataclass(frozen=True)
+class WardrobeJob:
+    """Draws Wardrobe's people and lays their assets out on canvases."""
+
+    out: Path
+    count: int = 8000
+    split: Literal["train", "heldout"] = "train"
+    seed: int = 0
+    height: int = 256
+    width: int = 192
+    max_assets: int = 6
+    layouts: int = 2
+    """Canvases laid out per sample: the same assets at other places and sizes."""
+    shard_size: int = 250
+    workers: int = 2
+    ray: str = ""
+    """The address of a Ray cluster that makes the shards instead."""
+
+    def __post_init__(self):
+        for field in ("count", "layouts", "shard_size", "workers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+    source = "wardrobe"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that decide what is drawn, and the hash of the first sample."""
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("out", "workers", "ray")}
+        # Code that draws other samples makes another set, whatever the settings say.
+        first = hashlib.sha256(wardrobe_record(self._wardrobe()[0], 0, self)).hexdigest()[:16]
+        return {**fields, "first_sample": first}
+
+    @property
+    def samples(self) -> int:
+        """How many people are drawn."""
+        return self.count
+
+    @property
+    def shards(self) -> int:
+        """How many shards hold them."""
+        return shard_count(self.shard_size, self.count)
+
+    def records(self, number: int) -> Iterator[bytes]:
+        """The records of a shard."""
+        wardrobe = self._wardrobe()
+        return (wardrobe_record(wardrobe[i], i, self) for i in shard_range(number, self.shard_size, self.count))
+
+    def _wardrobe(self) -> Wardrobe:
+        return Wardrobe(split=self.split, seed=self.seed, height=self.height, width=self.width)
+
+
+def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
+    """One Wardrobe sample as a record: pictures, canvases with the map of their assets, IUV, regions, text."""
+    pictures = {
+        "image": sample.image,
+        "iuv": sample.maps.iuv,
+        "origins": _packed(sample),
+        "foreground": 255 * sample.foreground.astype(np.uint8),
+    }
+    placed = []
+    for layout in range(job.layouts):
+        canvas = lay_out(
+            sample.assets,
+            job.height,
+            job.width,
+            seed=index * job.layouts + layout,
+            max_assets=job.max_assets,
+            varied=True,
+        )
+        pictures[f"canvas{layout}"] = canvas.image
+        pictures[f"owners{layout}"] = canvas.owners
+        placed.append(
+            [
+                _onto_canvas(asset.image, crop, box, job)
+                for asset, crop, box in zip(sample.assets, canvas.crops, canvas.boxes, strict=True)
+            ]
+        )
+    text = {
+        "caption": sample.caption,
+        "phrases": [asset.phrase for asset in sample.assets],
+        "kinds": [asset.kind for asset in sample.assets],
+        "layouts": job.layouts,
+        "placed": placed,
+    }
+    return encode_record(pictures, {}, text)
+
+
+def _packed(sample: Any) -> np.ndarray:
+    """Where pixels show flats, in 8 bits: the asset's number from 1 (0: of none), x and y in 1/255 of its picture."""
+    shown = sample.origins[..., :1] >= 0
+    places = np.round(255 * sample.origins).astype(np.int16)
+    return np.where(shown, np.concatenate([sample.regions[..., None], places], axis=-1), 0).astype(np.uint8)
+
+
+def _onto_canvas(image: np.ndarray, crop: Box, box: Box, job: WardrobeJob) -> list[float]:
+    """[a, b, c, d]: the place (x, y) of an asset's picture is at (a x + b, c y + d) of the canvas, all in shares."""
+    found = []
+    for low, high, length, whole in (
+        ("left", "right", image.shape[1], job.width),
+        ("top", "bottom", image.shape[0], job.height),
+    ):
+        scale = (getattr(box, high) - getattr(box, low)) / (getattr(crop, high) - getattr(crop, low))
+        found += [scale * length / whole, (getattr(box, low) - scale * getattr(crop, low)) / whole]
+    return found
