@@ -29,8 +29,11 @@ from fcjax.tokenizer import Tokenizer
 from fcjax.wardrobe import Wardrobe
 from train import prepare, run
 from train.config import OptimizerConfig, TrainConfig, VAELossConfig
+from train.documents import check_continues, read_config, write_config
+from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
+from train.progress import Progress
 from train.step import (
     autoencoder_loss,
     composing_loss,
@@ -77,20 +80,21 @@ def autoencoder(data: Path, **changes) -> TrainConfig:
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())}
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = autoencoder(data)
     assert run.train(config, tmp_path / "whole")
-    read = run._add
+    add = Progress.add
 
-    def interrupt(sums, pending, out):
-        read(sums, pending, out)
-        if pending[0] == 3:
+    def interrupt(self, step, values):
+        add(self, step, values)
+        if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run, "_add", interrupt)
+    monkeypatch.setattr(Progress, "add", interrupt)
     assert not run.train(config, tmp_path / "parts")
     assert not (tmp_path / "parts" / "model").exists()
     monkeypatch.undo()
@@ -111,14 +115,21 @@ def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path)
     assert page.shape == (config.batch_size * config.vae_loss.crop, 2 * config.vae_loss.crop, 3)
     with pytest.raises(ValueError, match="has 8 samples, held-out losses need a batch: 9"):
         larger, task = dataclasses.replace(config, batch_size=9), make_task(config)
-        Watch(larger, task, Placement(larger, task.parameters), tmp_path)
+        with Log(tmp_path) as log:
+            Watch(larger, task, Placement(larger, task.parameters), tmp_path, log)
 
 
 def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Path):
-    run._note_config(tmp_path, autoencoder(data))
-    run._check_config(tmp_path, autoencoder(data, steps=99, log_every=7))
-    with pytest.raises(ValueError, match=r"these fields differ: batch_size, seed\. Choose another --out"):
-        run._check_config(tmp_path, autoencoder(data, batch_size=2, seed=5))
+    begun = autoencoder(data)
+    write_config(tmp_path, begun)
+    assert read_config(tmp_path) == begun
+    check_continues(tmp_path, autoencoder(data, steps=99, log_every=7))
+    slower = dataclasses.replace(begun.optimizer, learning_rate=1e-5)
+    differ = (
+        r"these fields differ: batch_size \(4 there, 2 now\), optimizer\.learning_rate \(0\.0001 there, 1e-05 now\)"
+    )
+    with pytest.raises(ValueError, match=rf"{differ}\. Choose another --out"):
+        check_continues(tmp_path, autoencoder(data, batch_size=2, optimizer=slower))
 
 
 def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -139,11 +150,6 @@ def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: py
         error = capsys.readouterr().err
         assert exit_.value.code == 2 and message in error, error
         assert "Traceback" not in error and not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path):
-    with pytest.raises(ValueError, match="step 7 has loss 0.5 and gradient norm nan: lower the learning rate"):
-        run._add({}, (7, {"loss": jnp.float32(0.5), "gradient_norm": jnp.float32(jnp.nan)}), tmp_path)
 
 
 def test_an_unknown_configuration_names_the_nearest():
@@ -509,7 +515,10 @@ def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
 def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Path, tmp_path: Path):
     config, task, _ = composing
     watched = dataclasses.replace(config, heldout=data / "latents")
-    Watch(watched, task, Placement(watched, task.parameters), tmp_path)(12, task.parameters)
+    with Log(tmp_path) as log:
+        watch = Watch(watched, task, Placement(watched, task.parameters), tmp_path, log)
+        loss = watch.measure(12, task.parameters)
+        watch.draw(12, task.parameters)
     page = np.asarray(Image.open(tmp_path / "samples/00000012.png"))
     height, width = config.model.height, config.model.width
     assert page.shape == (4 * height, 3 * width, 3)
@@ -519,9 +528,19 @@ def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Pat
     np.testing.assert_allclose(page[height : 2 * height, width : 2 * width], truth, atol=1)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line["step"] == 12 and 0 < line["heldout_clean_error"] < 100
+    assert line["heldout_loss"] == pytest.approx(loss) and "heldout_loss_t800-999" in line
+    # The timesteps that tell losses apart are those that the loss would have drawn.
+    assert loss is not None
+    given, heldout = jax.jit(task.loss), Prepared(data / "latents")
+    for number, first in enumerate((0, 4)):
+        places = range(first, first + 4)
+        examples = [task.plain_transform(heldout[place], np.random.default_rng(place)) for place in places]
+        batch = {name: np.stack([one[name] for one in examples]) for name in examples[0]}
+        loss -= float(given(task.parameters, batch, jax.random.fold_in(jax.random.key(0), number))[0]) / 2
+    assert loss == pytest.approx(0, abs=1e-5)
     other = dataclasses.replace(config, heldout=data / "pictures")
-    with pytest.raises(ValueError, match="was not encoded by the VAE that encoded"):
-        Watch(other, task, Placement(other, task.parameters), tmp_path)
+    with Log(tmp_path) as log, pytest.raises(ValueError, match="was not encoded by the VAE that encoded"):
+        Watch(other, task, Placement(other, task.parameters), tmp_path, log)
 
 
 def test_freezing_everything_is_refused(composing):

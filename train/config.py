@@ -125,12 +125,31 @@ class TrainConfig:
     watch_every: int = 500
     log_every: int = 20
     checkpoint_every: int = 500
+    # How many of the newest checkpoints stay, and how many of those with the lowest held-out loss beside them, which is
+    # then measured for every checkpoint.
     keep: int = 2
+    keep_best: int = 0
+    # A loss above so many times the median of those before it ends the run, as one that is no number always does; 0
+    # lets every number pass. Choice: far above what a hard batch costs, far below what a diverged run reports.
+    explode: float = 100.0
+    # TensorBoard's event files beside the log.
+    tensorboard: bool = False
+    # The step from which on so many steps are traced by JAX's profiler; 0: none, until SIGUSR1 asks for it.
+    profile_at: int = 0
+    profile_steps: int = 3
     workers: int = 2
 
     def __post_init__(self):
-        for field in ("steps", "batch_size", "watch_every", "log_every", "checkpoint_every", "keep", "workers"):
+        positive = ("steps", "batch_size", "watch_every", "log_every", "checkpoint_every", "keep", "workers")
+        for field in (*positive, "profile_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("keep_best", "profile_at"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}")
+        if self.explode and self.explode <= 1:
+            raise ValueError(f"explode must be above 1, or 0 to let every loss pass, got {self.explode}")
+        if self.keep_best and self.heldout is None:
+            raise ValueError("keep_best goes by the held-out loss: name a set with --heldout, or leave it at 0")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide the batch of {self.batch_size}, got {self.accumulate}")

@@ -1,167 +1,181 @@
 """The training program: `python -m train.run --config NAME --out DIR [overrides]`.
 
-DIR holds `checkpoints/` (Orbax: parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a
-line), `samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged
-parameters, as a model folder. A DIR that holds a
-run is continued. The loop dispatches step N before it reads step N-1's numbers.
+DIR holds `checkpoints/` (parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a line),
+`samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged parameters, as
+a model folder. A DIR that holds a run is continued: from the newest checkpoint that is whole, to the same numbers that
+an uninterrupted run would have. SIGTERM saves and ends with 0; SIGUSR1 traces the next steps into `profile/`.
+The loop dispatches step N before it reads step N-1's numbers.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import functools
-import json
+import logging
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tyro
 from jax.experimental import multihost_utils
 
 from configs import load_config
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
+from train.alarm import Alarm
+from train.checkpoints import Checkpoints, newest
 from train.config import TrainConfig
+from train.documents import check_continues, write_config
+from train.logs import Log
 from train.placement import Placement
+from train.progress import Progress
 from train.step import TrainState, initial_state, make_step, parameters
 from train.tasks import Task, make_task
+from train.tracing import Tracer
 from train.watch import Watch
 
-# What may change when a run is continued.
-FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "workers")
-FREE_FIELDS += ("strategy", "axes", "devices")
-FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
+Start = Callable[[dict[str, Any]], TrainState]
 
 
 def train(config: TrainConfig, out: Path) -> bool:
     """Trains until `config.steps`, from the newest checkpoint in `out` if there is one, and writes `out/model`.
 
     Returns False where SIGTERM ended the run early; its state is saved then. ValueError: `out` holds a run of another
-    configuration, or a loss that is no number.
+    configuration or no checkpoint that can be read, one could not be written, or a loss is no number or explodes.
     """
-    _check_config(out, config)
+    check_continues(out, config)
     task = make_task(config)
     placement = Placement(config, task.parameters)
-    _note_config(out, config)
-    start = functools.partial(
-        initial_state, config.optimizer, config.steps, frozen_dtype=jnp.dtype(config.compute_dtype)
-    )
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep)
-    with ocp.CheckpointManager((out / "checkpoints").absolute(), options=options) as manager:
-        newest = manager.latest_step()
-        if newest is None:
-            state = placement.initial(start, task.parameters)
-        else:
-            abstract = placement.abstract(start, task.parameters)
-            state = placement.unshared(manager.restore(newest, args=ocp.args.StandardRestore(abstract)))
-            _say(f"continuing {out} at step {newest}")
-        state, whole = _loop(config, task, placement, state, out, manager)
-    if whole:
-        params = placement.gathered(parameters(state, averaged=True))
-        if _leads():
-            task.export(params, out / "model")
-        _say(f"wrote {out / 'model'}")
+    # Others may still be reading what was there.
+    multihost_utils.sync_global_devices("config")
+    if jax.process_index() == 0:
+        write_config(out, config)
+    warnings: list[str] = []
+    found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
+    step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found
+    with Log(out, step, config.tensorboard) as log:
+        for warning in warnings:
+            log.warn(step, warning)
+        if found is not None:
+            state = placement.unshared(state)
+            log.say(f"continuing {out} at step {step}")
+        run = _Run(config, out, task, placement, log)
+        state, whole = run.steps(state, step, continued=found is not None)
+        if whole:
+            params = placement.gathered(parameters(state, averaged=True))
+            if jax.process_index() == 0:
+                task.export(params, out / "model")
+            log.say(f"wrote {out / 'model'}")
     return whole
 
 
-def _leads() -> bool:
-    """Whether this process is the one of all that writes and speaks."""
-    return jax.process_index() == 0
+def start_of(config: TrainConfig) -> Start:
+    """What makes the state that a run begins with of its parameters."""
+    dtype = jnp.dtype(config.compute_dtype)
+    return functools.partial(initial_state, config.optimizer, config.steps, frozen_dtype=dtype)
 
 
-def _say(line: str) -> None:
-    if _leads():
-        print(line, flush=True)
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that was dispatched and whose numbers were not read yet."""
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    batch: Mapping[str, np.ndarray]
 
 
-def _document(config: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+class _Run:
+    """The loop over the steps, and what reads along."""
 
+    def __init__(self, config: TrainConfig, out: Path, task: Task, placement: Placement, log: Log):
+        self._config, self._out, self._task, self._placement, self._log = config, out, task, placement, log
+        self._watch = Watch(config, task, placement, out, log)
+        self._alarm = Alarm(out, config.explode)
+        self._pending: _Pending | None = None
 
-def _note_config(out: Path, config: TrainConfig) -> None:
-    # Others may still be reading what was there.
-    multihost_utils.sync_global_devices("config")
-    if _leads():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(_document(config), indent=1) + "\n")
+    def steps(self, state: TrainState, start: int, continued: bool) -> tuple[TrainState, bool]:
+        """The state after the last step or the one at which SIGTERM came, and whether it was the last."""
+        config = self._config
+        shardings = self._placement.mesh and (self._placement.shardings(state), self._placement.batch)
+        step = make_step(config, self._task.loss, shardings)
+        devices = 1 if self._placement.mesh is None else self._placement.mesh.size
+        self._progress = Progress(config, self._task, start, devices)
 
+        def warn(text: str) -> None:
+            self._log.warn(start, text)
 
-def _check_config(out: Path, config: TrainConfig) -> None:
-    """A run continues only with what it began with; its length, paths and logging may change."""
-    path, document = out / "config.json", _document(config)
-    if path.exists():
-        before = json.loads(path.read_text())
-        differ = sorted(key for key in document if key not in FREE_FIELDS and document[key] != before.get(key))
-        if differ:
-            raise ValueError(
-                f"{out} holds a run with another configuration; these fields differ: {', '.join(differ)}. "
-                "Choose another --out or restore the fields"
-            )
-
-
-def _loop(
-    config: TrainConfig,
-    task: Task,
-    placement: Placement,
-    state: TrainState,
-    out: Path,
-    manager: ocp.CheckpointManager,
-) -> tuple[TrainState, bool]:
-    shardings = placement.mesh and (placement.shardings(state), placement.batch)
-    step = make_step(config, task.loss, shardings)
-    watch = Watch(config, task, placement, out)
-    start = int(state.step)
-    if start >= config.steps:
+        folder, samples = self._out / "checkpoints", len(self._task.data)
+        with (
+            Checkpoints(folder, config, samples, warn) as checkpoints,
+            Tracer(config, self._out, self._log) as tracer,
+            _preemption() as asked_to_stop,
+        ):
+            if continued:
+                checkpoints.check(start)
+            batches = self._batches(start) if start < config.steps else iter(())
+            for number in range(start + 1, config.steps + 1):
+                with self._progress.waiting():
+                    batch = next(batches)
+                tracer.before(number)
+                with self._placement.context():
+                    state, metrics = step(state, self._placement.put_batch(batch))
+                tracer.after(number, metrics)
+                self._read()
+                self._pending = _Pending(number, metrics, batch)
+                checkpoints.poll()
+                stop = asked_to_stop(number)
+                self._pause(number, state, checkpoints, stop)
+                if stop:
+                    return state, number == config.steps
         return state, True
-    batches = training_batches(
-        task.data, task.transform, config.batch_size, config.seed, config.workers, first_step=start, rows=placement.rows
-    )
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-    began, waited, reported = time.perf_counter(), 0.0, start
-    sums: dict[str, float] = {}
-    with _preemption() as asked_to_stop, (out / "log.jsonl" if _leads() else Path(os.devnull)).open("a") as log:
-        for number in range(start, config.steps):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            with placement.context():
-                state, metrics = step(state, placement.put_batch(batch))
-            if pending is not None:
-                _add(sums, pending, out)
-            pending = (number + 1, metrics)
-            done = number + 1
-            stop = asked_to_stop(done)
-            last = stop or done == config.steps
-            if done % config.log_every == 0 or last:
-                _add(sums, pending, out)
-                pending = None
-                seconds = time.perf_counter() - began
-                count = done - reported
-                line = {
-                    "step": done,
-                    **{name: round(value / count, 6) for name, value in sums.items()},
-                    "samples_per_second": round(count * config.batch_size / seconds, 2),
-                    "data_wait": round(waited / seconds, 3),
-                }
-                print(json.dumps(line), file=log, flush=True)
-                _say(" ".join(f"{key} {value}" for key, value in line.items()))
-                began, waited, reported, sums = time.perf_counter(), 0.0, done, {}
-            if done % config.checkpoint_every == 0 or last:
-                manager.save(done, args=ocp.args.StandardSave(state))
-            if done % config.watch_every == 0 or done == config.steps:
-                watch(done, parameters(state, averaged=True))
-                began = time.perf_counter()
-            if stop:
-                break
-    manager.wait_until_finished()
-    return state, int(state.step) >= config.steps
+
+    def _batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        config, task, rows = self._config, self._task, self._placement.rows
+        return training_batches(
+            task.data, task.transform, config.batch_size, config.seed, config.workers, first_step=start, rows=rows
+        )
+
+    def _read(self) -> None:
+        """Fetches the numbers of the step before, which may end the run, and logs them when it is time."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
+        try:
+            self._alarm.check(pending.step, values, pending.batch)
+        except ValueError as stopped:
+            self._log.note(pending.step, str(stopped))
+            raise
+        self._progress.add(pending.step, values)
+        if pending.step % self._config.log_every == 0:
+            self._log.line(pending.step, self._progress.line())
+
+    def _pause(self, done: int, state: TrainState, checkpoints: Checkpoints, stop: bool) -> None:
+        """Saves and shows the state after `done` steps, where it is time to."""
+        config = self._config
+        last = stop or done == config.steps
+        saved = last or done % config.checkpoint_every == 0
+        # A machine that is about to be taken away waits for nothing else.
+        shown = done == config.steps or (done % config.watch_every == 0 and not stop)
+        if not (saved or shown):
+            return
+        # Nothing is saved whose loss was not seen to be a number.
+        self._read()
+        if last and self._progress.unlogged:
+            self._log.line(done, self._progress.line())
+        with self._progress.paused():
+            averaged = parameters(state, averaged=True)
+            measured = shown or (saved and config.keep_best and not stop)
+            loss = self._watch.measure(done, averaged) if measured else None
+            if saved:
+                checkpoints.save(done, state, loss)
+            if shown:
+                self._watch.draw(done, averaged)
 
 
 @contextlib.contextmanager
@@ -179,19 +193,6 @@ def _preemption() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _add(sums: dict[str, float], pending: tuple[int, dict[str, jax.Array]], out: Path) -> None:
-    """Fetches a step's numbers and adds them up; a loss that is no number ends the run."""
-    number, metrics = pending
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not all(np.isfinite(value) for value in values.values()):
-        raise ValueError(
-            f"step {number} has loss {values['loss']} and gradient norm {values['gradient_norm']}: lower the learning "
-            f"rate and continue {out} from its last checkpoint"
-        )
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + value
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m train.run --config NAME --out DIR`, then any field of the configuration to override."""
     parser = argparse.ArgumentParser(prog="python -m train.run", add_help=False)
@@ -199,11 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--distributed", action="store_true")
     known, rest = parser.parse_known_args(arguments)
+    # Orbax prints the traceback of what it raises, once for each of its threads.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with exit_codes():
         if known.distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
             # JAX reads the address alone from the environment; without the others it asks the cluster.
             given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
-            jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value is not None})
+            counts: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
+            jax.distributed.initialize(**counts)
         config = tyro.cli(TrainConfig, default=load_config(known.config), args=rest, prog="python -m train.run")
         train(config, known.out)
 

@@ -29,6 +29,8 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "all": jax.checkpoint_policies.nothing_saveable,
 }
+# The metric that is no scalar: see `composing_loss`.
+SAMPLE_LOSSES = "sample_losses"
 Loss = Callable[[Tree, Mapping[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
 
 
@@ -159,7 +161,8 @@ def composing_loss(
     batch: `latents`, `canvas_latents` (b, h, w, c) scaled, or pictures as `with_latents` takes them; `ids`,
     `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
     `pose_channels` takes them; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
-    Every reference pass serves `config.noises` noise levels of its sample.
+    Every reference pass serves `config.noises` noise levels of its sample, which are drawn, or given as `timesteps`
+    (b, noises); then the metrics have the denoising loss of each as SAMPLE_LOSSES (b * noises).
     """
     schedule = make_alphas_cumprod(model.diffusion)
 
@@ -194,7 +197,8 @@ def composing_loss(
         condition = jnp.where(blind[:, None, None, None], nobody, repeat(condition))
 
         clean = repeat(batch["latents"])
-        timesteps = drawn_timesteps(config, keys["time"], count, len(schedule))
+        fixed = batch.get("timesteps")
+        timesteps = drawn_timesteps(config, keys["time"], count, len(schedule)) if fixed is None else fixed.reshape(-1)
         noise = drawn_noise(config, keys["noise"], clean.shape)
         noisy = add_noise(schedule, clean, noise, timesteps)
         denoise = network(composer.denoise_with_queries)
@@ -208,6 +212,8 @@ def composing_loss(
         weight = loss_weight(model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
         restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
+        if fixed is not None:
+            metrics[SAMPLE_LOSSES] = weight * error
         if config.matching:
             # One noise level of each sample tells enough.
             matching = matching_loss(model, [query[:: config.noises] for query in queries], canvas, batch["matches"])

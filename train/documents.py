@@ -1,0 +1,97 @@
+"""A run's configuration as the `config.json` in its folder: written, read back, and compared with another."""
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from train.config import TrainConfig
+
+# What may change when a run is continued: its length, where its files lie, how it is watched, and on what it runs.
+FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "keep_best", "workers")
+FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
+FREE_FIELDS += ("strategy", "axes", "devices")
+FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
+
+
+def document_of(config: Any) -> dict[str, Any]:
+    """A configuration in JSON's types."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def config_of(document: dict[str, Any], kind: Any = TrainConfig) -> Any:
+    """The dataclass `kind` that `document_of` gave; fields that were not there yet have their defaults.
+
+    ValueError names fields that `kind` does not have.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(document.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}: another version of this program wrote them")
+    return kind(**{name: _value(hints[name], value) for name, value in document.items()})
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """A field's value, of the type that its annotation names."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        fitting = [one for one in inner if (typing.get_origin(one) is tuple) == isinstance(value, list)]
+        return _value(fitting[0], value)
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_value(one, part) for one, part in zip(kinds, value, strict=True))
+    if dataclasses.is_dataclass(kind):
+        return config_of(value, kind)
+    return Path(value) if kind is Path else value
+
+
+def read_config(out: Path) -> TrainConfig:
+    """The configuration of the run in `out`; ValueError where there is none or none that can be read."""
+    path = out / "config.json"
+    if not path.exists():
+        raise ValueError(f"{out} holds no run: there is no config.json in it")
+    try:
+        return config_of(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} describes no run of this version: {error}") from error
+
+
+def write_config(out: Path, config: TrainConfig) -> None:
+    """Writes `out`/config.json, whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "config.json.partial"
+    partial.write_text(json.dumps(document_of(config), indent=1) + "\n")
+    os.replace(partial, out / "config.json")
+
+
+def check_continues(out: Path, config: TrainConfig) -> None:
+    """ValueError, naming every field with both values, where the run in `out` began with another configuration.
+
+    FREE_FIELDS may differ, and a folder without a run suits any configuration.
+    """
+    if not (out / "config.json").exists():
+        return
+    before, now = (_leaves(document_of(one)) for one in (read_config(out), config))
+    differ = [
+        f"{name} ({before.get(name)} there, {now.get(name)} now)"
+        for name in sorted(before.keys() | now.keys())
+        if name.split(".")[0] not in FREE_FIELDS and before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{out} holds a run with another configuration; these fields differ: {', '.join(differ)}. "
+            "Choose another --out or restore the fields"
+        )
+
+
+def _leaves(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
