@@ -1,5 +1,6 @@
 """Deeper models that compute what they grew from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcjax import folder, trees
+from fcjax import folder, presets, trees
 from fcjax.cli import run
-from fcjax.config import ComposerConfig
+from fcjax.config import CROSS_ATTENTION_UP, PLAIN_UP, ComposerConfig
 from fcjax.models import composer
+from fcjax.models.parameters import init_parameters
 from tests.dual_unet import inputs_of
 from train import grow
 
@@ -27,13 +29,36 @@ def predict(params: dict[str, Any], config: ComposerConfig) -> jax.Array:
     return composer.denoise(params, config, noisy, jnp.asarray([3.0, 700.0]), text, given["condition"], features)
 
 
-@pytest.mark.parametrize("layers", [(2, 1), (1, 3), (2, 2)])
-def test_a_grown_model_computes_what_it_grew_from(tiny_model_folder: Path, layers: tuple[int, ...]):
-    config, params = folder.load(tiny_model_folder, dtype=jnp.float32)
+def tiny_with(up_block_types: tuple[str, str]) -> ComposerConfig:
+    """The tests' model with other up blocks, the coarser first."""
+    tiny = presets.tiny()
+    unets = {
+        part: dataclasses.replace(getattr(tiny, part), up_block_types=up_block_types)
+        for part in ("unet", "reference_unet")
+    }
+    return dataclasses.replace(tiny, **unets)
+
+
+@pytest.mark.parametrize(
+    ("up_block_types", "layers", "attend"),
+    [
+        ((CROSS_ATTENTION_UP, CROSS_ATTENTION_UP), (2, 1), ()),
+        ((CROSS_ATTENTION_UP, CROSS_ATTENTION_UP), (1, 3), ()),
+        ((CROSS_ATTENTION_UP, PLAIN_UP), (2, 2), (0,)),
+        ((CROSS_ATTENTION_UP, PLAIN_UP), (), (0,)),
+    ],
+)
+def test_a_grown_model_computes_what_it_grew_from(
+    up_block_types: tuple[str, str], layers: tuple[int, ...], attend: tuple[int, ...]
+):
+    config = tiny_with(up_block_types)
+    params = init_parameters(config, jax.random.key(0))
     params = trees.map_paths(lambda path, leaf: leaf + 0.02 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), params)
-    deeper, more = grow.grown(params, config, layers)
+    larger, more = grow.grown(params, config, layers, attend)
     assert trees.count(more["unet"]) > trees.count(params["unet"])
-    before, after = (jax.jit(predict, static_argnums=1)(*given) for given in ((params, config), (more, deeper)))
+    assert larger.unet.up_block_types == (CROSS_ATTENTION_UP, CROSS_ATTENTION_UP)
+    assert len(more["binder"]) == len(params["binder"]) + len(attend)
+    before, after = (jax.jit(predict, static_argnums=1)(*given) for given in ((params, config), (more, larger)))
     # The new layers' keys and values stand beside the old ones, but what is read of them counts for nothing.
     np.testing.assert_allclose(after, before, atol=2e-5 * float(np.abs(before).max()))
 
@@ -47,3 +72,8 @@ def test_the_program_writes_a_model_folder(tiny_model_folder: Path, tmp_path: Pa
     with pytest.raises(SystemExit) as ended:
         run(grow.main, [str(tmp_path / "deep"), str(tmp_path / "shallow"), "--layers", "1", "1"])
     assert ended.value.code == 2 and "layers can only be added: unet has 2 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run(grow.main, [str(tmp_path / "deep"), str(tmp_path / "finer"), "--attend", "2"])
+    assert (
+        ended.value.code == 2 and "attention was asked for at (2,)" in capsys.readouterr().err
+    )

@@ -1,8 +1,8 @@
-"""A deeper model that computes what a trained one does: `python -m train.grow SRC OUT --layers 2 2 1 1`.
+"""A deeper model that computes what a trained one does: `python -m train.grow SRC OUT --layers 2 2 1 1 --attend 0`.
 
 New layers of both UNets' blocks begin as nothing added: the last products of a resnet and of an attention are zero, and
 where a skip is joined its part of the shortcut is zero (Net2DeeperNet, arXiv 1511.05641). Attentions otherwise begin
-with their neighbour's weights. A run goes on from OUT with `--start OUT`.
+with their neighbour's weights, or at random where the block had none. A run goes on from OUT with `--start OUT`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 
 from fcjax import folder, trees
 from fcjax.cli import run
-from fcjax.config import ComposerConfig, UNetConfig
+from fcjax.config import CROSS_ATTENTION_UP, ComposerConfig, UNetConfig
 from fcjax.models.parameters import init_parameters
 
 Tree = dict[str, Any]
@@ -32,30 +32,44 @@ class Flags:
     src: Annotated[Path, tyro.conf.Positional]
     """A model folder of ours."""
     out: Annotated[Path, tyro.conf.Positional]
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] = ()
     """Per level of both UNets, the finest first: how many layers a down block has; an up block has one more."""
+    attend: tuple[int, ...] = ()
+    """Levels whose up blocks get attention, 0 the finest."""
     seed: int = 0
 
 
-def grown(params: Tree, config: ComposerConfig, layers: tuple[int, ...], seed: int = 0) -> tuple[ComposerConfig, Tree]:
+def grown(
+    params: Tree, config: ComposerConfig, layers: tuple[int, ...] = (), attend: tuple[int, ...] = (), seed: int = 0
+) -> tuple[ComposerConfig, Tree]:
     """The configuration with so many layers per level, and parameters with which it computes what it did.
 
-    ValueError where a level would lose layers.
+    layers: () keeps their number. attend: the levels whose up blocks get attention. ValueError where a level would
+    lose layers or is none.
     """
     changed, parts = {}, {}
     for part in ("unet", "reference_unet"):
         unet: UNetConfig = getattr(config, part)
+        layers = layers or tuple(unet.layers(level) for level in range(unet.levels))
         if len(layers) != unet.levels or any(layers[level] < unet.layers(level) for level in range(unet.levels)):
             had = " ".join(str(unet.layers(level)) for level in range(unet.levels))
             raise ValueError(
                 f"layers can only be added: {part} has {had} of them (the finest level first), got {layers}"
             )
-        changed[part] = dataclasses.replace(unet, layers_per_block=layers)
+        if not set(attend) <= set(range(unet.levels)):
+            raise ValueError(f"{part} has levels 0 to {unet.levels - 1}; attention was asked for at {attend}")
+        kinds = [
+            CROSS_ATTENTION_UP if unet.levels - 1 - block in attend else kind
+            for block, kind in enumerate(unet.up_block_types)
+        ]
+        changed[part] = dataclasses.replace(unet, layers_per_block=layers, up_block_types=tuple(kinds))
     config, before = dataclasses.replace(config, **changed), config
     fresh = init_parameters(config, jax.random.key(seed))
     for part in changed:
         parts[part] = _grown_unet(params[part], fresh[part], getattr(before, part), getattr(config, part))
-    return config, {**params, **parts}
+    # The phrases' part in a new block is fresh: it begins at nothing.
+    binder = {**fresh.get("binder", {}), **params.get("binder", {})}
+    return config, {**params, **parts, "binder": binder}
 
 
 def _grown_unet(params: Tree, fresh: Tree, before: UNetConfig, after: UNetConfig) -> Tree:
@@ -76,7 +90,7 @@ def _grown_unet(params: Tree, fresh: Tree, before: UNetConfig, after: UNetConfig
             # Keep the grid, leave the skip behind it out.
             return jnp.eye(*leaf.shape[-2:], dtype=leaf.dtype)[None, None] if leaf.ndim == 4 else jnp.zeros_like(leaf)
         neighbour = f"{side}_blocks_{block}/{kind}_{_neighbour(side, int(block), before)}/{name}"
-        return old[neighbour] if kind == "attentions" else leaf
+        return old.get(neighbour, leaf) if kind == "attentions" else leaf
 
     return trees.map_paths(begin, fresh)
 
@@ -102,7 +116,7 @@ def _neighbour(side: str, block: int, before: UNetConfig) -> int:
 def main(flags: Flags) -> None:
     config, params = folder.load(flags.src, dtype=jnp.float32)
     count = trees.count(params)
-    config, params = grown(params, config, flags.layers, flags.seed)
+    config, params = grown(params, config, flags.layers, flags.attend, flags.seed)
     folder.save(flags.out, params, config, dtype=jnp.float32)
     shutil.copytree(flags.src / "tokenizer", flags.out / "tokenizer", dirs_exist_ok=True)
     print(f"{flags.out}: {trees.count(params):,} parameters, of {count:,}")
