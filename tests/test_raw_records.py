@@ -22,7 +22,7 @@ from train import run
 from train.config import TrainConfig
 from train.latent_records import LatentsJob
 from train.prepare import prepare_latents
-from train.raw_records import Frame, RawJob, RawOptions, raw_record, within_reach
+from train.raw_records import RawJob, RawOptions, raw_record, within_reach
 from train.shards import LeftOut, write_set
 from train.tasks import make_task
 
@@ -109,42 +109,6 @@ def test_a_sample_becomes_a_record_like_wardrobes():
         red, blue = np.median(canvas[owners == 1], axis=0), np.median(canvas[owners == 2], axis=0)
         assert red[0] > 180 > 60 > red[2] and blue[2] > 180 > 60 > blue[0]
     assert not np.array_equal(record["owners0"], record["owners1"])
-
-
-@pytest.mark.parametrize(("height", "width"), [(100, 60), (50, 90), (64, 48), (128, 96), (3, 500)])
-@pytest.mark.parametrize("fit", ["letterbox", "crop"])
-def test_pictures_and_labels_stay_together(height: int, width: int, fit: Any):
-    options = dataclasses.replace(SMALL, fit=fit)
-    frame = Frame.of((height, width), options)
-    rows, columns = np.mgrid[:height, :width]
-    values = (255 * (rows + columns) / (height + width)).astype(np.uint8)
-    picture, labels = frame.picture(np.dstack([values] * 3)), frame.labels(np.maximum(values, 1))
-    assert picture.shape == (64, 48, 3) and labels.shape == (64, 48)
-    seen = labels > 0
-    assert seen.all() == (fit == "crop" or height * 48 == width * 64)
-    if min(height, width) > 8:
-        assert np.abs(picture[..., 0].astype(int) - labels)[seen].max() < 16
-    if fit == "letterbox":
-        # The whole picture is seen, at one scale.
-        assert seen.any(axis=1).sum() == 64 or seen.any(axis=0).sum() == 48
-
-
-def test_padding_goes_on_with_the_edges_colour():
-    image = np.zeros((20, 60, 3), np.uint8)
-    image[:4], image[-4:] = (10, 20, 30), (200, 100, 50)
-    picture = Frame.of((20, 60), SMALL).picture(image)
-    assert np.allclose(picture[0], (10, 20, 30), atol=3) and np.allclose(picture[-1], (200, 100, 50), atol=3)
-    # Every row of the padding alike.
-    assert (picture[:20] == picture[0]).all() and (picture[-20:] == picture[-1]).all()
-
-
-def test_keypoints_follow_the_picture():
-    points = np.array([[30.0, 50.0, 0.9], [59.0, 99.0, 0.8], [0.0, 0.0, 0.7]])
-    framed = Frame.of((100, 60), SMALL).points(points)
-    np.testing.assert_allclose(framed[0], [24, 32, 0.9])
-    np.testing.assert_allclose(framed[:, 2], points[:, 2])
-    crop = Frame.of((100, 60), dataclasses.replace(SMALL, fit="crop"))
-    np.testing.assert_allclose(crop.points(points)[:, 2], [0.9, 0, 0])
 
 
 def test_without_a_parse_map_the_body_is_the_foreground():

@@ -6,20 +6,18 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, UInt8
 
 from fcjax.assets import Asset, lay_out
 from fcjax.data.records import encode_record
+from fcjax.frame import Fit, Frame
 from fcjax.tokenizer import Tokenizer
 from train.parser import load_parser
 from train.shards import LeftOut, shard_count, shard_range
 from train.vlm import load_describer
-
-Fit = Literal["letterbox", "crop"]
 
 FAR = 45
 """A phrase that ends behind this many words of a caption may be cut off with it: 77 tokens are read."""
@@ -115,7 +113,7 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
 
     index: decides, of the sample's canvases, which asset lies where. ValueError for a sample that cannot be used.
     """
-    frame = Frame.of(sample.image.shape[:2], options)
+    frame = Frame.of(sample.image.shape[:2], options.height, options.width, options.fit)
     body = None if sample.iuv is None else frame.labels(sample.iuv)
     if body is None and options.need_pose:
         raise ValueError("its body map is unknown (--no-need-pose takes such samples with an empty one)")
@@ -192,7 +190,7 @@ def within_reach(caption: str, phrases: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def foreground(
-    parse: UInt8[np.ndarray, "H W"] | None, body: UInt8[np.ndarray, "H W 3"] | None, frame: "Frame"
+    parse: UInt8[np.ndarray, "H W"] | None, body: UInt8[np.ndarray, "H W 3"] | None, frame: Frame
 ) -> Bool[np.ndarray, "H W"]:
     """The person: what is not the parse map's background, else the body's surface, else the whole picture."""
     if parse is not None:
@@ -200,90 +198,13 @@ def foreground(
     return np.ones((frame.height, frame.width), bool) if body is None else body[..., 0] > 0
 
 
-def _regions(regions: Sequence[np.ndarray | None], frame: "Frame") -> UInt8[np.ndarray, "H W"]:
+def _regions(regions: Sequence[np.ndarray | None], frame: Frame) -> UInt8[np.ndarray, "H W"]:
     """Which asset the person's pixels show: 0 none, i + 1 asset i."""
     shown = np.zeros((frame.height, frame.width), np.uint8)
     for number, region in enumerate(regions, 1):
         if region is not None:
             shown[frame.labels(region.astype(np.uint8)) > 0] = number
     return shown
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The picture at the set's size
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """Where a picture lies on the set's: brought to rows x columns with its corner at (top, left), maybe outside."""
-
-    rows: int
-    columns: int
-    top: int
-    left: int
-    height: int
-    width: int
-    # Of the picture itself.
-    size: tuple[int, int]
-
-    @classmethod
-    def of(cls, size: Sequence[int], options: RawOptions) -> "Frame":
-        """The frame of a picture of that (height, width)."""
-        ratios = options.height / size[0], options.width / size[1]
-        crop = options.fit == "crop"
-        scale = max(ratios) if crop else min(ratios)
-        bound = max if crop else min
-        rows = bound(options.height, max(1, round(size[0] * scale)))
-        columns = bound(options.width, max(1, round(size[1] * scale)))
-        top, left = (options.height - rows) // 2, (options.width - columns) // 2
-        return cls(rows, columns, top, left, options.height, options.width, (int(size[0]), int(size[1])))
-
-    def picture(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Colours are averaged; padding goes on with the median colour of the edge that it touches."""
-        if (self.rows, self.columns) != image.shape[:2]:
-            size = (self.columns, self.rows)
-            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
-        out = np.empty((self.height, self.width, 3), np.uint8)
-        bottom, right = self.top + self.rows, self.left + self.columns
-        # Only one of the two axes is ever padded, so no corner needs a colour.
-        out[: max(0, self.top)], out[min(self.height, bottom) :] = _colour(image[0]), _colour(image[-1])
-        if self.left > 0 or right < self.width:
-            out[:, : max(0, self.left)], out[:, right:] = _colour(image[:, 0]), _colour(image[:, -1])
-        there, here = self._windows()
-        out[there] = image[here]
-        return out
-
-    def labels(self, values: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "H W *c"]:
-        """The nearest pixels, 0 around them: part ids and (u, v) must never be averaged. ValueError: another size."""
-        if values.shape[:2] != self.size:
-            raise ValueError(
-                f"the picture is {self.size[0]}x{self.size[1]}, its map {values.shape[0]}x{values.shape[1]}"
-            )
-        row = (np.arange(self.rows) * 2 + 1) * self.size[0] // (2 * self.rows)
-        column = (np.arange(self.columns) * 2 + 1) * self.size[1] // (2 * self.columns)
-        there, here = self._windows()
-        out = np.zeros((self.height, self.width, *values.shape[2:]), values.dtype)
-        out[there] = values[row][:, column][here]
-        return out
-
-    def points(self, keypoints: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 3"]:
-        """Keypoints (x, y, confidence) on the set's picture; those that a crop loses get confidence 0."""
-        scale = np.array([self.columns / self.size[1], self.rows / self.size[0]])
-        places = keypoints[:, :2] * scale + [self.left, self.top]
-        inside = ((places >= 0) & (places < [self.width, self.height])).all(axis=1)
-        return np.concatenate([places, (keypoints[:, 2] * inside)[:, None]], axis=1)
-
-    def _windows(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where the picture is seen on the set's, and which part of it that is."""
-        there, here = [], []
-        for start, length, bound in ((self.top, self.rows, self.height), (self.left, self.columns, self.width)):
-            there.append(slice(max(0, start), min(bound, start + length)))
-            here.append(slice(max(0, -start), min(length, bound - start)))
-        return (there[0], there[1]), (here[0], here[1])
-
-
-def _colour(edge: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "3"]:
-    return np.median(edge, axis=0).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
