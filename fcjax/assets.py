@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from fcjax.cutout import MAX_SIDE, cut_out
+from fcjax.pictures import read
 
 MAX_ASSETS = 8
 """Default bound on the assets of one canvas: the number that its masks are padded to."""
@@ -76,17 +77,7 @@ class Asset:
         empty phrase, a picture with nothing to see, and one with a real background.
         """
         phrase = _checked_phrase(phrase)
-        try:
-            with Image.open(path) as file:
-                # JPEG decodes at a fraction of its size, if that is still enough.
-                file.draft(None, (MAX_SIDE, MAX_SIDE))
-                file.load()
-                return cls(cut_out(file, str(path), whole), phrase)
-        except FileNotFoundError:
-            raise ValueError(f"no such asset file: {path}") from None
-        # Pillow's readers raise SyntaxError for some broken files and their own error for absurd sizes.
-        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"cannot read {path} as a picture ({error}); PNG, JPEG or WebP is expected") from error
+        return cls(cut_out(read(path, MAX_SIDE, "asset"), str(path), whole), phrase)
 
     @classmethod
     def from_image(cls, image: Image.Image | UInt8[np.ndarray, "h w c"], phrase: str, whole: bool = False) -> "Asset":

@@ -7,7 +7,9 @@ bag) stay, white and opaque, and so do cast shadows darker than a twentieth, whi
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
+
+from fcjax.pictures import upright
 
 MAX_SIDE = 1024
 """Pictures are reduced to this many pixels along their longer side."""
@@ -23,13 +25,7 @@ def cut_out(image: Image.Image, name: str, whole: bool) -> UInt8[np.ndarray, "h 
 
     `name` stands in error messages; `whole` leaves an opaque picture as it is. ValueError for a real background.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bit(np.asarray(image), name)
-    if image.mode not in ("RGB", "RGBA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif image.mode == "RGB" and image.has_transparency_data:
-        image = image.convert("RGBA")
+    image = upright(image, f"the asset {name!r}")
     if max(image.size) > MAX_SIDE:
         ratio = MAX_SIDE / max(image.size)
         size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
@@ -42,15 +38,6 @@ def cut_out(image: Image.Image, name: str, whole: bool) -> UInt8[np.ndarray, "h 
     if not whole:
         pixels, alpha = _cut_near_white(pixels, name)
     return np.dstack([pixels, alpha])
-
-
-def _eight_bit(values: np.ndarray, name: str) -> Image.Image:
-    """A grey picture of 16 or 32 bits a pixel, which Pillow's own conversion would clip at 255."""
-    if values.dtype.kind == "f":
-        raise ValueError(f"the asset {name!r} is a floating-point picture; save it with 8 or 16 bits a channel")
-    if values.max(initial=0) > 255:
-        values = values // 257
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 def _cut_near_white(

@@ -1,0 +1,65 @@
+"""Picture files of any common kind as arrays: upright, 8 bits a channel, errors in one line."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageOps
+
+
+def read(path: str | Path, at_least: int | None = None, what: str = "picture") -> Image.Image:
+    """The picture in a file, as it is stored. ValueError for a missing or broken file.
+
+    at_least: a JPEG may be decoded at a fraction of its size, but to no less than so many pixels along each side.
+    """
+    try:
+        with Image.open(path) as file:
+            if at_least is not None:
+                file.draft(None, (at_least, at_least))
+            file.load()
+            return file
+    except FileNotFoundError:
+        raise ValueError(f"no such {what} file: {path}") from None
+    # Pillow's readers raise SyntaxError for some broken files and their own error for absurd sizes.
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"cannot read {path} as a picture ({error}); PNG, JPEG or WebP is expected") from error
+
+
+def open_rgb(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture file in RGB; what is transparent stands on white. ValueError as `read`."""
+    image = upright(read(path), str(path))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
+    """A mask file: True where it is lighter than middle grey, transparent is black. ValueError as `read`."""
+    image = upright(read(path, what="mask"), str(path))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("L")) >= 128
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """The picture as its EXIF turns it, in mode RGB, or RGBA where it has transparency. ValueError for floats.
+
+    `name` stands in error messages.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(np.asarray(image), name)
+    if image.mode not in ("RGB", "RGBA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode == "RGB" and image.has_transparency_data:
+        return image.convert("RGBA")
+    return image
+
+
+def _eight_bit(values: np.ndarray, name: str) -> Image.Image:
+    """A grey picture of 16 or 32 bits a pixel, which Pillow's own conversion would clip at 255."""
+    if values.dtype.kind == "f":
+        raise ValueError(f"{name} is a floating-point picture; save it with 8 or 16 bits a channel")
+    if values.max(initial=0) > 255:
+        values = values // 257
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
