@@ -32,9 +32,10 @@ from fcjax.body import Body, BodyMaps
 from fcjax.config import ComposerConfig
 from fcjax.generation import Conditions, PictureInputs, conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
-from fcjax.preparation import prepare
+from fcjax.person import Person
+from fcjax.preparation import Prepared, prepare
 from fcjax.samplers import SamplerTable, sampler_table
-from fcjax.sampling import Guidance, guidance_branches, image_keys, initial_latents, make_guidance
+from fcjax.sampling import Branch, Guidance, guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.sharding import Strategy, check, make_mesh, parameter_specs, tree_shardings
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
@@ -52,8 +53,20 @@ class Composition:
     tokens: PromptTokens
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitting:
+    """A person's picture in other garments, at its own size, and what it was made from."""
+
+    image: Image.Image
+    seed: int
+    canvas: AssetCanvas
+    tokens: PromptTokens
+
+
 class Composer:
-    """A model folder ready to compose. `params` is the plain parameter tree, `config` says how it is built.
+    """A model folder ready to compose (`compose`), or to try on (`try_on`) where its condition is "tryon".
+
+    `params` is the plain parameter tree, `config` says how it is built.
 
     Programs compile on the first picture; the prompt, the number of assets, the body, steps, guidance (as long as it
     is on), sampler, seed and number of images are data to them. Composers of equal configs share them.
@@ -62,8 +75,6 @@ class Composer:
     def __init__(
         self, config: ComposerConfig, params: dict[str, Any], tokenizer: Tokenizer, dtype: Dtype | None = None
     ):
-        if config.condition != "pose":
-            raise ValueError(f"a composing model takes a pose at conv_in, this one takes {config.condition!r} channels")
         if tokenizer.vocab_size > config.text_encoder.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the text encoder only "
@@ -158,50 +169,92 @@ class Composer:
         and of a prompt too long to be read to its end. ValueError for bad input.
         """
         config = self.config.sized(size)
-        whole = {"seed": seed, "steps": steps, "num_images": num_images, "batch_size": batch_size}
-        for name, value in {**whole, "layout_seed": layout_seed}.items():
-            if not isinstance(value, numbers.Integral):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if layout_seed < 0:
-            raise ValueError(f"layout_seed must not be negative, got {layout_seed}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        keys = image_keys(seed, num_images)
-        table = sampler_table(config.diffusion, steps, sampler)
-        branches = guidance_branches(guidance, reference_guidance)
-        mixing = make_guidance(branches, guidance, reference_guidance, guidance_rescale)
+        sampling = sampling_of(
+            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size
+        )
+        check_whole(layout_seed=layout_seed)
         prepared = prepare(config, self.tokenizer, prompt, assets, body, boxes=boxes, layout_seed=layout_seed)
-        _warn(prepared.tokens)
-
-        batch_size = min(batch_size, num_images)
-        if self.mesh is not None:
-            check(config, self.mesh.shape, batch_size)
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            conditions = conditions_of_pictures(
-                self.params,
-                PictureInputs(**{name: jnp.asarray(array) for name, array in prepared.arrays.items()}),
-                config=config,
-                branches=branches,
-                images=batch_size,
-                dtype=self.dtype,
-            )
-            pictures = self._sampled(conditions, config, table, mixing, keys, batch_size, progress)
+        pictures = self._pictures(prepared, config, sampling, progress)
+        assert prepared.maps is not None
         return [
             Composition(Image.fromarray(image), seed + index, prepared.canvas, prepared.maps, prepared.tokens)
             for index, image in enumerate(pictures)
         ]
 
-    def _sampled(
+    def try_on(
         self,
-        conditions: Conditions,
-        config: ComposerConfig,
-        table: SamplerTable,
-        mixing: Guidance,
-        keys: Key[Array, "n"],
-        batch_size: int,
-        progress: Progress | None,
+        prompt: str,
+        assets: Sequence[Placeable],
+        person: Person,
+        *,
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float = 1.5,
+        reference_guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        num_images: int = 1,
+        sampler: str = "ddim",
+        size: tuple[int, int] | None = None,
+        boxes: Sequence[Sequence[int]] | None = None,
+        layout_seed: int = 0,
+        batch_size: int = 1,
+        feather: int | None = None,
+        raw: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Fitting]:
+        """The person in other garments, at the size of the person's own picture; image i has the seed `seed + i`.
+
+        All assets are put on in one pass. A model whose condition is "tryon" is needed. Outside the mask every pixel
+        is the person's own.
+
+        size: height and width at which the model works; pictures of another shape are letterboxed.
+        feather: pixels inside the mask over which old becomes new (by default the person's longer side / 128).
+        raw: the model's own picture everywhere instead.
+
+        All else, the warnings and the errors as in `compose`.
+        """
+        config = self.config.sized(size)
+        sampling = sampling_of(
+            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size
+        )
+        check_whole(layout_seed=layout_seed)
+        if feather is not None:
+            check_whole(feather=feather)
+        prepared = prepare(config, self.tokenizer, prompt, assets, person, boxes=boxes, layout_seed=layout_seed)
+        pictures = self._pictures(prepared, config, sampling, progress)
+        return [
+            Fitting(
+                Image.fromarray(person.restored(image, feather=feather, raw=raw)),
+                seed + index,
+                prepared.canvas,
+                prepared.tokens,
+            )
+            for index, image in enumerate(pictures)
+        ]
+
+    def _pictures(
+        self, prepared: Prepared, config: ComposerConfig, sampling: "Sampling", progress: Progress | None
+    ) -> UInt8[np.ndarray, "n H W 3"]:
+        """A picture for each of the sampling's keys, of one request."""
+        warn(prepared.tokens)
+        if self.mesh is not None:
+            check(config, self.mesh.shape, sampling.batch_size)
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            conditions = conditions_of_pictures(
+                self.params,
+                PictureInputs(**{name: jnp.asarray(array) for name, array in prepared.arrays.items()}),
+                config=config,
+                branches=sampling.branches,
+                images=sampling.batch_size,
+                dtype=self.dtype,
+            )
+            return self._sampled(conditions, config, sampling, progress)
+
+    def _sampled(
+        self, conditions: Conditions, config: ComposerConfig, sampling: "Sampling", progress: Progress | None
     ) -> UInt8[np.ndarray, "n H W 3"]:
         """A picture for each key, `batch_size` at a time."""
+        table, keys, batch_size = sampling.table, sampling.keys, sampling.batch_size
         noise, count = (config.latent_height, config.latent_width, config.vae.latent_channels), len(keys)
         batches = -(-count // batch_size)
         pictures = []
@@ -214,17 +267,64 @@ class Composer:
                 program = functools.partial(generate_stepwise, progress=advance)
             latents = initial_latents(table, chosen, *noise)
             pictures.append(
-                program(self.params, conditions, table, mixing, chosen, latents, config=config, dtype=self.dtype)
+                program(
+                    self.params, conditions, table, sampling.mixing, chosen, latents, config=config, dtype=self.dtype
+                )
             )
         return np.concatenate([np.asarray(made) for made in pictures])[:count]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampling:
+    """How the pictures of a request are sampled."""
+
+    keys: Key[Array, "n"]
+    table: SamplerTable
+    branches: tuple[Branch, ...]
+    mixing: Guidance
+    batch_size: int
+
+
+def sampling_of(
+    config: ComposerConfig,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    reference_guidance: float | None,
+    guidance_rescale: float,
+    num_images: int,
+    batch_size: int,
+) -> Sampling:
+    """What these settings mean; ValueError for those that mean nothing."""
+    check_whole(seed=seed, steps=steps, num_images=num_images, batch_size=batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    branches = guidance_branches(guidance, reference_guidance)
+    return Sampling(
+        image_keys(seed, num_images),
+        sampler_table(config.diffusion, steps, sampler),
+        branches,
+        make_guidance(branches, guidance, reference_guidance, guidance_rescale),
+        min(batch_size, num_images),
+    )
+
+
+def check_whole(**values: Any) -> None:
+    """ValueError for what is no whole number, or negative where that means nothing."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if name in ("layout_seed", "feather") and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def _default_dtype() -> Dtype:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def _warn(tokens: PromptTokens) -> None:
-    """What a prompt said and its picture will not show, or not where it was said."""
+def warn(tokens: PromptTokens, place: str = "") -> None:
+    """Warns of what a prompt said and its picture will not show, or not where it was said."""
     messages = []
     if tokens.unknown:
         messages.append(f"the model never learnt: {', '.join(tokens.unknown)}")
@@ -234,7 +334,7 @@ def _warn(tokens: PromptTokens) -> None:
     if tokens.truncated:
         messages.append(f"the prompt is too long, its end is not read: {tokens.truncated!r}")
     for message in messages:
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(place + message, stacklevel=4)
 
 
 def _advance(progress: Progress, batch: int, batches: int, done: int, steps: int, _: Array) -> bool | None:

@@ -375,6 +375,12 @@ class ComposerConfig:
         """Channels that join the noisy latent at the denoiser's conv_in."""
         return condition_channels(self.condition, self.vae.latent_channels, self.pose_patch, self.pose_octaves)
 
+    def conditioned(self, condition: Condition) -> "ComposerConfig":
+        """The config of a like model that is told this beside text and assets."""
+        latent = self.vae.latent_channels
+        joined = latent + condition_channels(condition, latent, self.pose_patch, self.pose_octaves)
+        return dataclasses.replace(self, condition=condition, unet=dataclasses.replace(self.unet, in_channels=joined))
+
     def sized(self, size: tuple[int, int] | None) -> "ComposerConfig":
         """The config for pictures of another height and width; ValueError names the nearest that would do."""
         if size is None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from fcjax.config import ComposerConfig
 from fcjax.models import composer as model
+from fcjax.models.attention import Correspondence
 from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.samplers import SamplerTable
 from fcjax.sampling import Branch, Denoiser, Guidance, Progress, sample, sample_stepwise
@@ -31,11 +32,15 @@ class Inputs(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """All that stays the same over the steps, a row for every image of every guidance branch."""
+    """All that stays the same over the steps, a row for every image of every guidance branch.
+
+    corresponding: of albums, for every level of the UNet, whose keys and values its tokens use.
+    """
 
     text: Float[Array, "r k e"]
     channels: Float[Array, "r h w p"]
     features: model.ReferenceFeatures
+    corresponding: tuple[Correspondence, ...] | None = None
 
 
 def make_conditions(
@@ -65,15 +70,20 @@ def make_conditions(
 
 
 class PictureInputs(NamedTuple):
-    """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size."""
+    """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size.
+
+    `uv` and `places` are for models that take a pose, `persons` and `person_masks` for those that try on.
+    """
 
     ids: Int[Array, "n k"]
     empty_ids: Int[Array, "k"]
     spans: Float[Array, "n a k"]
     canvases: UInt8[Array, "n H W 3"]
     masks: Float[Array, "n a h w"]
-    uv: Float[Array, "n H W 2"]
-    places: Float[Array, "n H W 3"]  # `fcjax.body.rest_places` of `uv`
+    uv: Float[Array, "n H W 2"] | None = None
+    places: Float[Array, "n H W 3"] | None = None  # `fcjax.body.rest_places` of `uv`
+    persons: UInt8[Array, "n H W 3"] | None = None  # cloth-agnostic
+    person_masks: Float[Array, "n H W"] | None = None  # 1: to be filled
 
 
 @functools.partial(jax.jit, static_argnames=("config", "branches", "images", "dtype"))
@@ -87,8 +97,17 @@ def conditions_of_pictures(
     dtype: Dtype,
 ) -> Conditions:
     """`make_conditions` from pictures."""
-    latents = model.encode_images(params, config, given.canvases.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
-    channels = model.pose_channels(config, given.uv, given.places)
+
+    def encode(pictures: UInt8[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
+        return model.encode_images(params, config, pictures.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
+
+    latents = encode(given.canvases)
+    if given.persons is not None and given.person_masks is not None:
+        channels = model.tryon_channels(encode(given.persons), given.person_masks)
+    elif given.uv is not None and given.places is not None:
+        channels = model.pose_channels(config, given.uv, given.places)
+    else:
+        raise ValueError("PictureInputs need uv and places, or persons and person_masks")
     inputs = Inputs(given.ids, given.empty_ids, given.spans, latents, given.masks, channels)
     return make_conditions(params, config, inputs, branches, images, dtype=dtype)
 
@@ -114,6 +133,7 @@ def denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
             given.text,
             given.channels,
             given.features,
+            None if given.corresponding is None else dict(enumerate(given.corresponding)),
             dtype=dtype,
         )
         return outputs.reshape(branches, *latents.shape)
@@ -147,6 +167,23 @@ def generate(
     return decode(params, clean, config=config, dtype=dtype)
 
 
+def denoise_stepwise(
+    params: dict[str, Any],
+    conditions: Conditions,
+    table: SamplerTable,
+    guidance: Guidance,
+    keys: Key[Array, "b"],
+    latents: Float[Array, "b h w c"],
+    progress: Progress | None = None,
+    *,
+    config: ComposerConfig,
+    dtype: Dtype,
+) -> Float[Array, "b h w c"]:
+    """From noise to clean latents, the step jitted and driven from Python (`sampling.sample_stepwise`)."""
+    given = (params["unet"], conditions)
+    return sample_stepwise(denoiser(config, dtype), given, table, guidance, keys, latents, progress)
+
+
 def generate_stepwise(
     params: dict[str, Any],
     conditions: Conditions,
@@ -160,6 +197,5 @@ def generate_stepwise(
     dtype: Dtype,
 ) -> UInt8[Array, "b H W 3"]:
     """The same with its step jitted and driven from Python (`sampling.sample_stepwise`), to report and to cancel."""
-    given = (params["unet"], conditions)
-    clean = sample_stepwise(denoiser(config, dtype), given, table, guidance, keys, latents, progress)
+    clean = denoise_stepwise(params, conditions, table, guidance, keys, latents, progress, config=config, dtype=dtype)
     return decode(params, clean, config=config, dtype=dtype)

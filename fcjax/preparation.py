@@ -8,19 +8,20 @@ import numpy as np
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
 from fcjax.body import Body, BodyMaps, rest_places
 from fcjax.config import ComposerConfig
+from fcjax.person import Person
 from fcjax.tokenizer import PromptTokens, Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A request's canvas, body maps and tokens, and the arrays made of them (`fcjax.generation.PictureInputs`, with a
-    batch of one in front of all but `empty_ids`).
+    """A request's canvas and tokens, and the arrays made of them (`fcjax.generation.PictureInputs`, with a batch of
+    one in front of all but `empty_ids`). `maps` are the body's, for a model that takes a pose.
     """
 
     canvas: AssetCanvas
-    maps: BodyMaps
     tokens: PromptTokens
     arrays: dict[str, np.ndarray]
+    maps: BodyMaps | None = None
 
 
 def prepare(
@@ -28,29 +29,40 @@ def prepare(
     tokenizer: Tokenizer,
     prompt: str,
     assets: Sequence[Placeable] = (),
-    body: Body | BodyMaps | None = None,
+    shown: Body | BodyMaps | Person | None = None,
     *,
     boxes: Sequence[Sequence[int]] | None = None,
     layout_seed: int = 0,
 ) -> Prepared:
-    """The arrays of one request, for pictures of the config's size. ValueError for what cannot be laid out or drawn.
+    """The arrays of one request, for pictures of the config's size.
 
+    shown: a body (None: the default one) for a model that takes a pose, a person for one that tries on. ValueError
+    where it is of the other kind, and for what cannot be laid out or drawn.
     boxes, layout_seed: as `fcjax.assets.lay_out` takes them.
     """
+    maps = None
+    if config.condition == "tryon":
+        if not isinstance(shown, Person):
+            raise ValueError(
+                "this model tries garments on a person's picture, it does not compose from a body: use "
+                "try_on (python -m infer.tryon), or load a composing model"
+            )
+        person, mask = shown.framed(config.height, config.width)
+        condition = {"persons": person, "person_masks": mask.astype(np.float32)}
+    else:
+        if isinstance(shown, Person):
+            raise ValueError(
+                "this model composes from a body, it cannot try on: load one whose condition is 'tryon' "
+                "(python -m infer.convert SRC DST --condition tryon makes one to train)"
+            )
+        maps = _maps(shown, config)
+        condition = {"uv": maps.uv, "places": rest_places(maps.uv)}
     canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
     tokens = tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
-    maps = _maps(body, config)
     masks = owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)
-    arrays = {
-        "ids": tokens.ids[None],
-        "empty_ids": tokenizer.encode(""),
-        "spans": tokens.spans[None],
-        "canvases": canvas.image[None],
-        "masks": masks[None],
-        "uv": maps.uv[None],
-        "places": rest_places(maps.uv)[None],
-    }
-    return Prepared(canvas, maps, tokens, arrays)
+    arrays = {"ids": tokens.ids, "spans": tokens.spans, "canvases": canvas.image, "masks": masks, **condition}
+    arrays = {name: array[None] for name, array in arrays.items()}
+    return Prepared(canvas, tokens, {**arrays, "empty_ids": tokenizer.encode("")}, maps)
 
 
 def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:

@@ -92,7 +92,7 @@ def load(
     """Reads a composer's folder, a Stable Diffusion folder or a single file, tensor by tensor.
 
     condition, binding: what a model of others becomes, by default "pose" ("tryon" for an inpainting model) and "all"; a
-      composer's own folder must agree with them.
+      composer's own folder must agree with them, but one with a pose may become one that tries on (`for_tryon`).
     clip_skip: how many of the text encoder's last layers to leave out, before its final norm, for weights that were
       trained so (diffusers' count: 1 is what others call clip skip 2). The composer has an encoder without them.
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
@@ -113,6 +113,8 @@ def _read(path: Path, condition: Condition | None, binding: BindingVariant | Non
     index = folder.read_index(path)
     if "fcjax" in index:
         config, params = folder.load(path, dtype=dtype)
+        if (condition, config.condition) == ("tryon", "pose"):
+            config, params = for_tryon(config, params)
         for name, wanted, present in (
             ("condition", condition, config.condition),
             ("binding", binding, config.binder.variant),
@@ -195,6 +197,18 @@ def _without_last_layers(model: Pretrained, clip_skip: int) -> Pretrained:
     first = {f"layers_{index}": params["encoder"][f"layers_{index}"] for index in range(kept)}
     config = dataclasses.replace(model.config, text_encoder=dataclasses.replace(text_encoder, num_hidden_layers=kept))
     return model._replace(config=config, params={**model.params, "text_encoder": {**params, "encoder": first}})
+
+
+def for_tryon(config: ComposerConfig, params: dict[str, Any]) -> tuple[ComposerConfig, dict[str, Any]]:
+    """A composing model as one to be trained for try-on, as the paper begins it.
+
+    The denoiser's conv_in reads the person and the mask, with zero weights, in the pose's place.
+    """
+    changed, latent = config.conditioned("tryon"), config.vae.latent_channels
+    conv_in = params["unet"]["conv_in"]
+    joined = ((0, 0), (0, 0), (0, changed.condition_channels), (0, 0))
+    kernel = jnp.pad(conv_in["kernel"][:, :, :latent], joined)
+    return changed, {**params, "unet": {**params["unet"], "conv_in": {**conv_in, "kernel": kernel}}}
 
 
 def inpainting_to_tryon(kernel: Any, latent: int) -> Any:

@@ -28,7 +28,8 @@ class Request:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How tensors are stored; by default as they are."""
     condition: Literal["pose", "tryon"] | None = None
-    """What a model of others is to be told beside text and assets; by default a pose, for an inpainting model tryon."""
+    """What the model is to be told beside text and assets; by default a pose, for an inpainting model tryon. A
+    composer's own folder keeps its pose, or becomes one to be trained for try-on."""
     binding: Literal["none", "conv_in", "smallest", "all"] | None = None
     """The binder of a model of others; by default all."""
     clip_skip: int = 0

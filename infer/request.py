@@ -134,19 +134,19 @@ class ComposeRequest:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         for name in ("seed", "steps", "num_images", "layout_seed"):
-            _check(name, getattr(self, name), numbers.Integral, "a whole number")
+            check(name, getattr(self, name), numbers.Integral, "a whole number")
         for name in ("guidance", "guidance_rescale"):
-            _check(name, getattr(self, name), numbers.Real, "a number")
+            check(name, getattr(self, name), numbers.Real, "a number")
         if self.reference_guidance is not None:
-            _check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
         for name in ("model", "sampler"):
-            _check(name, getattr(self, name), str, "a name")
+            check(name, getattr(self, name), str, "a name")
         if self.size is not None:
-            _whole_numbers("size", self.size, 2, "height and width")
+            check_whole_numbers("size", self.size, 2, "height and width")
         if self.boxes is not None:
-            _check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
+            check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():
-            _whole_numbers("a box", box, 4, "top, left, bottom and right")
+            check_whole_numbers("a box", box, 4, "top, left, bottom and right")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -162,8 +162,8 @@ class ComposeRequest:
             if field.name in ("model", "prompt", "seed", "steps", "guidance")
             or getattr(self, field.name) != field.default
         }
-        said["assets"] = [_changed(asset) for asset in self.assets]
-        said["body"] = _changed(self.body)
+        said["assets"] = [changed(asset) for asset in self.assets]
+        said["body"] = changed(self.body)
         return said
 
     @classmethod
@@ -171,30 +171,18 @@ class ComposeRequest:
         """The request of plain data; ValueError names every unknown or missing key at once, and `source`."""
         if not isinstance(given, Mapping):
             raise ValueError(f"{source} must be a JSON object with a prompt, not {type(given).__name__}")
-        problems = [*_key_problems(cls, given, "")]
-        assets, body = given.get("assets", []), given.get("body", {})
-        if isinstance(assets, list) and all(isinstance(asset, Mapping) for asset in assets):
-            for index, asset in enumerate(assets):
-                problems += _key_problems(AssetFile, asset, f"assets[{index}].")
-        else:
-            problems.append("assets must be a list of objects with path and phrase")
+        problems = [*key_problems(cls, given, ""), *asset_problems(given)]
+        body = given.get("body", {})
         if isinstance(body, Mapping):
-            problems += _key_problems(Body, body, "body.")
+            problems += key_problems(Body, body, "body.")
         else:
             problems.append("body must be an object such as {'pose': 'walking'}")
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         try:
-            files = []
-            for asset in assets:
-                for name, kind in (("path", str), ("phrase", str), ("whole", bool), ("sha256", str), ("data", str)):
-                    if name in asset:
-                        expected = "text" if kind is str else "true or false"
-                        _check(f"an asset's {name}", asset[name], kind, expected)
-                files.append(AssetFile(**asset))
-            values = {**given, "assets": tuple(files), "body": Body(**body)}
+            values = {**given, "assets": asset_files(given), "body": Body(**body)}
             for name in ("size", "boxes"):
-                values[name] = _tuples(values.get(name))
+                values[name] = tuples(values.get(name))
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
@@ -233,16 +221,21 @@ class ComposeRequest:
 
     def metadata(self, weights: str) -> PngImagePlugin.PngInfo:
         """The PNG text chunks from which `read` gets this request back."""
-        content = json.dumps({"fcjax": fcjax.__version__, "weights": weights, "request": self.asdict()})
-        if len(content) > MOST_TEXT:
-            raise ValueError(
-                f"the embedded assets take {len(content) / 2**20:.0f} MiB of the PNG's metadata, at most "
-                f"{MOST_TEXT / 2**20:.0f} can be read again: shrink the files, or leave out --embed-assets"
-            )
-        info = PngImagePlugin.PngInfo()
-        info.add_text("Software", f"fcjax {fcjax.__version__}")
-        info.add_text(KEY, content)
-        return info
+        return png_metadata(self.asdict(), weights)
+
+
+def png_metadata(request: Mapping[str, Any], weights: str) -> PngImagePlugin.PngInfo:
+    """The PNG text chunks that hold a request and the digest of the weights that met it."""
+    content = json.dumps({"fcjax": fcjax.__version__, "weights": weights, "request": request})
+    if len(content) > MOST_TEXT:
+        raise ValueError(
+            f"the embedded assets take {len(content) / 2**20:.0f} MiB of the PNG's metadata, at most "
+            f"{MOST_TEXT / 2**20:.0f} can be read again: shrink the files, or leave out --embed-assets"
+        )
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", f"fcjax {fcjax.__version__}")
+    info.add_text(KEY, content)
+    return info
 
 
 def weights_digest(model: Path) -> str:
@@ -258,30 +251,56 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _changed(thing: Any) -> dict[str, Any]:
+def changed(thing: Any) -> dict[str, Any]:
     """The fields of a dataclass that are not at their defaults."""
     fields = dataclasses.fields(thing)
     return {field.name: value for field in fields if (value := getattr(thing, field.name)) != field.default}
 
 
-def _check(name: str, value: Any, kind: type, expected: str) -> None:
+def asset_problems(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What is wrong with a request's list of assets."""
+    assets = given.get("assets", [])
+    if isinstance(assets, list) and all(isinstance(asset, Mapping) for asset in assets):
+        for index, asset in enumerate(assets):
+            yield from key_problems(AssetFile, asset, f"{prefix}assets[{index}].")
+    else:
+        yield f"{prefix}assets must be a list of objects with path and phrase"
+
+
+def asset_files(given: Mapping[str, Any]) -> tuple[AssetFile, ...]:
+    """A request's assets, which have no `asset_problems`. ValueError for values of a wrong kind."""
+    files = []
+    for asset in given.get("assets", []):
+        for name, kind in (("path", str), ("phrase", str), ("whole", bool), ("sha256", str), ("data", str)):
+            if name in asset:
+                expected = "text" if kind is str else "true or false"
+                check(f"an asset's {name}", asset[name], kind, expected)
+        files.append(AssetFile(**asset))
+    return tuple(files)
+
+
+def check(name: str, value: Any, kind: type, expected: str) -> None:
+    """ValueError where the value is not of that kind, or is no finite number."""
     wrong_bool = isinstance(value, bool) and kind is not bool
     if not isinstance(value, kind) or wrong_bool or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
-def _whole_numbers(name: str, values: Any, count: int, what: str) -> None:
+def check_whole_numbers(name: str, values: Any, count: int, what: str) -> None:
+    """ValueError where the values are not a tuple of that many whole numbers."""
     if not isinstance(values, tuple) or len(values) != count:
         raise ValueError(f"{name} is {values!r}; expected {count} whole numbers ({what})")
     for value in values:
-        _check(f"{name} {values}", value, numbers.Integral, f"whole numbers ({what})")
+        check(f"{name} {values}", value, numbers.Integral, f"whole numbers ({what})")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def _key_problems(kind: type, given: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def key_problems(kind: type, given: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Unknown keys, and missing ones, of plain data for a dataclass."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in given:
         if key not in fields:

@@ -42,7 +42,7 @@ def test_it_equals_the_live_function(written: Path, tiny_model_folder: Path) -> 
     composer = Composer.load(tiny_model_folder)
     bodies = [Body(pose="walking"), Body(pose="t_pose")]
     inputs, *_ = arguments_of(written)
-    requests = [prepare(composer.config, composer.tokenizer, PROMPT, body=body).arrays for body in bodies]
+    requests = [prepare(composer.config, composer.tokenizer, PROMPT, shown=body).arrays for body in bodies]
     inputs = {name: np.concatenate([given[name] for given in requests]) for name in inputs if name != "empty_ids"}
     inputs["empty_ids"] = requests[0]["empty_ids"]
     table = vars(sampler_table(composer.config.diffusion, 5, "euler_ancestral"))

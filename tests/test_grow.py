@@ -74,6 +74,4 @@ def test_the_program_writes_a_model_folder(tiny_model_folder: Path, tmp_path: Pa
     assert ended.value.code == 2 and "layers can only be added: unet has 2 1" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         run(grow.main, [str(tmp_path / "deep"), str(tmp_path / "finer"), "--attend", "2"])
-    assert (
-        ended.value.code == 2 and "attention was asked for at (2,)" in capsys.readouterr().err
-    )
+    assert ended.value.code == 2 and "attention was asked for at (2,)" in capsys.readouterr().err

@@ -132,8 +132,20 @@ def test_a_stable_diffusion_folder_composes_and_is_saved_as_a_composer(stable, t
     [same] = again.compose("a woman", seed=1, steps=1, guidance=1.0)
     assert np.array_equal(np.asarray(same.image), np.asarray(picture.image))
     assert again.tokenizer.words == loaded.tokenizer.words
-    with pytest.raises(ValueError, match="is a composer with condition 'pose'; it cannot become one with 'tryon'"):
-        pretrained.load(tmp_path / "model", condition="tryon")
+    with pytest.raises(ValueError, match="is a composer with binding 'all'; it cannot become one with 'none'"):
+        pretrained.load(tmp_path / "model", binding="none")
+
+
+def test_a_composer_becomes_a_tryon_model_that_sees_no_person_yet(tiny_model_folder: Path, tmp_path: Path):
+    posed, tryon = pretrained.load(tiny_model_folder), pretrained.load(tiny_model_folder, condition="tryon")
+    latent = posed.config.vae.latent_channels
+    assert tryon.config.condition == "tryon" and tryon.config.unet.in_channels == 2 * latent + 1
+    before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (posed, tryon))
+    np.testing.assert_array_equal(after[:, :, :latent], before[:, :, :latent])
+    assert not np.asarray(after[:, :, latent:]).any()
+    Composer(tryon.config, tryon.params, Tokenizer.load(TOKENIZER)).save(tmp_path / "tryon")
+    with pytest.raises(ValueError, match="is a composer with condition 'tryon'; it cannot become one with 'pose'"):
+        pretrained.load(tmp_path / "tryon", condition="pose")
 
 
 def test_files_of_half_precision_are_found(stable, tmp_path: Path) -> None:

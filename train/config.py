@@ -87,7 +87,7 @@ class TrainConfig:
     """One run: what is trained, on which data, for how long."""
 
     name: str
-    task: Literal["vae", "compose"]
+    task: Literal["vae", "compose", "tryon"]
     model: ComposerConfig
     data: Path
     steps: int
@@ -95,19 +95,19 @@ class TrainConfig:
     # More prepared sets, and the share of the samples that each of all sets gives, `data`'s first; none: equal ones.
     mixed_with: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
-    # Changes at random to every sample; needs pictures, not latents (task "compose").
+    # Changes at random to every sample; needs pictures, not latents (not of task "vae").
     augment: Augmentation = AS_THEY_ARE
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     vae_loss: VAELossConfig = VAELossConfig()
     # The model folder of another run to start from; None starts at random.
     start: Path | None = None
-    # Where the VAE of the prepared latents lies (task "compose"): it goes into the model folder as it is.
+    # Where the VAE of the prepared latents lies (not of task "vae"): it goes into the model folder as it is.
     vae: Path | None = None
     tokenizer: Path = MINI / "tokenizer"
     # What the networks compute in, and what frozen parameters are kept in; trained ones are kept in float32.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    # What the backward pass computes anew instead of keeping it (task "compose"): "none"; "layers", all but what
+    # What the backward pass computes anew instead of keeping it (not of task "vae"): "none"; "layers", all but what
     # resnets and attentions hand on; "dots", all but products of tokens and weights; "all", everything within a UNet.
     remat: Literal["none", "layers", "dots", "all"] = "none"
     # Parts of a batch that are computed one after the other, their gradients added up.
@@ -140,6 +140,11 @@ class TrainConfig:
     workers: int = 2
 
     def __post_init__(self):
+        if self.task == "tryon":
+            # Of any composing configuration there is the like that tries on.
+            object.__setattr__(self, "model", self.model.conditioned("tryon"))
+        elif self.task == "compose" and self.model.condition != "pose":
+            raise ValueError(f"task 'compose' trains a model that is told a pose, not {self.model.condition!r}")
         positive = ("steps", "batch_size", "watch_every", "log_every", "checkpoint_every", "keep", "workers")
         for field in (*positive, "profile_steps"):
             if getattr(self, field) < 1:

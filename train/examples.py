@@ -36,10 +36,10 @@ def example_of(
             sample = augment(sample, rng)
         layout = int(rng.integers(layouts))
         tokens = tokenizer.encode_prompt(sample["caption"], sample["phrases"], max_assets=model.max_assets)
-        arrays = (_from_latents if latents else _from_pictures)(sample, layout, model)
-        uv = atlas_uv(arrays.pop("iuv"))
+        read = _from_latents if latents else _from_pictures
+        shown = _worn(sample, model, latents) if model.condition == "tryon" else _posed(sample, model, latents)
         text = {"ids": tokens.ids, "empty_ids": empty_ids, "spans": tokens.spans}
-        return {**arrays, "uv": uv, "places": rest_places(uv), **text}
+        return {**read(sample, layout, model), **shown, **text}
 
     return transform
 
@@ -51,7 +51,6 @@ def _from_latents(sample: Sample, layout: int, model: ComposerConfig) -> dict[st
         "masks": sample[f"masks{layout}"].astype(np.float32) / 255.0,
         "foreground": sample["foreground"].astype(np.float32) / 255.0,
         "matches": sample[f"matches{layout}"].astype(np.float32),
-        "iuv": sample["iuv"],
     }
 
 
@@ -62,8 +61,27 @@ def _from_pictures(sample: Sample, layout: int, model: ComposerConfig) -> dict[s
         "masks": asset_tokens(sample, layout, model),
         "foreground": person_tokens(sample, model),
         "matches": matches(sample, layout, model).astype(np.float32),
-        "iuv": pose_points(sample["iuv"], model),
     }
+
+
+def _posed(sample: Sample, model: ComposerConfig, latents: bool) -> dict[str, np.ndarray]:
+    uv = atlas_uv(sample["iuv"] if latents else pose_points(sample["iuv"], model))
+    return {"uv": uv, "places": rest_places(uv)}
+
+
+def _worn(sample: Sample, model: ComposerConfig, latents: bool) -> dict[str, np.ndarray]:
+    """The cloth-agnostic person and the mask. ValueError for a sample without."""
+    if "agnostic" not in sample or "mask" not in sample:
+        raise ValueError(
+            f"the sample {sample['caption']!r} has no cloth-agnostic person and mask, which training for try-on reads: "
+            "prepare the set anew with them (wardrobe: --tryon; other sets: without --no-agnostic)"
+        )
+    mask = fitted(sample["mask"], model.height, model.width).astype(np.float32) / 255.0
+    # Choice: what is to be painted counts as the foreground; the rest is seen and need not be learnt.
+    shown = {"person_masks": mask, "foreground": token_masks(mask[None], model.latent_height, model.latent_width)[0]}
+    if latents:
+        return {**shown, "person_latents": sample["agnostic"].astype(np.float32)}
+    return {**shown, "persons": fitted(sample["agnostic"], model.height, model.width)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

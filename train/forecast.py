@@ -75,10 +75,12 @@ def abstract_batch(model: ComposerConfig, count: int) -> dict[str, jax.ShapeDtyp
         "spans": (assets, words),
         "masks": (assets, rows, columns),
         "foreground": (rows, columns),
-        "uv": (*points, 2),
-        "places": (*points, 3),
         "matches": (rows >> finest, columns >> finest, 2),
     }
+    if model.condition == "tryon":
+        shapes |= {"person_latents": shapes["latents"], "person_masks": (model.height, model.width)}
+    else:
+        shapes |= {"uv": (*points, 2), "places": (*points, 3)}
     whole = {"ids", "empty_ids"}
     return {
         name: jax.ShapeDtypeStruct((count, *shape), jnp.int32 if name in whole else jnp.float32)
@@ -244,9 +246,11 @@ def sampling_programs(
         shaped((1, assets, words), jnp.float32),
         shaped((1, *size, 3), jnp.uint8),
         shaped((1, assets, rows, columns), jnp.float32),
-        shaped((1, *size, 2), jnp.float32),
-        shaped((1, *size, 3), jnp.float32),
     )
+    if config.condition == "tryon":
+        given = given._replace(persons=given.canvases, person_masks=shaped((1, *size), jnp.float32))
+    else:
+        given = given._replace(uv=shaped((1, *size, 2), jnp.float32), places=shaped((1, *size, 3), jnp.float32))
     prepare = functools.partial(conditions_of_pictures, config=config, branches=branches, images=images, dtype=dtype)
     conditions = jax.eval_shape(prepare, params, given)
     table, mixing, keys = sampler_table(config.diffusion, 20), make_guidance(branches, 2.0), image_keys(0, images)

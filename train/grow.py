@@ -50,8 +50,9 @@ def grown(
     changed, parts = {}, {}
     for part in ("unet", "reference_unet"):
         unet: UNetConfig = getattr(config, part)
-        layers = layers or tuple(unet.layers(level) for level in range(unet.levels))
-        if len(layers) != unet.levels or any(layers[level] < unet.layers(level) for level in range(unet.levels)):
+        if layers and (
+            len(layers) != unet.levels or any(layers[level] < unet.layers(level) for level in range(unet.levels))
+        ):
             had = " ".join(str(unet.layers(level)) for level in range(unet.levels))
             raise ValueError(
                 f"layers can only be added: {part} has {had} of them (the finest level first), got {layers}"
@@ -62,7 +63,9 @@ def grown(
             CROSS_ATTENTION_UP if unet.levels - 1 - block in attend else kind
             for block, kind in enumerate(unet.up_block_types)
         ]
-        changed[part] = dataclasses.replace(unet, layers_per_block=layers, up_block_types=tuple(kinds))
+        changed[part] = dataclasses.replace(
+            unet, layers_per_block=layers or unet.layers_per_block, up_block_types=tuple(kinds)
+        )
     config, before = dataclasses.replace(config, **changed), config
     fresh = init_parameters(config, jax.random.key(seed))
     for part in changed:

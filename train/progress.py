@@ -119,7 +119,7 @@ def peak_flops(kind: str) -> float | None:
 
 def sample_flops(config: TrainConfig, task: Task) -> float:
     """A sample's FLOPs in one step, forward and backward, without what is computed anew. Takes a trace."""
-    if config.task == "compose":
+    if config.task != "vae":
         return model_flops(config)
     size = config.vae_loss.crop
     batch = {"images": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)}

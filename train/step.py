@@ -160,7 +160,9 @@ def composing_loss(
 
     batch: `latents`, `canvas_latents` (b, h, w, c) scaled, or pictures as `with_latents` takes them; `ids`,
     `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
-    `pose_channels` takes them; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
+    `pose_channels` takes them, or for try-on `person_latents` (b, h, w, c) of the cloth-agnostic person and
+    `person_masks` (b, H, W) in [0, 1]; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss`
+    takes them.
     Every reference pass serves `config.noises` noise levels of its sample, which are drawn, or given as `timesteps`
     (b, noises); then the metrics have the denoising loss of each as SAMPLE_LOSSES (b * noises).
     """
@@ -191,10 +193,13 @@ def composing_loss(
         no_words, no_assets = dropped(config, keys["drop"], count)
         features = composer.keep_reference(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
-        blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
-        nobody = composer.pose_channels(model, jnp.full_like(batch["uv"][:1], -1.0), batch["places"][:1])
-        condition = composer.pose_channels(model, batch["uv"], batch["places"])
-        condition = jnp.where(blind[:, None, None, None], nobody, repeat(condition))
+        if model.condition == "tryon":
+            condition = repeat(composer.tryon_channels(batch["person_latents"], batch["person_masks"]))
+        else:
+            blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
+            nobody = composer.pose_channels(model, jnp.full_like(batch["uv"][:1], -1.0), batch["places"][:1])
+            condition = composer.pose_channels(model, batch["uv"], batch["places"])
+            condition = jnp.where(blind[:, None, None, None], nobody, repeat(condition))
 
         clean = repeat(batch["latents"])
         fixed = batch.get("timesteps")
@@ -229,7 +234,7 @@ def with_latents(params: Tree, model: ComposerConfig, batch: Mapping[str, Array]
     Choice: the distribution's mean, as prepared latents hold it.
     """
     batch = dict(batch)
-    for pictures, latents in (("images", "latents"), ("canvases", "canvas_latents")):
+    for pictures, latents in (("images", "latents"), ("canvases", "canvas_latents"), ("persons", "person_latents")):
         if pictures in batch:
             scaled = batch.pop(pictures).astype(jnp.float32) / 127.5 - 1.0
             batch[latents] = composer.encode_images(params, model, scaled, dtype=dtype).astype(jnp.float32)

@@ -17,6 +17,7 @@ from fcjax.generation import Inputs, decode, generate, make_conditions
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
 from fcjax.models.vae import principal_components
+from fcjax.pretrained import for_tryon
 from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ class Task:
 
 def make_task(config: TrainConfig) -> Task:
     """The task that `config.task` names."""
-    return {"vae": _autoencoder, "compose": _compose}[config.task](config)
+    return (_autoencoder if config.task == "vae" else _compose)(config)
 
 
 def _dtype(config: TrainConfig):
@@ -135,7 +136,10 @@ def measured_scale(model: ComposerConfig, params: Tree, pictures: np.ndarray) ->
 
 
 def _compose(config: TrainConfig) -> Task:
-    """Both UNets, the binder and the text encoder, on latents or pictures. The result is a whole model folder."""
+    """Both UNets, the binder and the text encoder, on latents or pictures. The result is a whole model folder.
+
+    For try-on, too, which may start from a composing model.
+    """
     model, tokenizer, data = config.model, Tokenizer.load(config.tokenizer), _data(config)
     if config.vae is None:
         raise ValueError("composing needs --vae, the folder of the VAE that encoded the data: it joins what is trained")
@@ -148,6 +152,8 @@ def _compose(config: TrainConfig) -> Task:
         raise ValueError(f"{data.folder} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32)
+        if (model.condition, started.condition) == ("tryon", "pose"):
+            started, drawn = for_tryon(started, drawn)
         # The networks do not depend on the picture's size: a run may go on from one on smaller pictures.
         if dataclasses.replace(started, height=model.height, width=model.width) != model:
             raise ValueError(f"{config.start} holds a model of another configuration than {config.name!r}")
@@ -165,23 +171,21 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The canvas, the true picture, and one composed with guidance in 20 DDIM steps."""
+        """The canvas, for try-on the cloth-agnostic person, the true picture, and one composed in 20 DDIM steps."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
-        inputs = Inputs(
-            batch["ids"],
-            empty_ids,
-            batch["spans"],
-            batch["canvas_latents"],
-            batch["masks"],
-            composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"])),
-        )
+        if model.condition == "tryon":
+            channels = composer.tryon_channels(jnp.asarray(batch["person_latents"]), jnp.asarray(batch["person_masks"]))
+        else:
+            channels = composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"]))
+        inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas_latents"], batch["masks"], channels)
         branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
         mixing = make_guidance(branches, GUIDANCE)
         conditions = prepare(params, inputs, branches=branches)
         noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
         composed = generate(params, conditions, table, mixing, keys, noise, config=model, dtype=dtype)
-        given = [decode(params, batch[name], config=model, dtype=dtype) for name in ("canvas_latents", "latents")]
+        names = ("canvas_latents", *(["person_latents"] if model.condition == "tryon" else []), "latents")
+        given = [decode(params, batch[name], config=model, dtype=dtype) for name in names]
         return np.stack([*given, composed], axis=1)
 
     prepare = jax.jit(

@@ -59,7 +59,7 @@ class Watch:
 
     def _timesteps(self, number: int, rows: list[int]) -> dict[str, np.ndarray]:
         """Those of a batch's rows, spread as in training, that their losses may be told apart by them."""
-        if self._config.task != "compose":
+        if self._config.task == "vae":
             return {}
         loss, total = self._config.loss, self._config.model.diffusion.num_train_timesteps
         # The key from which the loss would draw them.

@@ -1,16 +1,32 @@
 """The UNet's attention and transformer, with feature injection and subject binding."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Conv, Dense, Dtype, GroupNorm, LayerNorm
 
 # The number of tokens and their width differ from layer to layer.
 KeyValue = tuple[Float[Array, "b _ _"], Float[Array, "b _ _"]]
+
+
+class Correspondence(NamedTuple):
+    """Whose keys and values stand for a token's own in the self-attention of albums.
+
+    rows: for every row of the batch the one that it takes them from. tokens: which token of that row, -1 for its own.
+    """
+
+    rows: Int[Array, "b"]
+    tokens: Int[Array, "b q"]
+
+    def exchanged(self, own: Float[Array, "b q c"]) -> Float[Array, "b q c"]:
+        """The keys, or the values, of all rows with those that are taken from others."""
+        found = self.tokens[..., None] >= 0
+        taken = jnp.take_along_axis(own[self.rows], jnp.maximum(self.tokens, 0)[..., None], axis=1)
+        return jnp.where(found, taken, own)
 
 
 class Attention(nn.Module):
@@ -29,12 +45,14 @@ class Attention(nn.Module):
         bound: KeyValue | None = None,
         injected: KeyValue | None = None,
         injected_mask: Bool[Array, "b k2"] | None = None,
+        corresponding: Correspondence | None = None,
         emit: bool = False,
         stop: bool = False,
     ) -> tuple[Any, KeyValue | None]:
         """Attend from x to `context` (x itself when None).
 
         bound: added to the keys and values (subject binding), before they are used and before they are emitted.
+        corresponding: which own keys and values give way to another row's.
         injected: further keys and values put behind the own ones (feature injection), those seen where
           `injected_mask` is True.
         emit: return the (bound) keys and values beside the output (b, q, c); with `stop` the output is not computed
@@ -50,6 +68,8 @@ class Attention(nn.Module):
         emitted = (key, value) if emit else None
         if stop:
             return None, emitted
+        if corresponding is not None:
+            key, value = corresponding.exchanged(key), corresponding.exchanged(value)
         mask = None
         if injected is not None:
             if injected_mask is not None:
@@ -110,13 +130,20 @@ class TransformerBlock(nn.Module):
         bound: KeyValue | None = None,
         injected: KeyValue | None = None,
         injected_mask: Bool[Array, "b k2"] | None = None,
+        corresponding: Correspondence | None = None,
         emit: bool = False,
         stop: bool = False,
     ) -> tuple[Float[Array, "b t c"] | None, KeyValue | None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         normed = LayerNorm(name="norm1", **dtypes)(x)
         y, emitted = Attention(self.heads, name="attn1", **dtypes)(
-            normed, bound=bound, injected=injected, injected_mask=injected_mask, emit=emit, stop=stop
+            normed,
+            bound=bound,
+            injected=injected,
+            injected_mask=injected_mask,
+            corresponding=corresponding,
+            emit=emit,
+            stop=stop,
         )
         if y is None:
             return None, emitted

@@ -5,6 +5,7 @@ computation; latents, predictions and images come back in float32. Latents here 
 denoiser sees them.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from fcjax.config import ComposerConfig, VAEConfig
-from fcjax.models.attention import KeyValue
+from fcjax.models.attention import Correspondence, KeyValue
 from fcjax.models.binder import Binder
 from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.models.text import TextEncoder
@@ -191,14 +192,17 @@ def denoise(
     text: Float[Array, "b k e"],
     condition: Float[Array, "b h w p"],
     features: ReferenceFeatures | None = None,
+    corresponding: Mapping[int, Correspondence] | None = None,
     *,
     dtype: Dtype = FLOAT32,
 ) -> Float[Array, "b h w c"]:
     """The denoiser's raw prediction (what it is of: `config.diffusion.prediction_type`), in float32.
 
     condition: `pose_channels` or `tryon_channels`, by `config.condition`. features None: no reference at all.
+    corresponding: of albums, per level of the UNet.
     """
-    return denoise_with_queries(params, config, noisy, timesteps, text, condition, features, dtype=dtype)[0]
+    given = (params, config, noisy, timesteps, text, condition, features, corresponding)
+    return denoise_with_queries(*given, dtype=dtype)[0]
 
 
 def denoise_with_queries(
@@ -209,6 +213,7 @@ def denoise_with_queries(
     text: Float[Array, "b k e"],
     condition: Float[Array, "b h w p"],
     features: ReferenceFeatures | None,
+    corresponding: Mapping[int, Correspondence] | None = None,
     *,
     dtype: Dtype = FLOAT32,
 ) -> tuple[Float[Array, "b h w c"], tuple[Float[Array, "b q _"], ...]]:
@@ -221,6 +226,7 @@ def denoise_with_queries(
         text,
         reference=None if features is None else features.layers,
         reference_mask=None if features is None else features.masks,
+        corresponding=corresponding,
         mutable=["queries"],
     )
     prediction, sown = cast(tuple[Array, dict[str, Any]], output)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Num
 
 from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, UNetConfig
-from fcjax.models.attention import KeyValue, SpatialTransformer
+from fcjax.models.attention import Correspondence, KeyValue, SpatialTransformer
 from fcjax.models.layers import (
     FLOAT32,
     Conv,
@@ -116,6 +116,7 @@ class UNet(nn.Module):
         reference: Sequence[KeyValue] | None = None,
         reference_mask: Sequence[Bool[Array, "b _"]] | None = None,
         bound: Mapping[str, Any] | None = None,
+        corresponding: Mapping[int, Correspondence] | None = None,
         emit: bool = False,
     ) -> Float[Array, "b h w out"] | tuple[KeyValue | None, ...]:
         """The prediction in float32; with `emit` instead the keys and values of every self-attention layer.
@@ -125,11 +126,12 @@ class UNet(nn.Module):
         bound: per block name ("down_blocks_0", "mid_block", ...) what is added to the keys and to the values of the
           block's self-attention layers, (b, h w, width of the block) each; under "conv_in" a grid that is added to
           the first convolution's output.
+        corresponding: per level, which own keys and values of its self-attention layers give way to another row's.
         emit: stop at the last self-attention's keys and values; the rest of the UNet is not computed.
         """
         config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         _check_grid(sample, config)
-        instructions = _instructions(config, reference, reference_mask, bound or {}, emit)
+        instructions = _instructions(config, reference, reference_mask, bound or {}, corresponding or {}, emit)
         time = timestep_features(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         time = TimestepEmbedding(4 * config.block_out_channels[0], name="time_embedding", **dtypes)(time)
         text = text.astype(self.dtype)
@@ -188,6 +190,7 @@ def _instructions(
     reference: Sequence[KeyValue] | None,
     mask: Sequence[Array] | None,
     bound: Mapping[str, Any],
+    corresponding: Mapping[int, Correspondence],
     emit: bool,
 ) -> dict[str, list[Instructions]]:
     """Per block name, what each of its self-attention layers is told."""
@@ -201,13 +204,14 @@ def _instructions(
         raise ValueError(f"bound names {', '.join(unknown)}, which have no self-attention; those that have: {names}")
     told: dict[str, list[Instructions]] = {name: [] for name in names}
     layer = 0
-    for name, _, layers in config.attention_blocks:
+    for name, level, layers in config.attention_blocks:
         for _ in range(layers):
             told[name].append(
                 {
                     "bound": bound.get(name),
                     "injected": None if reference is None else reference[layer],
                     "injected_mask": None if mask is None else mask[layer],
+                    "corresponding": corresponding.get(level),
                     "emit": emit,
                     "stop": emit and layer == total - 1,
                 }

@@ -1,0 +1,83 @@
+"""A person's picture and what of it is repainted: at the model's size for try-on, and back at its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image, ImageFilter
+
+from fcjax.agnostic import agnostic_image
+from fcjax.frame import Frame
+from fcjax.pictures import open_mask, open_rgb
+
+FEATHER = 1 / 128
+"""How wide the edge between old and new is by default, as a share of the picture's longer side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """`image` uint8 RGB (h, w, 3) of any size, and `mask` bool (h, w), True where it is repainted."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
+            raise ValueError(
+                f"a person's picture must be uint8 RGB (height, width, 3), got {self.image.dtype} {self.image.shape}; "
+                "Person.open reads files of any kind"
+            )
+        if self.mask.dtype != bool or self.mask.shape != self.image.shape[:2]:
+            raise ValueError(
+                f"the mask must be bool of the picture's {_size(self.image)} (height x width), "
+                f"got {self.mask.dtype} {_size(self.mask)}"
+            )
+        if not self.mask.any():
+            raise ValueError("the mask is empty: white it where the picture is to be repainted")
+        if self.mask.all():
+            raise ValueError("the mask covers everything, so nothing of the person is left: black it what stays")
+
+    @classmethod
+    def open(cls, image: str | Path, mask: str | Path) -> "Person":
+        """Reads both from files of any common format; white in the mask is repainted. ValueError for what is wrong."""
+        return cls(open_rgb(image), open_mask(mask))
+
+    def framed(self, height: int, width: int) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
+        """The cloth-agnostic picture and the mask at the model's size, letterboxed where the shape differs."""
+        frame = Frame.of(self.mask.shape, height, width)
+        mask = frame.labels(self.mask.astype(np.uint8)) > 0
+        if not mask.any():
+            raise ValueError(f"the mask is so thin that nothing of it is left at the model's {height}x{width}")
+        return agnostic_image(frame.picture(self.image), mask), mask
+
+    def restored(
+        self, picture: UInt8[np.ndarray, "H W 3"], *, feather: int | None = None, raw: bool = False
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture of the model's size at the person's own, with everything outside the mask as it was, exactly.
+
+        feather: pixels inside the mask over which old becomes new; by default FEATHER of the longer side.
+        raw: the model's picture everywhere.
+        """
+        made = Frame.of(self.mask.shape, *picture.shape[:2]).restored(picture)
+        if raw:
+            return made
+        if feather is None:
+            feather = round(FEATHER * max(self.mask.shape))
+        share = feathered(self.mask, feather)[..., None]
+        return np.round(self.image + share * (made.astype(np.float32) - self.image)).astype(np.uint8)
+
+
+def feathered(mask: Bool[np.ndarray, "h w"], width: int) -> Float32[np.ndarray, "h w"]:
+    """1 deep inside the mask, 0 outside, and a ramp of `width` pixels between, all of it inside. ValueError: < 0."""
+    if width < 0:
+        raise ValueError(f"feather must be 0 (a hard edge) or more pixels, got {width}")
+    inside, total = Image.fromarray(mask.astype(np.uint8)), mask.astype(np.float32)
+    for _ in range(width):
+        inside = inside.filter(ImageFilter.MinFilter(3))
+        total += np.asarray(inside)
+    return total / (width + 1)
+
+
+def _size(array: np.ndarray) -> str:
+    return "x".join(map(str, array.shape[:2]))

@@ -1,0 +1,242 @@
+"""An album: several pictures of one person, each in a pose, a view and an outfit of its own.
+
+python -m infer.album --request album.json --out outputs/album
+
+{
+  "prompt": "a woman in a red striped shirt and blue jeans",
+  "assets": [{"path": "shirt.png", "phrase": "a red striped shirt"}, {"path": "jeans.png", "phrase": "blue jeans"}],
+  "body": {"gender": 0.0, "height": 0.6},
+  "pages": [{"body": {"pose": "standing"}}, {"body": {"pose": "walking", "view": 30}},
+            {"prompt": "a woman in a green dress", "assets": [{"path": "dress.png", "phrase": "a green dress"}]}],
+  "seed": 0
+}
+
+A page has its own prompt, assets and parts of the body where it names them, else the album's. Further keys are those of
+`fcjax.make_album`. Written are page_1.png ..., each of which holds the request, a contact sheet, and album.json with
+the shares of tokens that look at the first page. Asset files may lie beside the request.
+"""
+
+import dataclasses
+import json
+import numbers
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from fcjax.body import Body
+from fcjax.cli import run
+from infer.densepose import preview
+from infer.request import (
+    AssetFile,
+    asset_files,
+    asset_problems,
+    changed,
+    check,
+    check_whole_numbers,
+    key_problems,
+    png_metadata,
+    tuples,
+    weights_digest,
+)
+from infer.sheet import Panel, sheet
+
+if TYPE_CHECKING:
+    from fcjax.album import Album, Page, Sharing
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """One picture of an album."""
+
+    prompt: str
+    assets: tuple[AssetFile, ...] = ()
+    body: Body = dataclasses.field(default_factory=Body)
+
+    def asdict(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "assets": [changed(asset) for asset in self.assets], "body": changed(self.body)}
+
+
+@dataclass(frozen=True)
+class AlbumRequest:
+    """What `fcjax.make_album` is asked for, with assets as files and the model as a name or a folder."""
+
+    pages: tuple[PageRequest, ...]
+    model: str = "mini"
+    sharing: "Sharing" = "correspondence"
+    align: bool = True
+    same_noise: bool = True
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 1.5
+    reference_guidance: float | None = None
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    size: tuple[int, int] | None = None
+    layout_seed: int = 0
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("model", "sampler", "sharing"):
+            check(name, getattr(self, name), str, "a name")
+        for name in ("seed", "steps", "layout_seed", "batch_size"):
+            check(name, getattr(self, name), numbers.Integral, "a whole number")
+        for name in ("align", "same_noise"):
+            check(name, getattr(self, name), bool, "true or false")
+        for name in ("guidance", "guidance_rescale"):
+            check(name, getattr(self, name), numbers.Real, "a number")
+        if self.size is not None:
+            check_whole_numbers("size", self.size, 2, "height and width")
+        from fcjax.album import Sharing
+
+        if self.sharing not in get_args(Sharing):
+            raise ValueError(f"sharing is {self.sharing!r}; expected one of {', '.join(get_args(Sharing))}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `fcjax.make_album`."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in ("pages", "model")}
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"model": self.model, "pages": [page.asdict() for page in self.pages], **self.settings}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any], source: str) -> "AlbumRequest":
+        """The request of plain data; ValueError names every unknown key at once, and `source`."""
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{source} must be a JSON object with pages, not {type(given).__name__}")
+        common = {name: given[name] for name in ("prompt", "assets", "body") if name in given}
+        own = {name: value for name, value in given.items() if name not in common}
+        pages = own.get("pages")
+        if not isinstance(pages, list) or not pages or not all(isinstance(page, Mapping) for page in pages):
+            raise ValueError(f"{source}: pages must be a list of at least one object")
+        problems = [*key_problems(cls, own, ""), *_page_problems(common, "")]
+        for number, page in enumerate(pages):
+            problems += _page_problems(page, f"pages[{number}].")
+        if problems:
+            raise ValueError(f"{source}: {'; '.join(problems)}")
+        made = tuple(_page(common, page, f"{source}: pages[{number}]") for number, page in enumerate(pages))
+        try:
+            return cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> "AlbumRequest":
+        """The request in a JSON file."""
+        if not path.is_file():
+            raise ValueError(f"no such request file: {path}")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _page_problems(given: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    # Nothing is missing: what a page leaves out the album may say.
+    yield from key_problems(PageRequest, {"prompt": "", **given}, prefix)
+    yield from asset_problems(given, prefix)
+    body = given.get("body", {})
+    if isinstance(body, Mapping):
+        yield from key_problems(Body, body, f"{prefix}body.")
+    else:
+        yield f"{prefix}body must be an object such as {{'pose': 'walking'}}"
+
+
+def _page(common: Mapping[str, Any], given: Mapping[str, Any], place: str) -> PageRequest:
+    """A page with what the album says for all."""
+    whole = {**common, **given, "body": {**common.get("body", {}), **given.get("body", {})}}
+    prompt = whole.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{place} has no prompt, nor has the album")
+    try:
+        return PageRequest(prompt, asset_files(whole), Body(**whole["body"]))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to make, and where it goes. What is given here goes before what the request says."""
+
+    request: Path
+    """A JSON file."""
+    out: Path = Path("outputs/album")
+    """A folder, which is made."""
+    model: str | None = None
+    sharing: Annotated[str | None, tyro.conf.arg(metavar="none|cross_frame|correspondence")] = None
+    """How pages use the keys and values of the first."""
+    align: bool | None = None
+    """Put the faces of a cross-frame album into this one."""
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    """Height and width of the pages."""
+    batch_size: int | None = None
+    """Pages sampled at once, the first included."""
+
+
+def requested(flags: Flags) -> AlbumRequest:
+    """The file's request with the flags put over it."""
+    request = AlbumRequest.read(flags.request)
+    given = {name: value for name, value in vars(flags).items() if value is not None and name not in ("request", "out")}
+    return dataclasses.replace(request, **given)
+
+
+def read_pages(request: AlbumRequest, beside: Path) -> "list[Page]":
+    """The pages with their assets opened."""
+    from fcjax.album import Page
+
+    return [
+        Page(page.body, page.prompt, [file.open(file.read(beside)) for file in page.assets]) for page in request.pages
+    ]
+
+
+def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[list[Panel]]:
+    """One row a page of a contact sheet: assets, body, picture."""
+    made = []
+    for page, given, picture, matched in zip(request.pages, pages, album.pictures, album.matched, strict=True):
+        charts = preview(picture.maps)
+        body = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
+        garments: list[Panel] = [(asset.phrase, asset.image) for asset in given.assets]
+        label = f"{page.body.pose}, {100 * matched[0]:.0f} % of its tokens matched"
+        made.append([*garments, (label, body), (page.prompt, picture.image)])
+    return made
+
+
+def main(flags: Flags) -> None:
+    """Make the album that the request asks for and write it."""
+    request = requested(flags)
+    pages = read_pages(request, flags.request.parent)
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax.album import make_album
+    from fcjax.composer import Composer
+    from fcjax.pretrained import locate
+
+    composer = Composer.load(request.model)
+    with tqdm(unit="step", desc="album") as bar:
+
+        def advance(done: int, steps: int) -> None:
+            bar.total = steps
+            bar.update(done - bar.n)
+
+        album = make_album(composer, pages, **request.settings, progress=advance)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    info = png_metadata(request.asdict(), weights_digest(locate(request.model)))
+    for number, picture in enumerate(album.pictures, 1):
+        picture.image.save(flags.out / f"page_{number}.png", pnginfo=info)
+    sheet(rows(request, pages, album)).save(flags.out / "sheet.png")
+    told = {"request": request.asdict(), "matched": np.round(album.matched, 4).tolist()}
+    (flags.out / "album.json").write_text(json.dumps(told, indent=2) + "\n")
+    print(f"{len(album.pictures)} pages: {flags.out / 'sheet.png'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,269 @@
+"""Albums: who uses whose keys and values, what alignment changes, and what an album of one page is."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.album import Page, exchange, face_tokens, make_album, page_matches
+from fcjax.assets import Asset
+from fcjax.body import Body
+from fcjax.body.matching import match_tokens, token_places
+from fcjax.cli import run
+from fcjax.composer import Composer
+from fcjax.models.attention import Attention, Correspondence
+from fcjax.preparation import prepare
+from infer import album as program
+
+PROMPT = "a woman in a red shirt"
+SHIRT = Asset(np.full((12, 10, 4), (200, 20, 30, 255), np.uint8), "a red shirt")
+COAT = Asset(np.full((12, 10, 4), (20, 60, 30, 255), np.uint8), "a green shirt")
+STANDING, WALKING = Body(pose="standing", framing="upper"), Body(pose="walking", framing="upper", view=20)
+
+
+@pytest.fixture(scope="module")
+def composer(tiny_model_folder: Path) -> Composer:
+    return Composer.load(tiny_model_folder)
+
+
+def pages(*bodies: Body) -> list[Page]:
+    return [Page(body, PROMPT, [SHIRT]) for body in bodies]
+
+
+def pictures(album) -> list[np.ndarray]:
+    return [np.asarray(picture.image) for picture in album.pictures]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Matching
+
+
+def test_a_picture_matches_itself_token_by_token():
+    iuv = Body(pose="walking").render(128, 96).iuv
+    part, _ = token_places(iuv, 32, 24)
+    found = match_tokens(iuv, iuv, 32, 24).reshape(32, 24)
+    np.testing.assert_array_equal(found >= 0, part > 0)
+    rows, columns = np.nonzero(part)
+    # Neighbours at one place of the coarse table of places are equals, of which the first is taken.
+    away = np.hypot(found[rows, columns] // 24 - rows, found[rows, columns] % 24 - columns)
+    assert np.median(away) == 0 and away.max() <= 2
+
+
+def test_matches_are_of_one_chart_and_one_place():
+    first, other = (Body(pose=pose).render(256, 192).iuv for pose in ("standing", "hands_on_hips"))
+    part, place = token_places(other, 64, 48)
+    first_part, first_place = token_places(first, 64, 48)
+    found = match_tokens(other, first, 64, 48)
+    here = np.flatnonzero(found >= 0)
+    assert 0.5 < len(here) / (part > 0).sum() <= 1
+    np.testing.assert_array_equal(part.reshape(-1)[here], first_part.reshape(-1)[found[here]])
+    apart = np.linalg.norm(place.reshape(-1, 3)[here] - first_place.reshape(-1, 3)[found[here]], axis=-1)
+    # In units of half a body's height.
+    assert apart.max() < 0.12 and np.median(apart) < 0.02
+
+
+def test_what_the_first_picture_does_not_show_matches_nothing():
+    front, back = (Body(pose="standing", view=view).render(256, 192).iuv for view in (0, 180))
+    part, _ = token_places(back, 64, 48)
+    found = match_tokens(back, front, 64, 48)
+    # The back of the torso.
+    assert not (found[part.reshape(-1) == 1] >= 0).any()
+    with pytest.raises(ValueError, match="a body map of 32x24 pixels is smaller than its grid of 64x48"):
+        match_tokens(back, front[:32, :24], 64, 48)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys and values
+
+
+def test_only_matched_tokens_use_the_other_rows_keys_and_values():
+    rng = np.random.default_rng(0)
+    own = jnp.asarray(rng.standard_normal((3, 4, 2), np.float32))
+    tokens = jnp.asarray([[-1, -1, -1, -1], [2, -1, 0, -1], [-1, 3, -1, 3]])
+    exchanged = Correspondence(jnp.asarray([0, 0, 1]), tokens).exchanged(own)
+    expected = np.array(own)
+    expected[1, [0, 2]] = own[0, [2, 0]]
+    expected[2, [1, 3]] = own[1, [3, 3]]
+    np.testing.assert_array_equal(exchanged, expected)
+
+
+def test_attention_looks_at_the_exchanged_keys_and_values():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    layer = Attention(2)
+    params = layer.init(jax.random.key(1), x)
+    rows = jnp.asarray([0, 0])
+    everything = Correspondence(rows, jnp.stack([jnp.full(5, -1), jnp.arange(5)]))
+    shared, _ = layer.apply(params, x, corresponding=everything)
+    alone, _ = layer.apply(params, x)
+    np.testing.assert_allclose(shared[0], alone[0], atol=1e-6)
+    # The second row's queries at the first row's keys and values.
+    crossed, _ = layer.apply(params, x[1:], x[:1])
+    np.testing.assert_allclose(shared[1], crossed[0], atol=1e-6)
+
+
+def test_exchanges_of_an_album(composer: Composer):
+    config = composer.config
+    prepared = [prepare(config, composer.tokenizer, PROMPT, [SHIRT], body) for body in (STANDING, WALKING)]
+    matches = page_matches(config, prepared)
+    assert exchange("none", matches) is None
+    cross = exchange("cross_frame", matches)
+    by_place = exchange("correspondence", matches)
+    assert cross is not None and by_place is not None
+    for level, (whole, some) in enumerate(zip(cross, by_place, strict=True)):
+        count = (config.latent_height >> level) * (config.latent_width >> level)
+        assert whole.shape == some.shape == (2, count)
+        assert (whole[0] == -1).all() and (some[0] == -1).all()
+        np.testing.assert_array_equal(whole[1], np.arange(count))
+        assert set(np.flatnonzero(some[1] >= 0)) <= set(np.flatnonzero(matches[1].on_body[level]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Albums
+
+
+def test_one_page_is_plain_composition(composer: Composer):
+    album = make_album(composer, pages(WALKING), steps=2, seed=5)
+    [plain] = composer.compose(PROMPT, [SHIRT], WALKING, steps=2, seed=5)
+    np.testing.assert_allclose(pictures(album)[0].astype(int), np.asarray(plain.image), atol=1)
+    assert not album.matched.any() and album.pictures[0].seed == 5
+
+
+def test_equal_poses_give_equal_pictures_with_shared_noise(composer: Composer):
+    album = make_album(composer, pages(WALKING, WALKING, WALKING), sharing="cross_frame", steps=2)
+    first, *others = pictures(album)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+    assert (album.matched == [[0, 0], [1, 1], [1, 1]]).all()
+    other_noise = make_album(composer, pages(WALKING, WALKING), sharing="cross_frame", steps=2, same_noise=False)
+    assert not np.array_equal(*pictures(other_noise)) and other_noise.pictures[1].seed == 1
+
+
+def test_ways_of_sharing_differ_and_leave_the_first_page_alone(composer: Composer):
+    made = {
+        sharing: pictures(make_album(composer, pages(STANDING, WALKING), sharing=sharing, align=False, steps=2))
+        for sharing in ("none", "cross_frame", "correspondence")
+    }
+    for sharing in ("cross_frame", "correspondence"):
+        np.testing.assert_array_equal(made[sharing][0], made["none"][0])
+        assert not np.array_equal(made[sharing][1], made["none"][1])
+    assert not np.array_equal(made["cross_frame"][1], made["correspondence"][1])
+
+
+def test_alignment_changes_no_latent_outside_the_face(composer: Composer, monkeypatch: pytest.MonkeyPatch):
+    """Latents decoded as colours, so that what is seen is what alignment put together."""
+    seen: list[np.ndarray] = []
+
+    def decode(params, latents, **_):
+        seen.append(np.asarray(latents[0]))
+        return jnp.zeros((1, 32, 32, 3), jnp.uint8)
+
+    monkeypatch.setattr("fcjax.album.decode", decode)
+    two = pages(STANDING, WALKING)
+    for sharing, align in (("correspondence", True), ("correspondence", False), ("cross_frame", True)):
+        make_album(composer, two, sharing=sharing, align=align, steps=2)
+    (first, aligned), (_, plain), (_, crossed) = seen[:2], seen[2:4], seen[4:]
+    face = face_tokens(composer.config, prepare(composer.config, composer.tokenizer, PROMPT, [SHIRT], WALKING))
+    assert 0 < face.sum() < face.size
+    np.testing.assert_array_equal(aligned[~face], plain[~face])
+    np.testing.assert_array_equal(aligned[face], crossed[face])
+    assert not np.array_equal(plain[face], crossed[face])
+    np.testing.assert_array_equal(first, seen[2])
+
+
+def test_batches_do_not_matter(composer: Composer):
+    three = pages(STANDING, WALKING, Body(pose="standing", framing="upper", view=-30))
+    steps: list[tuple[int, int]] = []
+    whole = make_album(composer, three, steps=2, batch_size=3)
+    by_two = make_album(composer, three, steps=2, batch_size=2, progress=lambda done, all: steps.append((done, all)))
+    for one, other in zip(pictures(whole), pictures(by_two), strict=True):
+        np.testing.assert_allclose(one.astype(int), other, atol=1)
+    assert steps == [(done, 8) for done in range(1, 9)]
+
+
+def test_pages_have_words_and_garments_of_their_own(composer: Composer):
+    two = [Page(WALKING, PROMPT, [SHIRT]), Page(WALKING, "a woman in a green shirt", [COAT])]
+    album = make_album(composer, two, sharing="cross_frame", steps=2)
+    assert not np.array_equal(*pictures(album))
+    assert album.pictures[1].canvas.phrases == ("a green shirt",)
+
+
+def test_albums_that_cannot_be(composer: Composer):
+    for given, options, expected in (
+        ([], {}, "at least one page"),
+        (pages(WALKING), {"sharing": "all"}, "sharing is 'all'; expected one of none, cross_frame, correspondence"),
+        (pages(WALKING, WALKING), {"batch_size": 1}, "batch_size must be at least 2"),
+        ([*pages(WALKING), Page(Body(), PROMPT, [SHIRT] * 9)], {}, "page 2: at most 3 assets"),
+        ([*pages(WALKING), Page(Body().render(64, 64), PROMPT)], {}, "page 2: the body's maps are 64x64"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            make_album(composer, given, steps=1, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+@pytest.fixture
+def request_file(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    Image.fromarray(np.pad(SHIRT.image, ((2, 2), (2, 2), (0, 0)))).save(tmp_path / "shirt.png")
+    request = {
+        "model": str(tiny_model_folder),
+        "prompt": PROMPT,
+        "assets": [{"path": "shirt.png", "phrase": "a red shirt"}],
+        "body": {"framing": "upper", "gender": 0.2},
+        "pages": [
+            {"body": {"pose": "standing"}},
+            {"body": {"pose": "walking", "view": 30}, "prompt": "a man in a red shirt"},
+        ],
+        "steps": 2,
+        "seed": 4,
+    }
+    path = tmp_path / "album.json"
+    path.write_text(json.dumps(request))
+    return path
+
+
+def test_the_program_writes_pages_sheet_and_shares(request_file: Path, tmp_path: Path, composer: Composer):
+    run(program.main, ["--request", str(request_file), "--out", str(tmp_path / "album")])
+    names = sorted(path.name for path in (tmp_path / "album").iterdir())
+    assert names == ["album.json", "page_1.png", "page_2.png", "sheet.png"]
+    told = json.loads((tmp_path / "album" / "album.json").read_text())
+    assert told["request"]["seed"] == 4 and len(told["matched"]) == 2 and told["matched"][0] == [0.0, 0.0]
+    asset = Asset.open(tmp_path / "shirt.png", "a red shirt")
+    body = {"framing": "upper", "gender": 0.2}
+    album = make_album(
+        composer,
+        [
+            Page(Body(pose="standing", **body), PROMPT, [asset]),
+            Page(Body(pose="walking", view=30, **body), "a man in a red shirt", [asset]),
+        ],
+        steps=2,
+        seed=4,
+    )
+    for number, picture in enumerate(pictures(album), 1):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "album" / f"page_{number}.png")), picture)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"pages": []}, "pages must be a list of at least one object"),
+        ({"pages": [{"pose": "walking"}]}, "unknown key pages[0].pose"),
+        ({"pages": [{"body": {"pose": "wlaking"}}]}, "pages[0]: "),
+        ({"sharing": "some"}, "sharing is 'some'"),
+        ({"colour": 1}, "unknown key colour"),
+        ({"pages": [{"body": {}}], "prompt": ""}, "pages[0] has no prompt"),
+    ],
+)
+def test_wrong_requests_end_in_one_line(
+    request_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, expected: str
+):
+    request_file.write_text(json.dumps({**json.loads(request_file.read_text()), **changed}))
+    with pytest.raises(SystemExit) as ended:
+        run(program.main, ["--request", str(request_file), "--out", str(tmp_path / "album")])
+    assert ended.value.code == 2 and expected in capsys.readouterr().err
+    assert not (tmp_path / "album").exists()
