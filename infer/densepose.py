@@ -6,13 +6,16 @@ The body is the one that ships with fcjax, shaped by sliders from 0 to 1, or you
 
 python -m infer.densepose --smpl SMPL_NEUTRAL.pkl --params pose.npz --out outputs/densepose
 
+(or an SMPL-X file with SMPL-X parameters). With --image, the picture that the parameters were estimated from, the body
+is drawn through the estimator's camera, and overlay.png shows it on the picture.
+
 With the same pose, shape, camera and aspect this is the map that composing uses. iuv.png holds the part (0 background,
 1 to 24), u and v in its three channels; uv.npz the arrays uv (one atlas, -1 on the background), face_mask, depth in
 metres and normals; preview.png shows parts with squares of u and v beside the atlas's map.
 """
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +28,11 @@ from fcjax.body import BodyMaps, charts_from_skinning, frame_full, frame_upper, 
 from fcjax.body.densepose_mat import load_densepose_charts
 from fcjax.body.poses import pose as named_pose
 from fcjax.body.request import LEGS, Body
+from fcjax.body.rotations import as_rotation_matrices
 from fcjax.body.smpl import load_smpl
 from fcjax.cli import run
-from infer.parameters import Parameters, read_parameters
+from fcjax.pictures import open_rgb
+from infer.parameters import Parameters, camera_of, read_parameters
 
 CHECKS = 10  # squares of the preview along u and along v of each chart
 SMALLEST, LARGEST = 16, 4096  # pixels on a side
@@ -71,7 +76,11 @@ class Request:
     up: Literal["y", "-y", "z"] = "y"
     """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
     smpl: Path | None = None
-    """Your SMPL model file; without it --params moves the body that ships with fcjax."""
+    """Your SMPL or SMPL-X model file; without it --params moves the body that ships with fcjax."""
+    image: Path | None = None
+    """The picture that --params were estimated from, for its size and the camera in --params."""
+    focal: float | None = None
+    """Of that camera in pixels, where it is not the estimator's own."""
     uv_processed: Path | None = None
     """DensePose's own charts for --smpl, UV_Processed.mat (needs scipy); left out, charts follow from the skinning."""
 
@@ -86,6 +95,8 @@ def render(request: Request) -> BodyMaps:
     parameters = None if request.params is None else read_parameters(request.params, request.frame, request.up)
     if request.uv_processed is not None and request.smpl is None:
         raise ValueError("--uv-processed belongs to SMPL's mesh: give --smpl too")
+    if request.image is not None and (request.smpl is None or parameters is None):
+        raise ValueError("--image shows your SMPL body through its estimator's camera: give --smpl and --params, too")
     if request.smpl is not None:
         return _smpl_maps(request, parameters)
     if parameters is not None and parameters.betas is not None and np.abs(parameters.betas).max(initial=0) > 0:
@@ -108,7 +119,7 @@ def render(request: Request) -> BodyMaps:
 
 
 def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
-    """The same for the user's SMPL file, framed by the same rules."""
+    """The same for the user's SMPL or SMPL-X file, framed by the same rules or seen through the picture's camera."""
     defaults = Request()
     changed = [
         f"--{name}"
@@ -119,17 +130,21 @@ def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
         raise ValueError(f"{', '.join(changed)} shape the body of fcjax; SMPL takes its shape from betas in --params")
     model = load_smpl(request.smpl or "")
     if parameters is None:
-        posed = model(named_pose(request.pose or "standing").rotations).vertices[0]
-    else:
-        posed = model(parameters.rotations, parameters.betas, parameters.translation).vertices[0]
+        parameters = Parameters(as_rotation_matrices(named_pose(request.pose or "standing").rotations, 24)[:22])
+    posed = model(
+        parameters.rotations_for(model), parameters.betas, parameters.translation, parameters.expression
+    ).vertices[0]
     if request.uv_processed is not None:
+        if model.name != "SMPL":
+            raise ValueError(f"{request.uv_processed} describes SMPL's mesh, {request.smpl} is {model.name}")
         charts, faces = load_densepose_charts(request.uv_processed)
         if faces.max() >= len(model.template):
             raise ValueError(f"{request.uv_processed} describes SMPL's 6890 vertices, {request.smpl} has {len(posed)}")
     else:
         faces = model.faces
-        rest, joints = model.rest()
-        charts = charts_from_skinning(rest[0], faces, model.weights, joints[0])
+        charts = charts_from_skinning(model.rest()[0][0], faces, *model.on_smpl_joints())
+    if request.image is not None:
+        return mesh_maps(posed, faces, charts, camera_of(parameters, *request.size, request.focal), *request.size)
     # The camera's flags have the meaning, and the bounds, that they have for the other body.
     asked = Body(view=request.view, framing=request.framing, elevation=request.elevation, distance=request.distance)
     full = asked.framing == "full"
@@ -156,8 +171,18 @@ def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
     return np.round(np.concatenate([charts, atlas], axis=1) * 255).astype(np.uint8)
 
 
+def overlay(maps: BodyMaps, photo: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w 3"]:
+    """The preview's parts on the picture, half seen through."""
+    charts = preview(maps)[:, : photo.shape[1]]
+    return np.where(maps.foreground[..., None], photo // 2 + charts // 2, photo)
+
+
 def main(request: Request) -> None:
     """Write the maps of one body."""
+    photo = None
+    if request.image is not None:
+        photo = open_rgb(request.image)
+        request = replace(request, size=(photo.shape[0], photo.shape[1]))
     maps = render(request)
     request.out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(maps.iuv).save(request.out / "iuv.png")
@@ -165,7 +190,11 @@ def main(request: Request) -> None:
         request.out / "uv.npz", uv=maps.uv, face_mask=maps.face_mask, depth=maps.depth, normals=maps.normals
     )
     Image.fromarray(preview(maps)).save(request.out / "preview.png")
-    print(f"{request.out}: iuv.png, uv.npz, preview.png ({maps.foreground.mean():.0%} of the picture is body)")
+    written = ["iuv.png", "uv.npz", "preview.png"]
+    if photo is not None:
+        Image.fromarray(overlay(maps, photo)).save(request.out / "overlay.png")
+        written.append("overlay.png")
+    print(f"{request.out}: {', '.join(written)} ({maps.foreground.mean():.0%} of the picture is body)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
-"""SMPL parameter files as motion capture and body estimators write them."""
+"""SMPL and SMPL-X parameter files as motion capture and body estimators write them, with their cameras.
 
-from dataclasses import dataclass
+Read are AMASS, 4D-Humans, WHAM, SMPLify-X, and whatever has the same keys: `poses` or `pose`, or `body_pose` with
+`global_orient` (and `jaw_pose`, `leye_pose`, `reye_pose`, `left_hand_pose`, `right_hand_pose`); `betas`, `expression`;
+`transl` or `trans`. Rotations may be axis-angle or matrices, with or without a leading axis of frames.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +14,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from fcjax.body.camera import Camera
 from fcjax.body.embedded import SMPL_JOINTS
-from fcjax.body.rotations import as_rotation_matrices
-from fcjax.body.smpl import load_arrays
+from fcjax.body.rotations import as_rotation_matrices, rotation_matrices
+from fcjax.body.smpl import SMPL, load_arrays
 
-# Joints of a whole pose: SMPL, its body without hands, SMPL+H, SMPL-X. The first 22 are the same in all.
-POSE_JOINTS = (24, 22, 52, 55)
+# Joints of a whole pose, and whose it is. The first 22 are the same in all.
+POSE_JOINTS = {24: "SMPL", 22: None, 52: "SMPL+H", 55: "SMPL-X"}
 BODY_JOINTS = (23, 21)  # the same without the root
 SHARED_JOINTS = 22
+FACE_KEYS = ("jaw_pose", "leye_pose", "reye_pose")
+HANDS = ("left_hand_pose", "right_hand_pose")
+SMPLX_KEYS = (*FACE_KEYS, *HANDS, "expression")
 
 # World axes of the source's "up" turned to y up.
 UPRIGHT = {
@@ -23,36 +33,76 @@ UPRIGHT = {
     "-y": np.diag([1.0, -1.0, -1.0]),
     "z": np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]),
 }
+SMPLIFYX_FOCAL = 5000.0
+HUMANS_FOCAL, HUMANS_CROP = 5000.0, 256.0
 
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """One frame of SMPL parameters, y up."""
+    """One frame of parameters.
 
-    rotations: Float[ndarray, "24 3 3"]
+    model: whose they are, "SMPL", "SMPL+H" or "SMPL-X"; None where the file does not tell.
+    joints: 22 or more of that model's. hands: what the file has for the left and the right hand of SMPL-X.
+    """
+
+    joints: Float[ndarray, "j 3 3"]
+    model: str | None = None
     betas: Float[ndarray, "s"] | None = None
     translation: Float[ndarray, "3"] | None = None  # metres
+    expression: Float[ndarray, "e"] | None = None
+    face: Float[ndarray, "3 3 3"] | None = None  # jaw and eyes
+    hands: tuple[ndarray, ndarray] | None = None
+    # What the file says of its camera, see `camera_of`.
+    source: Mapping[str, ndarray] = field(default_factory=dict)
+
+    @property
+    def rotations(self) -> Float[ndarray, "24 3 3"]:
+        """SMPL's joints; the hands of other models are left out."""
+        rotations = np.tile(np.eye(3), (len(SMPL_JOINTS), 1, 1))
+        count = len(self.joints) if len(self.joints) == len(SMPL_JOINTS) else SHARED_JOINTS
+        rotations[:count] = self.joints[:count]
+        return rotations
+
+    def rotations_for(self, model: SMPL) -> ndarray:
+        """All joints of that model (j, 3, 3). ValueError where the parameters are another model's."""
+        if self.model not in (None, model.name) and (self.model, model.name) != ("SMPL+H", "SMPL"):
+            raise ValueError(
+                f"these are parameters of {self.model}, the model file is {model.name}: numbers of one mean nothing "
+                "to the other"
+            )
+        if model.name == "SMPL":
+            return self.rotations
+        if len(self.joints) == model.joint_count:
+            return self.joints
+        rotations = np.tile(np.eye(3), (model.joint_count, 1, 1))
+        rotations[:SHARED_JOINTS] = self.joints[:SHARED_JOINTS]
+        if self.face is not None:
+            rotations[SHARED_JOINTS : SHARED_JOINTS + 3] = self.face
+        if self.hands is not None:
+            fingers = [model.hand(side, numbers) for side, numbers in enumerate(self.hands)]
+            rotations[SHARED_JOINTS + 3 :] = rotation_matrices(np.concatenate(fingers))
+        return rotations
 
 
 def read_parameters(path: Path, frame: int = 0, up: str = "y") -> Parameters:
     """Read one frame of an `.npz` or `.pkl` (the latter without running what it holds).
 
-    Keys: `poses` or `pose`, or else `body_pose` with `global_orient` (no turn where it is absent); `betas`; `transl` or
-    `trans`. Rotations may be axis-angle or matrices, with or without a leading axis of frames. The hands of SMPL+H and
-    SMPL-X are left out.
-
     Args:
         frame: which frame, where there are several.
-        up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS).
+        up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS); y is up in what is returned.
 
     Raises ValueError for keys, shapes and numbers that are no SMPL parameters.
     """
     arrays = load_arrays(path)
     try:
+        # 4D-Humans keeps them together, as a dictionary or under names with a point.
+        nested = arrays.get("pred_smpl_params")
+        if isinstance(nested, Mapping):
+            arrays = {**arrays, **nested}
+        arrays = {key.removeprefix("pred_smpl_params."): array for key, array in arrays.items()}
         whole = next((key for key in ("poses", "pose") if key in arrays), None)
-        rotations = np.tile(np.eye(3), (len(SMPL_JOINTS), 1, 1))
         if whole is not None:
-            joints = _joints(arrays, whole, POSE_JOINTS, frame)
+            joints = _joints(arrays, whole, tuple(POSE_JOINTS), frame)
         elif "body_pose" in arrays:
             joints = _joints(arrays, "body_pose", BODY_JOINTS, frame)
             root = _joints(arrays, "global_orient", (1,), frame) if "global_orient" in arrays else np.eye(3)[None]
@@ -61,18 +111,104 @@ def read_parameters(path: Path, frame: int = 0, up: str = "y") -> Parameters:
             raise ValueError(
                 f"expected poses, or body_pose and global_orient; it holds {', '.join(arrays) or 'nothing'}"
             )
-        count = len(joints) if len(joints) == len(SMPL_JOINTS) else SHARED_JOINTS
-        rotations[:count] = joints[:count]
-        rotations[0] = UPRIGHT[up] @ rotations[0]
-        betas = _vector(arrays, "betas", frame) if "betas" in arrays else None
+        joints = joints.copy()
+        joints[0] = UPRIGHT[up] @ joints[0]
         where = next((key for key in ("transl", "trans") if key in arrays), None)
-        translation = UPRIGHT[up] @ _vector(arrays, where, frame, 3) if where is not None else None
+        return Parameters(
+            joints,
+            "SMPL-X" if any(key in arrays for key in SMPLX_KEYS) else POSE_JOINTS[len(joints)],
+            _vector(arrays, "betas", frame) if "betas" in arrays else None,
+            UPRIGHT[up] @ _vector(arrays, where, frame, 3) if where is not None else None,
+            _vector(arrays, "expression", frame) if "expression" in arrays else None,
+            _face(arrays, frame),
+            _hands(arrays, frame),
+            _source(arrays, frame),
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Parameters(rotations, betas, translation)
 
 
-def _numbers(arrays: dict[str, Any], key: str) -> ndarray:
+def _face(arrays: Mapping[str, Any], frame: int) -> ndarray | None:
+    if not any(key in arrays for key in FACE_KEYS):
+        return None
+    return np.concatenate(
+        [_joints(arrays, key, (1,), frame) if key in arrays else np.eye(3)[None] for key in FACE_KEYS]
+    )
+
+
+def _hands(arrays: Mapping[str, Any], frame: int) -> tuple[ndarray, ndarray] | None:
+    given = [key for key in HANDS if key in arrays]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise ValueError(f"it holds {given[0]} but not the other hand's pose; give both, or neither")
+    left, right = (_vector(arrays, key, frame) for key in HANDS)
+    return left, right
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cameras
+
+
+def _source(arrays: Mapping[str, Any], frame: int) -> dict[str, ndarray]:
+    """What tells the camera of this frame."""
+    sizes = {
+        "pred_cam": 3,
+        "box_center": 2,
+        "box_size": None,
+        "camera_translation": 3,
+        "cam_t": 3,
+        "focal_length": None,
+    }
+    found = {}
+    for key, size in sizes.items():
+        if key in arrays:
+            array = _numbers(arrays, key)
+            found[key] = _vector({key: array.reshape(1) if array.ndim == 0 else array}, key, frame, size)
+    if "camera_rotation" in arrays:
+        found["camera_rotation"] = _joints(arrays, "camera_rotation", (1,), frame)[0]
+    if "trans_world" in arrays or "pose_world" in arrays:
+        found["wham"] = np.ones(1)
+    return found
+
+
+def camera_of(parameters: Parameters, height: int, width: int, focal: float | None = None) -> Camera:
+    """The camera that the file's maker saw a picture of height x width through. Points are as the file stores them.
+
+    4D-Humans: `pred_cam`, `box_center` and `box_size`; SMPLify-X: `camera_translation` and `camera_rotation`; WHAM:
+    the body's translation is the camera's already. focal: pixels, where it is not the maker's own. ValueError where
+    the file tells no camera.
+    """
+    source = parameters.source
+    if "pred_cam" in source:
+        missing = [key for key in ("box_center", "box_size") if key not in source]
+        if missing:
+            raise ValueError(f"pred_cam is a camera within a box: {', '.join(missing)} must be there, too")
+        scale, x, y = source["pred_cam"]
+        length = focal or HUMANS_FOCAL / HUMANS_CROP * max(height, width)
+        box = float(source["box_size"][0]) * scale
+        across, down = source["box_center"]
+        translation = x + 2 * (across - width / 2) / box, y + 2 * (down - height / 2) / box, 2 * length / box
+        return Camera.pinhole(length, (width / 2, height / 2), translation)
+    if "camera_translation" in source:
+        length = focal or float(source.get("focal_length", [SMPLIFYX_FOCAL])[0])
+        translation = tuple(map(float, source["camera_translation"]))
+        return Camera.pinhole(length, (width / 2, height / 2), translation, source.get("camera_rotation"))
+    if "wham" in source:
+        # The body stands before the camera by its own translation; a camera of ours needs a distance to something.
+        length = focal or float(np.hypot(width, height))
+        return Camera(length, (width / 2, height / 2), (0.0, 0.0, 1.0), np.diag([1.0, -1.0, -1.0]), 1.0)
+    raise ValueError(
+        "the parameters tell no camera: expected pred_cam, box_center and box_size (4D-Humans), camera_translation "
+        "(SMPLify-X), or pose_world and trans_world beside pose and trans (WHAM)"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrays
+
+
+def _numbers(arrays: Mapping[str, Any], key: str) -> ndarray:
     try:
         array = np.asarray(arrays[key], np.float64)
     except (TypeError, ValueError) as error:
@@ -82,7 +218,7 @@ def _numbers(arrays: dict[str, Any], key: str) -> ndarray:
     return array
 
 
-def _joints(arrays: dict[str, Any], key: str, counts: tuple[int, ...], frame: int) -> Float[ndarray, "j 3 3"]:
+def _joints(arrays: Mapping[str, Any], key: str, counts: tuple[int, ...], frame: int) -> Float[ndarray, "j 3 3"]:
     """One frame of a pose of any of these joint counts, as matrices."""
     array = _numbers(arrays, key)
     for count in counts:
@@ -101,7 +237,7 @@ def _one_matrix(array: ndarray, count: int) -> bool:
     return count == 1 and array.shape == (3, 3) and bool(np.abs(array @ array.T - np.eye(3)).max() < 1e-3)
 
 
-def _vector(arrays: dict[str, Any], key: str, frame: int, size: int | None = None) -> Float[ndarray, "n"]:
+def _vector(arrays: Mapping[str, Any], key: str, frame: int, size: int | None = None) -> Float[ndarray, "n"]:
     array = _numbers(arrays, key)
     if array.ndim not in (1, 2) or (size is not None and array.shape[-1] != size):
         raise ValueError(f"{key} has shape {array.shape}; expected ({size or 's'},) or (frames, {size or 's'})")

@@ -32,6 +32,34 @@ def synthetic_model(vertices=6890, shapes=10, seed=0):
     }
 
 
+# SMPL-X's joints: the body's 22, jaw, eyes, and five fingers of three joints on either hand.
+FINGERS = [
+    joint for start in (25, 40) for finger in range(5) for joint in range(start + 3 * finger, start + 3 * finger + 3)
+]
+PARENTS_X = (*PARENTS[:22], 15, 15, 15, *((20 if j < 40 else 21) if (j - 25) % 3 == 0 else j - 1 for j in FINGERS))
+
+
+def synthetic_smplx(vertices=600, shapes=20, seed=0):
+    """The same of an SMPL-X file: 10 betas and 10 expressions, or 300 and 100."""
+    rng = np.random.default_rng(seed)
+    weights = rng.random((vertices, 55)) ** 8
+    regressor = rng.random((55, vertices)) * (rng.random((55, vertices)) < 0.1)
+    regressor[:, 0] += 1e-3
+    return {
+        "v_template": rng.normal(size=(vertices, 3)) * 0.4,
+        "shapedirs": rng.normal(size=(vertices, 3, shapes)) * 0.01,
+        "posedirs": rng.normal(size=(vertices, 3, 486)) * 0.003,
+        "J_regressor": regressor / regressor.sum(axis=1, keepdims=True),
+        "weights": weights / weights.sum(axis=1, keepdims=True),
+        "kintree_table": np.array([[4294967295, *PARENTS_X[1:]], range(55)], np.uint32),
+        "f": rng.integers(0, vertices, (900, 3)).astype(np.uint32),
+        "hands_meanl": rng.normal(size=45) * 0.1,
+        "hands_meanr": rng.normal(size=45) * 0.1,
+        "hands_componentsl": rng.normal(size=(45, 45)) * 0.1,
+        "hands_componentsr": rng.normal(size=(45, 45)) * 0.1,
+    }
+
+
 @pytest.fixture(scope="module")
 def full_arrays():
     return synthetic_model()
@@ -72,6 +100,81 @@ def test_equal_to_smplx(shapes, tmp_path, full_arrays):
         np.testing.assert_allclose(output.vertices, expected.vertices.numpy(), atol=1e-5)
         np.testing.assert_allclose(output.joints, expected.joints.numpy()[:, :24], atol=1e-5)
     assert output.vertices.dtype == output.joints.dtype == np.float32
+
+
+@pytest.mark.parametrize("shapes", [20, 400])
+def test_smplx_files_equal_the_smplx_package(shapes, tmp_path):
+    torch = pytest.importorskip("torch")
+    smplx = pytest.importorskip("smplx")
+    # The package looks up landmarks of the face at fixed vertices.
+    arrays = synthetic_smplx(vertices=10475, shapes=shapes)
+    np.savez(tmp_path / "model.npz", **arrays, part2num=np.array({"head": 1}, object))
+    ours = load_smpl(tmp_path / "model.npz")
+    betas_known, expressions_known = {20: (10, 10), 400: (300, 100)}[shapes]
+    assert (ours.name, ours.shape_count, ours.expression_directions.shape[2]) == (
+        "SMPL-X", betas_known, expressions_known,
+    )  # fmt: skip
+
+    rng = np.random.default_rng(3)
+    sizes = {"global_orient": 3, "body_pose": 63, "jaw_pose": 3, "leye_pose": 3, "reye_pose": 3}
+    sizes |= {
+        "left_hand_pose": 6,
+        "right_hand_pose": 6,
+        "betas": betas_known,
+        "expression": expressions_known,
+        "transl": 3,
+    }
+    given = {key: rng.normal(size=(2, size)) * 0.5 for key, size in sizes.items()}
+    extra = {"lmk_faces_idx": np.zeros(51, np.int64), "lmk_bary_coords": np.full((51, 3), 1 / 3)}
+    # The package reads files of this kind by their path.
+    np.savez(tmp_path / "SMPLX_NEUTRAL.npz", **arrays, **extra)
+    theirs = smplx.SMPLX(
+        str(tmp_path), ext="npz", num_betas=betas_known, num_expression_coeffs=expressions_known, num_pca_comps=6,
+        use_pca=True, batch_size=2, use_face_contour=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = theirs(**{key: torch.tensor(value, dtype=torch.float32) for key, value in given.items()})
+    for row in range(2):
+        hands = [ours.hand(side, given[f"{name}_hand_pose"][row]) for side, name in enumerate(("left", "right"))]
+        body = [
+            given[key][row].reshape(-1, 3)
+            for key in ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose")
+        ]
+        output = ours(np.concatenate([*body, *hands]), *(given[key][row] for key in ("betas", "transl", "expression")))
+        np.testing.assert_allclose(output.vertices[0], expected.vertices[row].numpy(), atol=1e-5)
+        np.testing.assert_allclose(output.joints[0], expected.joints[row, :55].numpy(), atol=1e-5)
+
+
+def test_what_smplx_alone_has(small, tmp_path):
+    np.savez(tmp_path / "x.npz", **synthetic_smplx())
+    expressive, plain = load_smpl(tmp_path / "x.npz"), load_smpl(small())
+    np.testing.assert_array_equal(expressive.hand(0, np.arange(45.0)), np.arange(45.0).reshape(15, 3))
+    with pytest.raises(ValueError, match="no expressions: they belong to SMPL-X"):
+        plain(expression=np.ones(3))
+    with pytest.raises(ValueError, match="a hand's pose has 6 numbers; expected 45"):
+        plain.hand(0, np.ones(6))
+    with pytest.raises(ValueError, match="expected .*55"):
+        expressive(np.zeros(72))
+    with pytest.raises(ValueError, match=r"expression have shape \(1, 11\)"):
+        expressive(expression=np.ones(11))
+    np.savez(tmp_path / "x.npz", **{**synthetic_smplx(), "hands_meanl": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"hands_meanl.* have shapes .* expected \(45,\)"):
+        load_smpl(tmp_path / "x.npz")
+
+
+def test_smplx_joints_as_smpls(small, tmp_path):
+    np.savez(tmp_path / "x.npz", **synthetic_smplx())
+    model = load_smpl(tmp_path / "x.npz")
+    weights, joints = model.on_smpl_joints()
+    assert joints.shape == (24, 3)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    # A raised left arm moves its hand, and nothing of the right one.
+    pose = np.zeros((55, 3))
+    pose[16] = 0, 0, 1
+    moved = np.linalg.norm(model(pose).joints[0] - model().joints[0], axis=1) > 1e-6
+    assert moved[[18, 20, 25, 39]].all() and not moved[[19, 21, 40, 54]].any()
+    plain = load_smpl(small())
+    np.testing.assert_array_equal(plain.on_smpl_joints()[0], plain.weights)
 
 
 def test_batches(small):
@@ -145,8 +248,9 @@ def test_official_pickle_layout(tmp_path, small, monkeypatch):
         ({"v_template": np.full((60, 3), np.nan)}, "v_template holds NaN"),
         ({"v_template": np.zeros(3)}, "is not an SMPL model"),
         ({"v_template": np.array("text")}, "is not an SMPL model"),
-        ({"kintree_table": np.zeros((2, 55))}, r"is SMPL-X \(55 joints\); give an SMPL file with 24"),
-        ({"kintree_table": np.zeros((2, 52))}, r"is SMPL\+H"),
+        ({"kintree_table": np.zeros((2, 52))}, r"is SMPL\+H \(52 joints\); give an SMPL file with 24 or an SMPL-X"),
+        ({"kintree_table": np.zeros((2, 9))}, r"kintree_table \(2, 9\) instead of \(2, 24\), or \(2, 55\) of SMPL-X"),
+        ({"kintree_table": np.zeros((2, 55))}, r"posedirs \(60, 3, 207\) instead of \(60, 3, 486\)"),
         ({"kintree_table": np.full((2, 24), 9)}, "kintree_table is no chain"),
         ({"f": np.full((5, 3), 60)}, "faces name vertices up to 60, but there are 60"),
         ({"weights": np.ones((60, 24))}, "must sum to 1"),

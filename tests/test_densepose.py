@@ -121,6 +121,56 @@ def test_smpl_with_a_named_pose_and_betas(smpl_file, tmp_path):
     assert tall.foreground.sum() < named.foreground.sum()  # as high in the picture, hence thinner
 
 
+@pytest.fixture(scope="module")
+def smplx_file(smpl_file, tmp_path_factory):
+    """The same body as an SMPL-X file: its hands moved by fingers, half of its head by the jaw and an eye."""
+    held = dict(np.load(smpl_file))
+    weights, regressor = held["weights"], held["J_regressor"]
+    more = np.zeros((len(weights), 55))
+    more[:, :22] = weights[:, :22]
+    more[:, 15] = weights[:, 15] / 2
+    more[:, 22] = more[:, 23] = weights[:, 15] / 4
+    more[:, [28, 29]], more[:, [43, 54]] = weights[:, 22:23] / 2, weights[:, 23:24] / 2
+    places = np.array([*range(22), 15, 15, 15, *[22] * 15, *[23] * 15])
+    parents = np.concatenate([held["kintree_table"][0, :22], [15] * 3, [20] * 15, [21] * 15])
+    path = tmp_path_factory.mktemp("smplx") / "model.npz"
+    held |= {"weights": more, "J_regressor": regressor[places], "kintree_table": np.stack([parents, np.arange(55)])}
+    held |= {
+        "posedirs": np.zeros((len(weights), 3, 486), np.float32),
+        "shapedirs": np.tile(held["shapedirs"], (1, 1, 2)),
+    }
+    np.savez(path, **held)
+    return path
+
+
+def test_smplx_has_smpls_charts(smpl_file, smplx_file, tmp_path):
+    np.savez(tmp_path / "pose.npz", global_orient=np.zeros(3), body_pose=POSES["walking"].rotations[1:22].ravel())
+    made = [
+        render(Request(size=(256, 192), smpl=file, params=tmp_path / "pose.npz")) for file in (smpl_file, smplx_file)
+    ]
+    assert (made[0].iuv[..., 0] == made[1].iuv[..., 0]).mean() > 0.995
+    assert set(np.unique(made[1].iuv[..., 0])) == set(np.unique(made[0].iuv[..., 0]))
+
+
+def test_the_body_lies_on_the_picture_that_it_was_estimated_from(smpl_file, tmp_path, capsys):
+    # A picture with a person in its right half, as a pinhole camera of 500 pixels sees them from 4 metres.
+    np.savez(
+        tmp_path / "pose.npz", poses=np.concatenate([[np.pi, 0, 0], np.zeros(69)]), camera_translation=(0.6, 0, 4.0)
+    )
+    Image.fromarray(np.full((240, 320, 3), 200, np.uint8)).save(tmp_path / "photo.jpg")
+    arguments = ("--smpl", smpl_file, "--params", tmp_path / "pose.npz", "--image", tmp_path / "photo.jpg")
+    run_program(*arguments, "--focal", 500, "--out", tmp_path)
+    drawn, iuv = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("overlay.png", "iuv.png"))
+    assert drawn.shape == iuv.shape == (240, 320, 3) and "overlay.png" in capsys.readouterr().out
+    body = iuv[..., 0] > 0
+    assert abs(np.nonzero(body)[1].mean() - (160 + 500 * 0.6 / 4)) < 6
+    # The head above, and nothing beside the body changed.
+    assert np.nonzero(iuv[..., 0] >= 23)[0].mean() < np.nonzero(np.isin(iuv[..., 0], (5, 6)))[0].mean()
+    assert (np.abs(drawn - 200).max(axis=-1)[~body] <= 2).all() and (
+        np.abs(drawn - 200).max(axis=-1)[body] > 2
+    ).mean() > 0.9
+
+
 def test_charts_of_uv_processed(smpl_file, tmp_path):
     scipy_io = pytest.importorskip("scipy.io")
     faces = embedded_model().faces["body"]
@@ -172,6 +222,7 @@ HOSTILE = b"cos\nsystem\n(S'touch touched'\ntR."
         (["--params", "pose.npz", "--pose", "walking"], "--pose and --params both give a pose"),
         (["--smpl", "hostile.pkl", "--gender", "1"], "--gender shape the body of fcjax"),
         (["--uv-processed", "UV_Processed.mat"], "--uv-processed belongs to SMPL's mesh: give --smpl too"),
+        (["--image", "photo.jpg"], "give --smpl and --params, too"),
         (["--out", "text.npz"], "text.npz: File exists"),
     ],
 )
@@ -181,6 +232,7 @@ def test_bad_input(flags, message, tmp_path, monkeypatch, capsys):
     np.savez("pose.npz", poses=np.zeros((1, 72)))
     Path("hostile.pkl").write_bytes(HOSTILE)
     Path("text.npz").write_text("no archive")
+    Image.new("RGB", (96, 128)).save("photo.jpg")
     with pytest.raises(SystemExit) as exit_:
         run_program(*([] if "--size" in flags else SIZE), *flags)
     captured = capsys.readouterr()

@@ -7,7 +7,9 @@ import pytest
 
 from fcjax.body.poses import POSES
 from fcjax.body.rotations import rotation_matrices
-from infer.parameters import read_parameters
+from fcjax.body.smpl import load_smpl
+from infer.parameters import camera_of, read_parameters
+from tests.test_body_smpl import synthetic_model, synthetic_smplx
 
 WALKING = POSES["walking"].rotations
 MATRICES = rotation_matrices(WALKING)
@@ -93,3 +95,126 @@ def test_files_that_are_no_parameters(arrays, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         read_parameters(tmp_path / "pose.npz")
     assert "pose.npz" in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SMPL-X
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    np.savez(folder / "smpl.npz", **synthetic_model(vertices=60))
+    np.savez(folder / "smplx.npz", **synthetic_smplx(vertices=60))
+    return {name: load_smpl(folder / f"{name}.npz") for name in ("smpl", "smplx")}
+
+
+def test_smplx_parameters_move_all_its_joints(models, tmp_path):
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(2, 165)) * 0.3
+    np.savez(tmp_path / "amass.npz", poses=whole)
+    parts = {
+        "global_orient": whole[1, :3],
+        "body_pose": whole[1, 3:66],
+        "jaw_pose": whole[1, 66:69],
+        "leye_pose": whole[1, 69:72],
+        "reye_pose": whole[1, 72:75],
+        "left_hand_pose": whole[1, 75:120],
+        "right_hand_pose": whole[1, 120:],
+        "expression": np.arange(10.0),
+    }
+    np.savez(tmp_path / "parts.npz", **parts)
+    together, apart = (read_parameters(tmp_path / name, frame) for name, frame in (("amass.npz", 1), ("parts.npz", 0)))
+    expected = rotation_matrices(whole[1].reshape(55, 3))
+    for read in (together, apart):
+        assert read.model == "SMPL-X"
+        np.testing.assert_allclose(read.rotations_for(models["smplx"]), expected, atol=1e-9)
+        np.testing.assert_allclose(read.rotations[:22], expected[:22], atol=1e-9)
+    np.testing.assert_array_equal(apart.expression, np.arange(10))
+    np.savez(tmp_path / "parts.npz", **{**parts, "left_hand_pose": np.ones(6), "right_hand_pose": np.zeros(6)})
+    model = models["smplx"]
+    hands = read_parameters(tmp_path / "parts.npz").rotations_for(model)[25:]
+    np.testing.assert_allclose(hands[:15], rotation_matrices(model.hand(0, np.ones(6))), atol=1e-9)
+    np.testing.assert_allclose(hands[15:], rotation_matrices(model.hand_means[1].reshape(15, 3)), atol=1e-6)
+
+
+def test_parameters_go_to_their_own_model(models, tmp_path):
+    for arrays, model, refused in (
+        ({"poses": np.zeros(72)}, "smplx", "parameters of SMPL, the model file is SMPL-X"),
+        ({"poses": np.zeros(165)}, "smpl", "parameters of SMPL-X, the model file is SMPL"),
+        ({"body_pose": np.zeros(63), "jaw_pose": np.zeros(3)}, "smpl", "parameters of SMPL-X"),
+        ({"poses": np.zeros(156)}, "smplx", r"parameters of SMPL\+H"),
+        ({"poses": np.zeros(156)}, "smpl", None),
+        ({"body_pose": np.zeros(63)}, "smpl", None),
+        ({"body_pose": np.zeros(63)}, "smplx", None),
+    ):
+        np.savez(tmp_path / "pose.npz", **arrays)
+        read = read_parameters(tmp_path / "pose.npz")
+        if refused is None:
+            assert len(read.rotations_for(models[model])) == models[model].joint_count
+        else:
+            with pytest.raises(ValueError, match=refused):
+                read.rotations_for(models[model])
+    np.savez(tmp_path / "pose.npz", body_pose=np.zeros(63), left_hand_pose=np.zeros(45))
+    with pytest.raises(ValueError, match="it holds left_hand_pose but not the other hand's"):
+        read_parameters(tmp_path / "pose.npz")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cameras
+
+POINTS = np.random.default_rng(1).normal(size=(5, 3)) * 0.5 + [0, 0, 0.2]
+HEIGHT, WIDTH = 720, 1280
+
+
+def seen(points, focal, translation, rotation=None):
+    """p = K (R X + t)."""
+    x, y, z = (points @ (np.eye(3) if rotation is None else rotation).T + translation).T
+    return np.stack([focal * x / z + WIDTH / 2, focal * y / z + HEIGHT / 2], axis=1)
+
+
+def camera_in(tmp_path, arrays, **options):
+    np.savez(tmp_path / "pose.npz", **{"poses": WALKING, **arrays})
+    return camera_of(read_parameters(tmp_path / "pose.npz"), HEIGHT, WIDTH, **options)
+
+
+def test_the_camera_of_4d_humans(tmp_path):
+    scale, x, y, (across, down), size = 0.9, 0.1, -0.2, (500.0, 300.0), 400.0
+    focal, box = 5000 / 256 * WIDTH, size * scale
+    translation = x + 2 * (across - WIDTH / 2) / box, y + 2 * (down - HEIGHT / 2) / box, 2 * focal / box
+    camera = camera_in(
+        tmp_path, {"pred_cam": [[scale, x, y]], "box_center": [[across, down]], "box_size": np.array(size)}
+    )
+    np.testing.assert_allclose(camera.project(POINTS)[:, :2], seen(POINTS, focal, translation), atol=1e-2)
+    with pytest.raises(ValueError, match="box_center, box_size must be there, too"):
+        camera_in(tmp_path, {"pred_cam": [scale, x, y]})
+
+
+def test_parameters_of_4d_humans_lie_under_a_name(tmp_path):
+    under = {"global_orient": MATRICES[None, :1], "body_pose": MATRICES[None, 1:], "betas": np.arange(10.0)[None]}
+    np.savez(tmp_path / "flat.npz", **{f"pred_smpl_params.{key}": array for key, array in under.items()})
+    (tmp_path / "nested.pkl").write_bytes(pickle.dumps({"pred_smpl_params": under}, 2))
+    for name in ("flat.npz", "nested.pkl"):
+        read = read_parameters(tmp_path / name)
+        np.testing.assert_allclose(read.rotations, MATRICES, atol=1e-9)
+        np.testing.assert_array_equal(read.betas, np.arange(10))
+
+
+def test_the_camera_of_smplify_x(tmp_path):
+    rotation, translation = rotation_matrices(np.array([0.1, 0.2, -0.1])), np.array([0.1, 0.3, 12.0])
+    arrays = {"camera_rotation": rotation[None], "camera_translation": translation[None]}
+    camera = camera_in(tmp_path, arrays)
+    np.testing.assert_allclose(camera.project(POINTS)[:, :2], seen(POINTS, 5000, translation, rotation), atol=1e-2)
+    nearer = camera_in(tmp_path, arrays, focal=900.0)
+    np.testing.assert_allclose(nearer.project(POINTS)[:, :2], seen(POINTS, 900, translation, rotation), atol=1e-2)
+
+
+def test_the_camera_of_wham(tmp_path):
+    camera = camera_in(tmp_path, {"trans": np.zeros((1, 3)), "trans_world": np.zeros((1, 3))})
+    points = POINTS + np.array([0, 0, 4])
+    np.testing.assert_allclose(camera.project(points)[:, :2], seen(points, np.hypot(HEIGHT, WIDTH), 0), atol=1e-2)
+
+
+def test_no_camera(tmp_path):
+    with pytest.raises(ValueError, match="the parameters tell no camera: expected pred_cam"):
+        camera_in(tmp_path, {})

@@ -64,20 +64,26 @@ class Camera:
 
     @classmethod
     def pinhole(
-        cls, focal: float, principal: tuple[float, float], translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+        cls,
+        focal: float,
+        principal: tuple[float, float],
+        translation: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        rotation: Float[ndarray, "3 3"] | None = None,
     ) -> "Camera":
-        """A computer-vision camera, p = K (X + t) with y down and z away from the viewer, as 4D-Humans and WHAM store.
+        """A computer-vision camera, p = K (R X + t) with y down and z away from the viewer, as 4D-Humans, WHAM (both
+        without R) and SMPLify-X store.
 
         Points X are taken as that source stores them (its global orientation already turns the body upside down).
         """
         x, y, z = translation
         if not focal > 0 or not z > 0:
             raise ValueError(f"a pinhole camera needs focal > 0 and translation z > 0; got {focal} and {z}")
+        turned = np.eye(3) if rotation is None else np.asarray(rotation, np.float64)
         return cls(
             scale=focal / z,
             center=principal,
-            target=(-x, -y, 0.0),
-            rotation=np.diag([1.0, -1.0, -1.0]),
+            target=tuple(-turned.T @ (x, y, 0.0)),
+            rotation=np.diag([1.0, -1.0, -1.0]) @ turned,
             distance=z,
         )
 
