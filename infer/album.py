@@ -11,9 +11,10 @@ python -m infer.album --request album.json --out outputs/album
   "seed": 0
 }
 
-A page has its own prompt, assets and parts of the body where it names them, else the album's. Further keys are those of
-`fcjax.make_album`. Written are page_1.png ..., each of which holds the request, a contact sheet, and album.json with
-the shares of tokens that look at the first page. Asset files may lie beside the request.
+"turntable": 8 in place of "pages" makes eight views around the album's body. A page has its own prompt, assets and
+parts of the body where it names them, else the album's. Further keys are those of `fcjax.make_album`. Written are
+page_1.png ..., each of which holds the request, a contact sheet, and album.json with the shares of tokens that look at
+the first page. Asset files may lie beside the request.
 """
 
 import dataclasses
@@ -113,6 +114,10 @@ class AlbumRequest:
             raise ValueError(f"{source} must be a JSON object with pages, not {type(given).__name__}")
         common = {name: given[name] for name in ("prompt", "assets", "body") if name in given}
         own = {name: value for name, value in given.items() if name not in common}
+        if "turntable" in own:
+            if "pages" in own:
+                raise ValueError(f"{source}: turntable makes the pages; leave one of the two out")
+            own["pages"] = turntable(own.pop("turntable"), common.get("body"))
         pages = own.get("pages")
         if not isinstance(pages, list) or not pages or not all(isinstance(page, Mapping) for page in pages):
             raise ValueError(f"{source}: pages must be a list of at least one object")
@@ -136,6 +141,16 @@ class AlbumRequest:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def turntable(views: Any, body: Any) -> list[dict[str, Any]]:
+    """Pages that look at the body from so many sides, from its own view on."""
+    check("turntable", views, numbers.Integral, "a whole number of views")
+    if views < 1:
+        raise ValueError(f"turntable must be at least 1, got {views}")
+    first = body.get("view", 0.0) if isinstance(body, Mapping) else 0.0
+    check("body.view", first, numbers.Real, "degrees")
+    return [{"body": {"view": (first + 360 * number / views) % 360}} for number in range(views)]
 
 
 def _page_problems(given: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -248,6 +248,17 @@ def test_the_program_writes_pages_sheet_and_shares(request_file: Path, tmp_path:
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "album" / f"page_{number}.png")), picture)
 
 
+def test_a_turntable_goes_around_the_body():
+    request = program.AlbumRequest.from_dict(
+        {"turntable": 4, "prompt": PROMPT, "body": {"pose": "walking", "view": 30, "weight": 0.9}}, "it"
+    )
+    assert [page.body.view for page in request.pages] == [30, 120, 210, 300]
+    assert all(page.body.pose == "walking" and page.body.weight == 0.9 for page in request.pages)
+    for views in (0, 1.5):
+        with pytest.raises(ValueError, match="turntable"):
+            program.AlbumRequest.from_dict({"turntable": views, "prompt": PROMPT}, "it")
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -257,6 +268,7 @@ def test_the_program_writes_pages_sheet_and_shares(request_file: Path, tmp_path:
         ({"sharing": "some"}, "sharing is 'some'"),
         ({"colour": 1}, "unknown key colour"),
         ({"pages": [{"body": {}}], "prompt": ""}, "pages[0] has no prompt"),
+        ({"turntable": 4}, "turntable makes the pages"),
     ],
 )
 def test_wrong_requests_end_in_one_line(
