@@ -1,0 +1,324 @@
+"""Try garments on a person's picture: whole outfits in one pass, everything outside the mask as it was.
+
+python -m infer.tryon --model FOLDER --person person.png --mask mask.png --prompt "a woman in a striped shirt"
+--asset top.png="a striped shirt" --out out.png
+
+White in the mask is repainted. Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) and
+--category say what to repaint. The result has the size of the person's own picture.
+
+Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
+
+{"name": "1.png", "person": "a.jpg", "mask": "a_mask.png", "prompt": "a woman in a red dress",
+ "assets": [{"path": "dress.jpg", "phrase": "a red dress"}]}
+
+with any other flag as a further key; flags say what lines leave out. Files may lie beside the list. Pictures that are
+there already stay, so that a stopped run goes on; what fails is listed in FOLDER/failed.json, and the rest is made.
+"""
+
+import dataclasses
+import hashlib
+import json
+import numbers
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from fcjax.agnostic import CATEGORIES, Category, agnostic_mask
+from fcjax.assets import Asset
+from fcjax.cli import one_line, run
+from fcjax.person import Person
+from fcjax.pictures import open_mask, open_rgb, read
+from infer.compose import prepare_output
+from infer.request import (
+    AssetFile,
+    asset_files,
+    asset_problems,
+    changed,
+    check,
+    check_whole_numbers,
+    key_problems,
+    png_metadata,
+    tuples,
+    weights_digest,
+)
+from infer.sheet import sheet
+
+if TYPE_CHECKING:
+    from fcjax.composer import Composer, Fitting
+
+TRYON_MODEL = "mini-tryon"
+
+
+@dataclass(frozen=True)
+class TryOnRequest:
+    """What `Composer.try_on` is asked for, with pictures as files and its model as a name or a folder."""
+
+    prompt: str
+    person: str
+    assets: tuple[AssetFile, ...] = ()
+    mask: str | None = None
+    iuv: str | None = None
+    category: Category = "outfit"
+    model: str = TRYON_MODEL
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 1.5
+    reference_guidance: float | None = None
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    size: tuple[int, int] | None = None
+    layout_seed: int = 0
+    feather: int | None = None
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "person", "model", "sampler"):
+            check(name, getattr(self, name), str, "text")
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} is empty")
+        for name in ("mask", "iuv"):
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name), str, "a file's name")
+        for name in ("seed", "steps", "layout_seed"):
+            check(name, getattr(self, name), numbers.Integral, "a whole number")
+        for name in ("guidance", "guidance_rescale"):
+            check(name, getattr(self, name), numbers.Real, "a number")
+        check("raw", self.raw, bool, "true or false")
+        if self.size is not None:
+            check_whole_numbers("size", self.size, 2, "height and width")
+        if self.category not in CATEGORIES:
+            raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
+        if not self.assets:
+            raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
+        if self.mask is None and self.iuv is None:
+            raise ValueError(
+                "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `Composer.try_on`."""
+        files = ("prompt", "person", "assets", "mask", "iuv", "category", "model")
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in files}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":
+        """The request of plain data; ValueError names every unknown or missing key at once, and `source`."""
+        problems = [*key_problems(cls, given, ""), *asset_problems(given)]
+        if problems:
+            raise ValueError(f"{source}: {'; '.join(problems)}")
+        return cls(**{**given, "assets": asset_files(given), "size": tuples(given.get("size"))})
+
+    def metadata(self, weights: str, digests: Mapping[str, str]) -> Any:
+        """The PNG's text: the request, and the SHA-256 of every file that it names."""
+        said = {**changed(self), "assets": [changed(asset) for asset in self.assets], "model": self.model}
+        return png_metadata({**said, "seed": self.seed, "sha256": digests}, weights)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to try on, and where it goes. What is not given has the default of `TryOnRequest`."""
+
+    out: Path = Path("outputs/tryon.png")
+    """The picture, a PNG; with --pairs a folder."""
+    sheet: Path | None = None
+    """Another picture that shows assets, person, mask and result side by side."""
+    pairs: Path | None = None
+    """A file with one request a line."""
+    model: str | None = None
+    """A model folder whose condition is tryon."""
+    person: str | None = None
+    """The person's picture, of any size."""
+    mask: str | None = None
+    """Of the person's size; white is repainted."""
+    iuv: str | None = None
+    """The person's body map (part ids, u, v), from which a mask is made where there is none."""
+    category: Category | None = None
+    """What a made mask covers: upper, lower, dress or outfit (default: outfit)."""
+    prompt: str | None = None
+    """What the picture shows; it should contain every asset's phrase."""
+    asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
+    """A garment's picture and the phrase that describes it; once for every garment."""
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    reference_guidance: float | None = None
+    guidance_rescale: float | None = None
+    sampler: str | None = None
+    size: tuple[int, int] | None = None
+    """Height and width at which the model works."""
+    layout_seed: int | None = None
+    feather: int | None = None
+    """Pixels inside the mask over which old becomes new (default: the longer side / 128)."""
+    raw: bool = False
+    """The model's own picture everywhere, not only inside the mask."""
+
+
+def given_by(flags: Flags) -> dict[str, Any]:
+    """What the flags say of a request, as plain data."""
+    names = {field.name for field in dataclasses.fields(TryOnRequest)}
+    said = {name: value for name, value in vars(flags).items() if name in names and value not in (None, False)}
+    if flags.asset:
+        said["assets"] = [changed(AssetFile.parse(words)) for words in flags.asset]
+    return said
+
+
+def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
+    """The person and the mask: the file's, or one made from the body map. ValueError for files that do not fit."""
+    image = open_rgb(found(request.person, beside))
+    if request.mask is not None:
+        return Person(image, open_mask(found(request.mask, beside)))
+    assert request.iuv is not None
+    iuv = np.asarray(read(found(request.iuv, beside), what="body map").convert("RGB"))
+    if iuv.shape != image.shape:
+        raise ValueError(
+            f"the body map {request.iuv} is {iuv.shape[0]}x{iuv.shape[1]} (height x width), the person "
+            f"{image.shape[0]}x{image.shape[1]}: they must be of one size"
+        )
+    return Person(image, agnostic_mask(iuv=iuv, category=request.category))
+
+
+def found(name: str, beside: Path | None) -> Path:
+    """The file, which may also lie in the folder `beside`."""
+    path = Path(name)
+    return beside / name if beside is not None and not path.exists() and (beside / name).exists() else path
+
+
+def fit(
+    request: TryOnRequest, composer: "Composer", beside: Path | None = None, progress: Any = None
+) -> tuple["Fitting", Person, list[Asset]]:
+    """The picture of a request, and what it was made of."""
+    person = person_of(request, beside)
+    assets = [file.open(file.read(beside)) for file in request.assets]
+    [fitting] = composer.try_on(request.prompt, assets, person, **request.settings, progress=progress)
+    return fitting, person, assets
+
+
+def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]:
+    """SHA-256 of every file that the request names."""
+    names = [request.person, request.mask, request.iuv, *(asset.path for asset in request.assets)]
+    paths = {name: found(name, beside) for name in names if name is not None}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+
+
+def save(image: Image.Image, path: Path, info: Any) -> None:
+    """Writes a PNG whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(aside, format="PNG", pnginfo=info)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many
+
+
+def read_pairs(path: Path, flags: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], TryOnRequest]]]:
+    """Names of pictures and what makes their requests. ValueError for a list that cannot be read, or twice one name."""
+    if not path.is_file():
+        raise ValueError(f"no such list of pairs: {path}")
+    seen = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            given = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place} is no JSON ({error}); one object a line is expected") from error
+        if not isinstance(given, dict):
+            raise ValueError(f"{place} must be a JSON object with person, prompt and assets, got {line[:40]!r}")
+        name = given.pop("name", f"{number:06d}.png")
+        if not isinstance(name, str) or Path(name).name != name or not name.lower().endswith(".png"):
+            raise ValueError(f"{place}: name is {name!r}; expected a file name that ends in .png")
+        if name in seen:
+            raise ValueError(f"{place}: the name {name} stands in the list twice")
+        seen.add(name)
+        yield name, lambda given=given, place=place: TryOnRequest.from_dict({**flags, **given}, place)
+    if not seen:
+        raise ValueError(f"{path} holds no pair")
+
+
+def try_on_pairs(flags: Flags) -> None:
+    """One picture a line into the folder; those that are there stay."""
+    assert flags.pairs is not None
+    if flags.out.suffix and not flags.out.is_dir():
+        raise ValueError(f"with --pairs, --out is a folder; got {flags.out}")
+    # All names first, so that a mistake in the list is told before any work.
+    pairs = list(read_pairs(flags.pairs, given_by(flags)))
+    flags.out.mkdir(parents=True, exist_ok=True)
+    left = [(name, make) for name, make in pairs if not (flags.out / name).exists()]
+    failed: dict[str, str] = {}
+    composers: dict[str, Composer] = {}
+    with tqdm(total=len(pairs), initial=len(pairs) - len(left), unit="pair") as bar:
+        for name, make in left:
+            try:
+                request = make()
+                if request.model not in composers:
+                    composers = {request.model: _load(request.model)}
+                fitting, _, _ = fit(request, composers[request.model], flags.pairs.parent)
+                info = request.metadata(_weights(request.model), digests(request, flags.pairs.parent))
+                save(fitting.image, flags.out / name, info)
+            except ValueError as error:
+                failed[name] = one_line(error)
+            bar.update()
+            bar.set_postfix(failed=len(failed))
+    report = flags.out / "failed.json"
+    report.unlink(missing_ok=True)
+    if failed:
+        report.write_text(json.dumps(failed, indent=2, ensure_ascii=False) + "\n")
+        name, reason = next(iter(failed.items()))
+        raise ValueError(f"{len(failed)} of {len(pairs)} pairs failed, {report} says why; the first, {name}: {reason}")
+    print(f"{len(left)} pictures made, {len(pairs) - len(left)} were there: {flags.out}")
+
+
+def _load(model: str) -> "Composer":
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax.composer import Composer
+
+    return Composer.load(model)
+
+
+def _weights(model: str) -> str:
+    from fcjax.pretrained import locate
+
+    return weights_digest(locate(model))
+
+
+def panels(request: TryOnRequest, fitting: "Fitting", person: Person, assets: Sequence[Asset]) -> list[Any]:
+    """One row of a sheet: assets, person, what is repainted, result."""
+    hidden = np.where(person.mask[..., None], np.uint8(128), person.image)
+    garments = [(asset.phrase, asset.image) for asset in assets]
+    return [*garments, ("person", person.image), ("what stays", hidden), (request.prompt, fitting.image)]
+
+
+def main(flags: Flags) -> None:
+    """Try on what the flags ask for."""
+    if flags.pairs is not None:
+        try_on_pairs(flags)
+        return
+    request = TryOnRequest.from_dict(given_by(flags), "the request")
+    for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
+        prepare_output(path)
+    person_of(request)
+    composer = _load(request.model)
+    with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
+        fitting, person, assets = fit(request, composer, progress=lambda done, _: bar.update(done - bar.n))
+    save(fitting.image, flags.out, request.metadata(_weights(request.model), digests(request)))
+    print(flags.out)
+    if flags.sheet is not None:
+        sheet([panels(request, fitting, person, assets)]).save(flags.sheet)
+        print(flags.sheet)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,285 @@
+"""Trying on: what stays the person's own, any size in and out, many pairs, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcjax
+from fcjax import pretrained
+from fcjax.assets import Asset
+from fcjax.body import Body
+from fcjax.cli import run
+from fcjax.composer import Composer
+from fcjax.person import Person, feathered
+from fcjax.pictures import open_mask, open_rgb
+from fcjax.tokenizer import Tokenizer
+from infer import tryon
+from infer.request import KEY
+
+PROMPT = "a woman in a red shirt"
+SHIRT = Asset(np.full((12, 10, 4), (200, 20, 30, 255), np.uint8), "a red shirt")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the tiny model for try-on, whose conv_in reads the person and the mask."""
+    read = pretrained.load(tiny_model_folder, condition="tryon")
+    conv_in = read.params["unet"]["conv_in"]
+    weights = 0.2 * jax.random.normal(jax.random.key(1), conv_in["kernel"].shape)
+    params = {**read.params, "unet": {**read.params["unet"], "conv_in": {**conv_in, "kernel": weights}}}
+    folder = tmp_path_factory.mktemp("models") / "tryon"
+    Composer(read.config, params, Tokenizer.load(tiny_model_folder / "tokenizer")).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def composer(model: Path) -> Composer:
+    return Composer.load(model)
+
+
+def a_person(height: int = 50, width: int = 30, seed: int = 0) -> Person:
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height // 2, width // 4 : -width // 4] = True
+    return Person(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8), mask)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a person, a mask and a shirt."""
+    person = a_person()
+    Image.fromarray(person.image).save(tmp_path / "person.png")
+    Image.fromarray(person.mask).save(tmp_path / "mask.png")
+    Image.fromarray(np.pad(SHIRT.image, ((2, 2), (2, 2), (0, 0)))).save(tmp_path / "shirt.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 30), (32, 32), (33, 90)])
+def test_outside_the_mask_every_pixel_is_the_persons_own(composer: Composer, height: int, width: int):
+    person = a_person(height, width)
+    [fitting] = composer.try_on(PROMPT, [SHIRT], person, steps=2, seed=3)
+    made = np.asarray(fitting.image)
+    assert made.shape == person.image.shape and fitting.seed == 3
+    np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
+    assert not np.array_equal(made[person.mask], person.image[person.mask])
+
+
+def test_raw_is_the_models_own_picture(composer: Composer):
+    person = a_person()
+    [raw] = composer.try_on(PROMPT, [SHIRT], person, steps=2, raw=True)
+    [hard] = composer.try_on(PROMPT, [SHIRT], person, steps=2, feather=0)
+    raw, hard = np.asarray(raw.image), np.asarray(hard.image)
+    np.testing.assert_array_equal(hard[person.mask], raw[person.mask])
+    assert not np.array_equal(raw[~person.mask], person.image[~person.mask])
+
+
+def test_the_model_sees_the_person_outside_the_mask_alone(composer: Composer):
+    # At the model's own size: elsewhere a few pixels mix at the mask's edge.
+    person = a_person(32, 32)
+    inside, outside = person.image.copy(), person.image.copy()
+    inside[person.mask] //= 2
+    outside[~person.mask] //= 2
+    made = [
+        np.asarray(composer.try_on(PROMPT, [SHIRT], Person(image, person.mask), steps=2, raw=True)[0].image)
+        for image in (person.image, inside, outside)
+    ]
+    np.testing.assert_array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])
+
+
+def test_several_seeds_and_garments(composer: Composer):
+    person, jeans = a_person(), dataclasses.replace(SHIRT, phrase="blue jeans")
+    first, second = composer.try_on(
+        "a woman in a red shirt and blue jeans", [SHIRT, jeans], person, steps=2, num_images=2
+    )
+    assert len(first.canvas.phrases) == 2 and not np.array_equal(first.image, second.image)
+    [alone] = composer.try_on("a woman in a red shirt and blue jeans", [SHIRT, jeans], person, steps=2, seed=1)
+    np.testing.assert_array_equal(alone.image, second.image)
+
+
+def test_a_feather_lies_inside_the_mask():
+    mask = np.zeros((20, 20), bool)
+    mask[4:16, 4:16] = True
+    share = feathered(mask, 3)
+    assert not share[~mask].any()
+    np.testing.assert_allclose(share[10, 3:9], [0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_array_equal(feathered(mask, 0), mask)
+
+
+def test_models_do_what_they_were_made_for(composer: Composer, tiny_model_folder: Path):
+    with pytest.raises(ValueError, match="use try_on"):
+        composer.compose(PROMPT, [SHIRT], Body())
+    with pytest.raises(ValueError, match="it cannot try on: load one whose condition is 'tryon'"):
+        Composer.load(tiny_model_folder).try_on(PROMPT, [SHIRT], a_person())
+
+
+def test_persons_that_cannot_be():
+    image, mask = a_person().image, a_person().mask
+    for given, expected in (
+        ((image, mask[:-1]), "the mask must be bool of the picture's 50x30 .* got bool 49x30"),
+        ((image, mask.astype(np.uint8)), "got uint8 50x30"),
+        ((image, np.zeros_like(mask)), "the mask is empty"),
+        ((image, np.ones_like(mask)), "the mask covers everything"),
+        ((image[..., 0], mask), "must be uint8 RGB"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            Person(*given)
+    speck = np.zeros((500, 500), bool)
+    speck[0, 0] = True
+    with pytest.raises(ValueError, match="so thin that nothing of it is left at the model's 32x32"):
+        Person(np.zeros((500, 500, 3), np.uint8), speck).framed(32, 32)
+    with pytest.raises(ValueError, match="feather must be 0"):
+        feathered(mask, -1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "L", "P", "I;16"])
+def test_pictures_of_every_kind_are_read(tmp_path: Path, mode: str):
+    grey = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (50, 1))
+    deep = mode == "I;16"
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if deep else Image.fromarray(grey).convert(mode)
+    path = tmp_path / ("p.tiff" if mode == "CMYK" else "p.png")
+    picture.save(path)
+    np.testing.assert_allclose(open_rgb(path), np.dstack([grey] * 3), atol=1)
+    np.testing.assert_array_equal(open_mask(path), grey >= 128)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "p.jpg", exif=exif, quality=95)
+    turned = open_rgb(tmp_path / "p.jpg")
+    assert turned.shape == (40, 20, 3) and turned[:15].min() > 200 > 50 > turned[25:].max()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def flags(files: Path, folder: Path, **changed: str) -> list[str]:
+    given = {"person": files / "person.png", "mask": files / "mask.png", "prompt": PROMPT, "model": folder, "steps": 2}
+    given |= {"asset": f"{files / 'shirt.png'}=a red shirt", "out": files / "out.png", **changed}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def test_the_program_writes_picture_sheet_and_request(files: Path, model: Path, composer: Composer):
+    run(tryon.main, flags(files, model, sheet=str(files / "sheet.png")))
+    with Image.open(files / "out.png") as image:
+        held = json.loads(image.text[KEY])["request"]
+        made = np.asarray(image)
+    assert held["prompt"] == PROMPT and len(held["sha256"]) == 3
+    [same] = composer.try_on(
+        PROMPT, [Asset.open(files / "shirt.png", "a red shirt")], Person.open(files / "person.png", files / "mask.png"),
+        steps=2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(made, same.image)
+    assert open_rgb(files / "sheet.png").shape[1] > 4 * 72
+
+
+def test_pairs_go_on_where_they_stopped_and_name_what_fails(
+    files: Path, model: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = {"person": "person.png", "mask": "mask.png", "prompt": PROMPT}
+    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    lines = [
+        {**line, "name": "a.png"},
+        {**line, "name": "b.png", "mask": "nowhere.png"},
+        {**line, "name": "c.png", "seed": 1},
+    ]
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = [
+        "--pairs",
+        str(files / "pairs.jsonl"),
+        "--out",
+        str(files / "made"),
+        "--model",
+        str(model),
+        "--steps",
+        "2",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, arguments)
+    assert ended.value.code == 2 and "1 of 3 pairs failed" in capsys.readouterr().err
+    assert json.loads((files / "made" / "failed.json").read_text()) == {"b.png": "no such mask file: nowhere.png"}
+    first = (files / "made" / "a.png").stat().st_mtime_ns
+    Image.fromarray(a_person().mask).save(files / "nowhere.png")
+    run(tryon.main, arguments)
+    assert "1 pictures made, 2 were there" in capsys.readouterr().out
+    assert (files / "made" / "a.png").stat().st_mtime_ns == first and not (files / "made" / "failed.json").exists()
+    pictures = [open_rgb(files / "made" / f"{name}.png") for name in "abc"]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"person": "nobody.png"}, "no such picture file: nobody.png"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"out": "out.jpg"}, "its name must end in .png"),
+        ({"category": "shoes"}, "invalid choice"),
+    ],
+)
+def test_wrong_requests_end_in_one_line(
+    files: Path, model: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], expected: str
+):
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, flags(files, model, **changed))
+    assert ended.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--person", str(files / "person.png"), "--prompt", PROMPT]
+    with pytest.raises(SystemExit):
+        run(tryon.main, [*arguments, "--asset", f"{files / 'shirt.png'}=a red shirt"])
+    assert "give --mask (white is repainted), or --iuv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(tryon.main, [*arguments, "--mask", str(files / "mask.png")])
+    assert "there is nothing to try on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no pair"),
+        ("{", ":1 is no JSON"),
+        ("[1]", ":1 must be a JSON object"),
+        ('{"name": "../a.png"}', "expected a file name that ends in .png"),
+        ('{"name": "a.png"}\n{"name": "a.png"}', "stands in the list twice"),
+    ],
+)
+def test_lists_that_cannot_be_read(files: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str):
+    (files / "pairs.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")])
+    assert ended.value.code == 2 and expected in capsys.readouterr().err
+    assert not (files / "made").exists()
+
+
+def test_a_mask_is_made_of_a_body_map(files: Path):
+    body = fcjax.Body(pose="standing").render(64, 48)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "person.png")
+    Image.fromarray(body.iuv).save(files / "iuv.png")
+    asset = tryon.AssetFile(str(files / "shirt.png"), "a red shirt")
+    request = tryon.TryOnRequest(PROMPT, "person.png", (asset,), iuv="iuv.png", category="upper")
+    person = tryon.person_of(request, files)
+    torso = np.isin(body.iuv[..., 0], (1, 2))
+    assert person.mask[torso].mean() > 0.95 and not person.mask[np.isin(body.iuv[..., 0], (23, 24))].any()
+    Image.fromarray(body.iuv[:-2]).save(files / "iuv.png")
+    with pytest.raises(ValueError, match="the body map iuv.png is 62x48 .*, the person 64x48"):
+        tryon.person_of(request, files)
+
+
+def test_conv_in_of_zeros_sees_nobody(tiny_model_folder: Path):
+    read = pretrained.load(tiny_model_folder, condition="tryon")
+    fresh = Composer(read.config, read.params, Tokenizer.load(tiny_model_folder / "tokenizer"))
+    pictures = [fresh.try_on(PROMPT, [SHIRT], a_person(32, 32, seed), steps=1, raw=True)[0].image for seed in (0, 1)]
+    np.testing.assert_array_equal(*pictures)
+    assert jnp.asarray(pictures[0]).std() > 0
