@@ -190,7 +190,7 @@ def _around(covered: ndarray, chart: ndarray | None, category: str, pixels: int)
 def _hem(chart: ndarray, category: str, pixels: int) -> Bool[ndarray, "h w"]:
     """The strip of the body's other half that the garment may reach: a top's hem lies on the hips."""
     if category == "upper":
-        return np.isin(chart, _LEG_CHARTS) & _widened(np.isin(chart, _TORSO), 2 * pixels)
+        return np.isin(chart, _LEG_CHARTS) & _widened(np.isin(chart, _TORSO), pixels + pixels // 2)
     return np.isin(chart, _TORSO) & _widened(np.isin(chart, _LEG_CHARTS), pixels // 2)
 
 
