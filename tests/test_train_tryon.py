@@ -1,0 +1,115 @@
+"""Try-on as a task of training: its records, its examples, and a run that starts from a composing model."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import load_config
+from fcjax import folder
+from fcjax.agnostic import agnostic_image
+from fcjax.composer import Composer
+from fcjax.data import Prepared
+from fcjax.data.records import decode_record
+from fcjax.models.parameters import init_parameters
+from fcjax.person import Person
+from fcjax.tokenizer import Tokenizer
+from fcjax.wardrobe import Wardrobe
+from tests.conftest import TOKENIZER
+from tests.test_train import one_level
+from train import run
+from train.config import TrainConfig
+from train.examples import example_of
+from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe, wardrobe_record
+
+
+def record(index: int, **changes) -> dict:
+    job = WardrobeJob(out=Path("nowhere"), height=128, width=96, tryon=True, **changes)
+    return decode_record(wardrobe_record(Wardrobe("heldout", height=128, width=96)[index], index, job))
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_records_hold_the_person_without_what_the_canvas_shows(index: int):
+    made, whole = record(index), Wardrobe("heldout", height=128, width=96)[index]
+    mask = made["mask"] > 0
+    assert set(np.unique(made["mask"])) <= {0, 255} and 0.02 < mask.mean() < 0.6
+    np.testing.assert_array_equal(made["agnostic"], agnostic_image(made["image"], mask))
+    assert made["kinds"] and "face" not in made["kinds"] and set(made["phrases"]) <= {a.phrase for a in whole.assets}
+    for phrase in made["phrases"]:
+        [number] = [number for number, asset in enumerate(whole.assets, 1) if asset.phrase == phrase]
+        # What is put on is hidden, but for what hands and hair cover anyhow.
+        assert mask[whole.regions == number].mean() > 0.9
+    assert not mask[np.isin(made["iuv"][..., 0], (23, 24)) & (whole.regions == 0)].mean() > 0.2
+    assert made["origins"][..., 0].max() <= len(made["phrases"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few samples for try-on, as pictures and as latents, a set without, and a composing model to start from."""
+    root = tmp_path_factory.mktemp("data")
+    job = WardrobeJob(out=root / "pictures", count=4, height=64, width=48, shard_size=4, workers=1, tryon=True)
+    prepare_wardrobe(job)
+    prepare_wardrobe(dataclasses.replace(job, out=root / "plain", tryon=False))
+    model = one_level(load_config("tiny").model)
+    params = init_parameters(model, jax.random.key(0))
+    folder.save(root / "composer", params, model)
+    prepare_latents(LatentsJob(data=job.out, model=root / "composer", out=root / "latents", batch_size=2), model)
+    return root
+
+
+def config_of(data: Path, **changes) -> TrainConfig:
+    config = load_config("tiny")
+    config = dataclasses.replace(
+        config,
+        task="tryon",
+        model=one_level(config.model),
+        data=data / "latents",
+        vae=data / "composer",
+        start=data / "composer",
+    )
+    return dataclasses.replace(config, **{"steps": 2, "batch_size": 2, "log_every": 1, "workers": 1, **changes})
+
+
+def test_examples_of_latents_and_pictures_agree(data: Path):
+    config, tokenizer = config_of(data), Tokenizer.load(TOKENIZER)
+    made = []
+    for name in ("latents", "pictures"):
+        prepared = Prepared(data / name)
+        made.append(example_of(config.model, tokenizer, prepared.index)(prepared[1], np.random.default_rng(0)))
+    assert config.model.condition == "tryon" and "uv" not in made[0]
+    np.testing.assert_array_equal(made[0]["person_masks"], made[1]["person_masks"])
+    np.testing.assert_array_equal(made[0]["foreground"], made[1]["foreground"])
+    assert made[0]["person_latents"].shape == made[0]["latents"].shape and made[1]["persons"].shape == (64, 48, 3)
+    # What is painted over counts in the loss.
+    assert (
+        made[0]["foreground"].max() == 1 and abs(made[0]["foreground"].mean() - made[0]["person_masks"].mean()) < 0.02
+    )
+
+
+def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path, tmp_path: Path):
+    assert run.train(config_of(data, heldout=data / "latents", watch_every=2), tmp_path)
+    composer = Composer.load(tmp_path / "model")
+    assert composer.config.condition == "tryon"
+    page = np.asarray(Image.open(tmp_path / "samples/00000002.png"))
+    # Canvas, cloth-agnostic person, truth, picture.
+    assert page.shape == (2 * 64, 4 * 48, 3)
+    sample = record(0)
+    person = Person(sample["image"], sample["mask"] > 0)
+    [fitting] = composer.try_on("a person", [], person, steps=1)
+    assert fitting.image.size == (96, 128)
+
+
+def test_a_set_without_masks_is_refused(data: Path):
+    prepared = Prepared(data / "plain")
+    transform = example_of(config_of(data).model, Tokenizer.load(TOKENIZER), prepared.index)
+    with pytest.raises(ValueError, match=r"no cloth-agnostic person and mask.*wardrobe: --tryon"):
+        transform(prepared[0], np.random.default_rng(0))
+
+
+def test_composing_takes_a_pose(data: Path):
+    tryon = config_of(data)
+    with pytest.raises(ValueError, match="task 'compose' trains a model that is told a pose, not 'tryon'"):
+        dataclasses.replace(tryon, task="compose")
