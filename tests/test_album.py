@@ -138,8 +138,6 @@ def test_equal_poses_give_equal_pictures_with_shared_noise(composer: Composer):
     for other in others:
         np.testing.assert_array_equal(first, other)
     assert (album.matched == [[0, 0], [1, 1], [1, 1]]).all()
-    other_noise = make_album(composer, pages(WALKING, WALKING), sharing="cross_frame", steps=2, same_noise=False)
-    assert not np.array_equal(*pictures(other_noise)) and other_noise.pictures[1].seed == 1
 
 
 def test_ways_of_sharing_differ_and_leave_the_first_page_alone(composer: Composer):
@@ -151,6 +149,8 @@ def test_ways_of_sharing_differ_and_leave_the_first_page_alone(composer: Compose
         np.testing.assert_array_equal(made[sharing][0], made["none"][0])
         assert not np.array_equal(made[sharing][1], made["none"][1])
     assert not np.array_equal(made["cross_frame"][1], made["correspondence"][1])
+    noises = make_album(composer, pages(STANDING, STANDING), sharing="cross_frame", steps=2, same_noise=False)
+    assert not np.array_equal(*pictures(noises)) and noises.pictures[1].seed == 1
 
 
 def test_alignment_changes_no_latent_outside_the_face(composer: Composer, monkeypatch: pytest.MonkeyPatch):

@@ -79,6 +79,7 @@ def test_what_was_exported_is_said(written: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_fixed_batch(tiny_model_folder: Path, tmp_path: Path) -> None:
     export_model(tiny_model_folder, tmp_path / "two", "--batch-size", 2, "--branches", 1, "--platforms", "cpu")
     pictures = exported.load(tmp_path / "two")(*arguments_of(tmp_path / "two"))

@@ -42,9 +42,9 @@ def tiny_with(up_block_types: tuple[str, str]) -> ComposerConfig:
 @pytest.mark.parametrize(
     ("up_block_types", "layers", "attend"),
     [
-        ((CROSS_ATTENTION_UP, CROSS_ATTENTION_UP), (2, 1), ()),
+        pytest.param((CROSS_ATTENTION_UP, CROSS_ATTENTION_UP), (2, 1), (), marks=pytest.mark.slow),
         ((CROSS_ATTENTION_UP, CROSS_ATTENTION_UP), (1, 3), ()),
-        ((CROSS_ATTENTION_UP, PLAIN_UP), (2, 2), (0,)),
+        pytest.param((CROSS_ATTENTION_UP, PLAIN_UP), (2, 2), (0,), marks=pytest.mark.slow),
         ((CROSS_ATTENTION_UP, PLAIN_UP), (), (0,)),
     ],
 )

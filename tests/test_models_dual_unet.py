@@ -148,7 +148,7 @@ def test_prediction_equals_the_torch_reference(variant: BindingVariant, attend_b
     assert error <= 1e-4
 
 
-@pytest.mark.parametrize("variant", ["conv_in", "all"])
+@pytest.mark.parametrize("variant", [pytest.param("conv_in", marks=pytest.mark.slow), "all"])
 def test_gradients_equal_torch_autograd(variant: BindingVariant) -> None:
     """Of the loss with respect to every parameter of both UNets and of the binder."""
     config = _with_standard_width(tiny(variant))

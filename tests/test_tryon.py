@@ -59,7 +59,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("height", "width"), [(50, 30), (32, 32), (33, 90)])
+@pytest.mark.parametrize(("height", "width"), [(50, 30), (33, 90)])
 def test_outside_the_mask_every_pixel_is_the_persons_own(composer: Composer, height: int, width: int):
     person = a_person(height, width)
     [fitting] = composer.try_on(PROMPT, [SHIRT], person, steps=2, seed=3)
