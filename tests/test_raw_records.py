@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +196,14 @@ def agnostic(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def agnostic_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask[..., None], np.uint8(128), image)
 
-    module: Any = types.ModuleType("fcjax.agnostic")
-    module.agnostic_mask, module.agnostic_image = agnostic_mask, agnostic_image
-    monkeypatch.setitem(sys.modules, "fcjax.agnostic", module)
+    monkeypatch.setattr("train.raw_records.agnostic_mask", agnostic_mask)
+    monkeypatch.setattr("train.raw_records.agnostic_image", agnostic_image)
     return asked
 
 
 @pytest.mark.parametrize(
-    ("kinds", "category"), [(["top"], "upper"), (["skirt", "face"], "lower"), (["top", "skirt"], "outfit")]
+    ("kinds", "category"),
+    [(["top"], "upper"), (["skirt", "face"], "lower"), (["top", "skirt"], "outfit"), (["top", "shoes"], "upper")],
 )
 def test_try_on_reads_the_person_without_what_is_tried_on(
     agnostic: list[dict[str, Any]], kinds: list[str], category: str
@@ -216,7 +214,8 @@ def test_try_on_reads_the_person_without_what_is_tried_on(
     options = dataclasses.replace(SMALL, agnostic=True)
     record = record_of(sample, options)
     (asked,) = agnostic
-    assert asked["category"] == category and asked["parse"].shape == (64, 48) and asked["iuv"].shape == (64, 48, 3)
+    assert asked["category"] == category and asked["shoes"] == ("shoes" in kinds) and not asked["hat"]
+    assert asked["parse"].shape == (64, 48) and asked["iuv"].shape == (64, 48, 3)
     np.testing.assert_allclose(asked["keypoints"], [[24, 32, 0.9]])
     assert (record["agnostic"][:32] == 128).all() and np.array_equal(record["agnostic"][32:], record["image"][32:])
     assert record["mask"][:32].min() == 255 and record["mask"][32:].max() == 0

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from fcjax.agnostic import agnostic_image, agnostic_mask
 from fcjax.assets import Asset, lay_out
+from fcjax.data import captioner
 from fcjax.data.records import encode_record
+from fcjax.data.sources.sample import Part
 from fcjax.frame import Fit, Frame
 from fcjax.tokenizer import Tokenizer
 from train.parser import load_parser
@@ -67,14 +70,21 @@ class RawJob:
     data: Any
     source: str
     options: RawOptions
+    choices: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How the data set is read, for the settings."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that decide what is written, and the hash of the samples' names."""
+        """All that decides what is written, and the hash of the samples' names."""
         fields = dataclasses.asdict(self.options)
         names = "\n".join(self.data.name(index) for index in range(self.samples))
         tokenizer = str(self.options.tokenizer) if self.options.tokenizer else None
-        return {**fields, "tokenizer": tokenizer, "names": hashlib.sha256(names.encode()).hexdigest()[:16]}
+        return {
+            **fields,
+            **self.choices,
+            "tokenizer": tokenizer,
+            "names": hashlib.sha256(names.encode()).hexdigest()[:16],
+        }
 
     @property
     def samples(self) -> int:
@@ -141,10 +151,10 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
         pictures[f"owners{layout}"] = canvas.owners
     kinds = [asset.kind for asset in sample.assets]
     if options.agnostic:
-        from fcjax.agnostic import agnostic_image, agnostic_mask
-
         points = None if sample.keypoints is None else frame.points(sample.keypoints)
-        mask = agnostic_mask(parse=parse, keypoints=points, iuv=body, category=category(kinds))
+        # What lies on the canvas is to be put on, shoes and hat too.
+        worn = {"shoes": "shoes" in kinds, "hat": "hat" in kinds}
+        mask = agnostic_mask(parse=parse, keypoints=points, iuv=body, category=category(kinds), **worn)
         pictures |= {"agnostic": agnostic_image(image, mask), "mask": 255 * mask.astype(np.uint8)}
     text = {"caption": caption, "phrases": phrases, "kinds": kinds, "layouts": options.layouts}
     return encode_record(pictures, {}, text)
@@ -157,8 +167,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 def part_numbers() -> dict[str, int]:
     """The parts of our parse maps by name, with their numbers."""
-    from fcjax.data.sources.sample import Part
-
     return {part.name.lower(): int(part) for part in Part}
 
 
@@ -173,8 +181,6 @@ def described(sample: Any, captions_by: str = "") -> tuple[str, list[str]]:
     if captions_by:
         caption, phrases = load_describer(captions_by).describe(sample)
     elif sample.caption is None or None in phrases:
-        from fcjax.data import captioner
-
         caption, phrases = captioner.describe(sample)
     else:
         caption = sample.caption

@@ -80,21 +80,24 @@ def to_parts(labels: Integer[ndarray, "h w"], kind: str) -> UInt8[ndarray, "h w"
 class RawAsset:
     """A garment or a face, as the data set shows it.
 
-    picture: uint8 (h, w, 3 or 4) on white or cut out. phrase: None where the set has no words for it. region: where the
-    person wears it, None where that is not known.
+    picture: uint8 (h, w, 3 or 4) on white or cut out. phrase: None where the data set has no words for it; color,
+    adjectives and noun are what it tells nevertheless. region: where the person wears it, None where that is not known.
     """
 
     picture: UInt8[ndarray, "h w c"]
     kind: str
     phrase: str | None = None
     region: Bool[ndarray, "h w"] | None = None
+    color: str | None = None
+    adjectives: tuple[str, ...] = ()
+    noun: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class RawSample:
     """One person with assets; maps have the picture's size, None where the set has none.
 
-    parse: `Part` numbers. keypoints: OpenPose's 18 as (x, y, confidence) in pixels.
+    parse: `Part` numbers. keypoints: OpenPose's 18 as (x, y, confidence) in pixels. person: what to call them.
     """
 
     image: UInt8[ndarray, "h w 3"]
@@ -103,3 +106,4 @@ class RawSample:
     iuv: UInt8[ndarray, "h w 3"] | None = None
     parse: UInt8[ndarray, "h w"] | None = None
     keypoints: Float[ndarray, "18 3"] | None = None
+    person: str = "person"

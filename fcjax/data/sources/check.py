@@ -1,0 +1,72 @@
+"""What is missing or odd in a data set, found without writing anything."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from fcjax.data.sources.files import Shelf
+from fcjax.data.sources.sample import SampleError
+from fcjax.data.sources.source import Source, some
+
+
+def check(
+    source: Source, count: int = 0, progress: Callable[[Iterable[int]], Iterable[int]] = lambda numbers: numbers
+) -> tuple[list[str], int]:
+    """Reads the first `count` samples (0: all). Returns what was found, a line each, and how many can be read.
+
+    progress: wraps the numbers of the samples (tqdm, for one).
+    """
+    count = min(count or len(source), len(source))
+    missing: dict[str, list[str]] = defaultdict(list)
+    sizes: dict[str, list[str]] = defaultdict(list)
+    broken: list[str] = []
+    shelves: dict[str, Shelf] = {}
+    for index in progress(range(count)):
+        name = source.name(index)
+        for shelf, stem in source.shelves(index):
+            shelves[shelf.label] = shelf
+            if shelf.find(stem) is None:
+                missing[shelf.label].append(stem)
+        try:
+            source[index]
+        except SampleError as error:
+            broken.append(str(error))
+        for label, sized in _other_sizes(source, index):
+            sizes[label].append(f"{name}: {sized}")
+    lines = [f"{source.root}: {len(source)} samples, {count} of them looked through"]
+    for label, shelf in shelves.items():
+        if shelf.folder.name != Path(shelf.folders[0]).name and shelf.folder.is_dir():
+            lines.append(f"{shelf.folder.name}/ is read for {shelf.folders[0]}/")
+        if label in missing:
+            names = missing[label]
+            lines.append(f"{label}: missing for {len(names)} of {count} ({some(names)}): {shelf.without}")
+        if label in sizes:
+            lines.append(f"{label}: not of the picture's size for {len(sizes[label])} ({some(sizes[label])})")
+    lines += source.oddities()
+    if broken:
+        lines.append(f"{len(broken)} of {count} samples cannot be read: {'; '.join(broken[:3])}")
+    return lines, count - len(broken)
+
+
+def _other_sizes(source: Source, index: int) -> list[tuple[str, str]]:
+    """The sample's maps that have another size than its picture; what cannot be opened is told elsewhere."""
+    (first, stem), *others = source.shelves(index)
+    picture = _size(first.find(stem))
+    found = []
+    for shelf, stem in others:
+        size = _size(shelf.find(stem)) if shelf.sized else None
+        if picture and size and size != picture:
+            found.append((shelf.label, f"{size[0]}x{size[1]} for {picture[0]}x{picture[1]}"))
+    return found
+
+
+def _size(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None

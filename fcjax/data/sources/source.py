@@ -1,0 +1,61 @@
+"""What all data sets are read as: a sequence of samples with names."""
+
+import abc
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fcjax.data.sources.files import Shelf
+from fcjax.data.sources.sample import RawSample, SampleError
+
+
+class Source(abc.ABC):
+    """Samples in the order of a data set's own list.
+
+    `source[index]` raises SampleError for a sample that cannot be read, and so leaves the others usable.
+    """
+
+    root: Path
+    stems: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def name(self, index: int) -> str:
+        """What reports call the sample."""
+        return self.stems[index]
+
+    def __getitem__(self, index: int) -> RawSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        try:
+            return self.read(index)
+        except SampleError:
+            raise
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise SampleError(" ".join(str(error).split())) from error
+
+    @abc.abstractmethod
+    def read(self, index: int) -> RawSample:
+        """The sample; ValueError or OSError where it cannot be read."""
+
+    @abc.abstractmethod
+    def shelves(self, index: int) -> list[tuple[Shelf, str]]:
+        """Where the sample's files are looked for, and by which stem; its picture first."""
+
+    def oddities(self) -> list[str]:
+        """What is odd in the set's own lists, a line each."""
+        return []
+
+
+def checked_root(root: str | Path, what: str) -> Path:
+    """The folder. ValueError where there is none."""
+    path = Path(root)
+    if not path.is_dir():
+        raise ValueError(f"no such folder: {path} ({what} is expected there)")
+    return path
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
