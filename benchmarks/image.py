@@ -24,6 +24,7 @@ from benchmarks.loading import watched
 from fcjax import presets
 from fcjax.config import ComposerConfig
 from fcjax.generation import PictureInputs, conditions_of_pictures, decode, denoiser
+from fcjax.models.composer import denoising_parameters
 from fcjax.models.parameters import abstract_parameters
 from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance, sample_stepwise
@@ -88,7 +89,7 @@ def stages(settings: Settings, config: ComposerConfig, params: dict[str, Any]) -
         jax.block_until_ready(latents)
         ends.append(time.perf_counter())
 
-    model = (params["unet"], conditions)
+    model = (denoising_parameters(params), conditions)
     clean = sample_stepwise(denoiser(config, dtype), model, table, make_guidance(branches, 2.0), keys, latents, tick)
     decode_seconds, picture = timed(lambda: decode(params, clean, config=config, dtype=dtype))
     assert picture.shape == (1, config.height, config.width, 3)

@@ -11,6 +11,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "mini_coarse": mini.compose_coarse,
     "mini": mini.compose,
     "mini_unbound": mini.unbound,
+    "mini_ablation": mini.ablation,
     "sd15": sd15.compose,
     "tiny_vae": mini.tiny_autoencoder,
     "tiny": mini.tiny_compose,

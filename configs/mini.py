@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from fcjax import presets
-from fcjax.config import ComposerConfig
+from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, ComposerConfig
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 
 DATA = Path("data")
@@ -101,6 +101,39 @@ def unbound() -> TrainConfig:
     """
     model = dataclasses.replace(presets.mini(binding="none"), height=128, width=96)
     return dataclasses.replace(compose_coarse(), name="mini_unbound", model=model)
+
+
+def ablation() -> TrainConfig:
+    """What `train.ablation` makes its arms of: smaller than `compose_coarse`, for runs of half an hour on 2 cores.
+
+    python -m train.prepare latents --config mini_ablation --data data/wardrobe --model runs/mini_vae/model \\
+        --out data/latents_ablation
+    python -m train.ablation table4 --seeds 0 1 --out runs/ablation
+    """
+    model, coarse = presets.mini(), compose_coarse()
+    narrow = {
+        "down_block_types": (PLAIN_DOWN, CROSS_ATTENTION_DOWN, CROSS_ATTENTION_DOWN),
+        "up_block_types": (CROSS_ATTENTION_UP, CROSS_ATTENTION_UP, PLAIN_UP),
+        "block_out_channels": (32, 64, 96),
+        "attention_head_dim": (1, 2, 3),
+    }
+    assert model.reference_unet is not None
+    model = dataclasses.replace(
+        model,
+        unet=dataclasses.replace(model.unet, **narrow),
+        reference_unet=dataclasses.replace(model.reference_unet, **narrow),
+        height=128,
+        width=96,
+    )
+    return dataclasses.replace(
+        coarse,
+        name="mini_ablation",
+        model=model,
+        data=DATA / "latents_ablation",
+        steps=1_000,
+        optimizer=dataclasses.replace(coarse.optimizer, final_rate=0.1, ema_decay=0.995),
+        watch_every=1_000,
+    )
 
 
 def _tiny_model() -> ComposerConfig:

@@ -11,6 +11,7 @@ BindingVariant = Literal["none", "conv_in", "smallest", "all"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Condition = Literal["pose", "tryon"]
 
+APPEARANCES = ("reference_unet", "controlnet", "image_encoder")
 CROSS_ATTENTION_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_ATTENTION_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
@@ -214,6 +215,87 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetConfig:
+    """Keys of diffusers' ControlNetModel: the down path and the middle of a UNet, told of a grid of the latents' size.
+
+    conditioning_embedding_out_channels: of the convolutions that read the grid; each beyond the first would halve it,
+      which latents, of their size already, rule out.
+    """
+
+    in_channels: int = 4
+    down_block_types: tuple[str, ...] = (CROSS_ATTENTION_DOWN,) * 3 + (PLAIN_DOWN,)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    ff_mult: int = 4
+    conditioning_channels: int = 4
+    conditioning_embedding_out_channels: tuple[int, ...] = (16,)
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "conditioning_channels", "conditioning_embedding_out_channels")
+        _require(
+            len(self.conditioning_embedding_out_channels) == 1,
+            "ControlNetConfig.conditioning_embedding_out_channels must be one number, as the asset image comes as "
+            f"latents and is not made smaller; got {self.conditioning_embedding_out_channels}",
+        )
+        assert self.unet
+
+    @classmethod
+    def of(cls, unet: UNetConfig, conditioning_channels: int) -> "ControlNetConfig":
+        """The branch that fits a UNet."""
+        shared = {name: getattr(unet, name) for name in _SHARED}
+        return cls(**shared, conditioning_channels=conditioning_channels)
+
+    @property
+    def unet(self) -> UNetConfig:
+        """A UNet with this down path (and the up path that mirrors it)."""
+        ups = [CROSS_ATTENTION_UP if kind == CROSS_ATTENTION_DOWN else PLAIN_UP for kind in self.down_block_types]
+        return UNetConfig(up_block_types=tuple(reversed(ups)), **{name: getattr(self, name) for name in _SHARED})
+
+
+_SHARED = tuple(
+    field.name for field in dataclasses.fields(ControlNetConfig) if not field.name.startswith("conditioning")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Keys of transformers' Dinov2Model (without SwiGLU).
+
+    image_size: the side of the square that its learnt positions are of; they are interpolated for other sizes.
+    num_channels: 3 for one that reads pixels.
+    """
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    mlp_ratio: int = 4
+    image_size: int = 518
+    patch_size: int = 14
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+        _require_positive(self, "image_size", "patch_size", "num_channels")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"ImageEncoderConfig.hidden_size={self.hidden_size} must be a multiple of "
+            f"num_attention_heads={self.num_attention_heads}",
+        )
+        _require(
+            self.image_size >= self.patch_size,
+            f"ImageEncoderConfig.image_size={self.image_size} is smaller than a patch of {self.patch_size}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class BinderConfig:
     """Subject binding: which blocks add a phrase's vector to the keys and values of its asset's tokens.
 
@@ -299,6 +381,10 @@ def condition_channels(condition: Condition, latent_channels: int, pose_patch: i
 class ComposerConfig:
     """The whole model. `height` and `width` are pixels; `unet` is the denoiser.
 
+    reference_unet, controlnet, image_encoder: what encodes the asset image, one of the three. The paper's is the
+      reference UNet; the others are those that its Table 3 compares it with. `controlnet` reads the canvas beside what
+      the denoiser reads and adds to its features; `image_encoder` puts its tokens in the text's place. Only a
+      reference UNet has keys and values to bind.
     condition: what joins the noisy latent at the denoiser's conv_in. "pose": the UV map, `pose_patch` x `pose_patch`
       points per latent token, 2 channels each. "tryon": the person's latent and a 1-channel mask.
     pose_octaves: sines and cosines, over so many octaves, of where on a resting body each place of the UV map lies.
@@ -308,7 +394,7 @@ class ComposerConfig:
     """
 
     unet: UNetConfig
-    reference_unet: UNetConfig
+    reference_unet: UNetConfig | None
     vae: VAEConfig
     text_encoder: TextConfig
     binder: BinderConfig
@@ -321,6 +407,8 @@ class ComposerConfig:
     pose_patch: int = 1
     pose_octaves: int = 0
     reference_octaves: int = 0
+    controlnet: ControlNetConfig | None = None
+    image_encoder: ImageEncoderConfig | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "height", "width", "max_assets", "pose_patch")
@@ -349,26 +437,70 @@ class ComposerConfig:
             self.unet.out_channels == latent,
             f"ComposerConfig: unet.out_channels={self.unet.out_channels} but the VAE has {latent} latent channels",
         )
-        reference_channels = latent + wave_channels(2, self.reference_octaves)
+        self._check_appearance(latent + wave_channels(2, self.reference_octaves))
+        width = self.text_encoder.hidden_size if self.image_encoder is None else self.image_encoder.hidden_size
         _require(
-            self.reference_unet.in_channels == reference_channels,
-            f"ComposerConfig: reference_unet.in_channels={self.reference_unet.in_channels}, but {latent} latent "
-            f"channels with reference_octaves={self.reference_octaves} make {reference_channels}",
-        )
-        differ = [
-            field.name
-            for field in dataclasses.fields(UNetConfig)
-            if field.name not in ("in_channels", "out_channels")
-            and getattr(self.unet, field.name) != getattr(self.reference_unet, field.name)
-        ]
-        _require(
-            not differ, f"ComposerConfig: unet and reference_unet must be alike, but differ in {', '.join(differ)}"
-        )
-        _require(
-            self.unet.cross_attention_dim == self.text_encoder.hidden_size,
+            self.unet.cross_attention_dim == width,
             f"ComposerConfig: unet.cross_attention_dim={self.unet.cross_attention_dim} must equal "
-            f"text_encoder.hidden_size={self.text_encoder.hidden_size}",
+            f"{'text_encoder' if self.image_encoder is None else 'image_encoder'}.hidden_size={width}",
         )
+
+    def _check_appearance(self, channels: int) -> None:
+        """That one network reads the canvas, of so many channels, and fits the denoiser."""
+        named = [name for name in APPEARANCES if getattr(self, name) is not None]
+        _require(
+            len(named) == 1,
+            f"ComposerConfig needs one of {', '.join(APPEARANCES)} to encode the asset image, got "
+            + (" and ".join(named) or "none"),
+        )
+        _require(
+            self.reference_unet is not None or self.binder.variant == "none",
+            f"ComposerConfig: a {self.appearance} has no keys and values to bind: binder.variant must be 'none', "
+            f"got {self.binder.variant!r}",
+        )
+        field, alike, differ = "in_channels", (), []
+        if self.reference_unet is not None:
+            alike = [field.name for field in dataclasses.fields(UNetConfig)]
+            alike = [name for name in alike if name not in ("in_channels", "out_channels")]
+        elif self.controlnet is not None:
+            field, alike = "conditioning_channels", _SHARED
+        else:
+            field = "num_channels"
+        network = getattr(self, self.appearance)
+        _require(
+            getattr(network, field) == channels or self.canvas_in_pixels,
+            f"ComposerConfig: {self.appearance}.{field}={getattr(network, field)}, but {self.vae.latent_channels} "
+            f"latent channels with reference_octaves={self.reference_octaves} make {channels}",
+        )
+        differ = [name for name in alike if getattr(self.unet, name) != getattr(network, name)]
+        _require(
+            not differ, f"ComposerConfig: unet and {self.appearance} must be alike, but differ in {', '.join(differ)}"
+        )
+
+    @property
+    def appearance(self) -> str:
+        """The part that encodes the asset image, one of APPEARANCES."""
+        return next(name for name in APPEARANCES if getattr(self, name) is not None)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The parts with a network and a config of its own, in the order of a model folder."""
+        return ("unet", self.appearance, "vae", "text_encoder")
+
+    @property
+    def unets(self) -> dict[str, UNetConfig]:
+        """The denoiser, and what encodes the asset image if that is a UNet or part of one."""
+        found: dict[str, UNetConfig] = {"unet": self.unet}
+        if self.reference_unet is not None:
+            found["reference_unet"] = self.reference_unet
+        if self.controlnet is not None:
+            found["controlnet"] = self.controlnet.unet
+        return found
+
+    @property
+    def canvas_in_pixels(self) -> bool:
+        """Whether the asset image is read as it is, not its latents."""
+        return self.image_encoder is not None and self.image_encoder.num_channels == 3
 
     @property
     def condition_channels(self) -> int:
@@ -379,7 +511,12 @@ class ComposerConfig:
         """The config of a like model that is told this beside text and assets."""
         latent = self.vae.latent_channels
         joined = latent + condition_channels(condition, latent, self.pose_patch, self.pose_octaves)
-        return dataclasses.replace(self, condition=condition, unet=dataclasses.replace(self.unet, in_channels=joined))
+        changed = {
+            name: dataclasses.replace(network, in_channels=joined)
+            for name in ("unet", "controlnet")
+            if (network := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, condition=condition, **changed)
 
     def sized(self, size: tuple[int, int] | None) -> "ComposerConfig":
         """The config for pictures of another height and width; ValueError names the nearest that would do."""

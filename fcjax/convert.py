@@ -14,9 +14,15 @@ import numpy as np
 from fcjax import trees
 
 # Modules that are lists in torch; a digit behind any other name (`linear_1`) belongs to the name.
-_LISTS = "attentions|down_blocks|downsamplers|layers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers"
+_LISTS = (
+    "attentions|controlnet_down_blocks|down_blocks|downsamplers|layer|layers|net|resnets|to_out|transformer_blocks|"
+    "up_blocks|upsamplers"
+)
 _LIST_ITEM = re.compile(rf"({_LISTS})_(\d+)")
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {
+    **{"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"},
+    **{name: name for name in ("cls_token", "lambda1", "position_embeddings")},
+}
 
 # Names under which older files keep the same tensors: (our module's name, pattern, replacement), tried in order.
 _OLDER_NAMES = (
@@ -27,7 +33,11 @@ _OLDER_NAMES = (
     ("vae", r"(.*attentions\.\d+)\.proj_attn\.(.*)", r"\1.to_out.0.\2"),
 )
 # Tensors that are no parameters.
-_IGNORED = (("text_encoder", r"(text_model\.)?embeddings\.position_ids"),)
+_IGNORED = (
+    ("text_encoder", r"(text_model\.)?embeddings\.position_ids"),
+    # Of DINOv2's own training.
+    ("image_encoder", r"embeddings\.mask_token"),
+)
 
 
 def torch_key(path: str) -> str:

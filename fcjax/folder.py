@@ -4,6 +4,7 @@ model_index.json                     what the parts are, and under "fcjax" what 
 unet/ reference_unet/ vae/           config.json, diffusion_pytorch_model.safetensors
 text_encoder/                        config.json, model.safetensors
 binder/                              config.json, model.safetensors (none for the variant "none")
+controlnet/ or image_encoder/        in place of reference_unet/, for models that encode assets so
 scheduler/                           scheduler_config.json
 tokenizer/                           written and read by fcjax.tokenizer
 """
@@ -19,15 +20,27 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fcjax import convert
-from fcjax.config import BinderConfig, ComposerConfig, DiffusionConfig, TextConfig, UNetConfig, VAEConfig
-from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
+from fcjax.config import (
+    APPEARANCES,
+    BinderConfig,
+    ComposerConfig,
+    ControlNetConfig,
+    DiffusionConfig,
+    ImageEncoderConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from fcjax.models.parameters import NetworkConfig, Parameters, abstract_binder, abstract_part
 from fcjax.weights import Tensors, load_parts, read_json, stored_dtype
 
-PartConfig = UNetConfig | VAEConfig | TextConfig | BinderConfig | DiffusionConfig
+PartConfig = NetworkConfig | BinderConfig | DiffusionConfig
 
 CLASSES: dict[str, type] = {
     "unet": UNetConfig,
     "reference_unet": UNetConfig,
+    "controlnet": ControlNetConfig,
+    "image_encoder": ImageEncoderConfig,
     "vae": VAEConfig,
     "text_encoder": TextConfig,
     "binder": BinderConfig,
@@ -36,6 +49,8 @@ CLASSES: dict[str, type] = {
 _INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "reference_unet": ["diffusers", "UNet2DConditionModel"],
+    "controlnet": ["diffusers", "ControlNetModel"],
+    "image_encoder": ["transformers", "Dinov2Model"],
     "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -53,22 +68,41 @@ _COMPOSER_KEYS = (
     "reference_octaves",
 )
 
+_UNET_ONLY = {
+    "act_fn": "silu",
+    "addition_embed_type_num_heads": 64,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "resnet_time_scale_shift": "default",
+    "transformer_layers_per_block": 1,
+}
+_UNET_ABSENT = {
+    "attention_head_dim": 8,
+    "ff_mult": 4,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_eps": 1e-5,
+    "use_linear_projection": False,
+}
 # Per class: what a file must say where our modules know one way only (its absence means the same), ...
 _ONLY: dict[type, dict[str, Any]] = {
     UNetConfig: {
-        "act_fn": "silu",
-        "addition_embed_type_num_heads": 64,
+        **_UNET_ONLY,
         "attention_type": "default",
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
-        "downsample_padding": 1,
         "dropout": 0.0,
-        "mid_block_scale_factor": 1,
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
         "resnet_out_scale_factor": 1.0,
-        "resnet_time_scale_shift": "default",
         "time_embedding_type": "positional",
-        "transformer_layers_per_block": 1,
+    },
+    ControlNetConfig: {**_UNET_ONLY, "controlnet_conditioning_channel_order": "rgb"},
+    ImageEncoderConfig: {
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "model_type": "dinov2",
+        "qkv_bias": True,
     },
     VAEConfig: {"act_fn": "silu"},
     TextConfig: {"model_type": "clip_text_model", "attention_dropout": 0.0, "dropout": 0.0},
@@ -78,6 +112,22 @@ _ONLY: dict[type, dict[str, Any]] = {
 # ... what it may say without a change to what we compute, ...
 _IRRELEVANT: dict[type, tuple[str, ...]] = {
     UNetConfig: ("upcast_attention", "resnet_skip_time_act"),
+    ControlNetConfig: ("upcast_attention",),
+    ImageEncoderConfig: (
+        "apply_layernorm",
+        "architectures",
+        "drop_path_rate",
+        "dtype",
+        "initializer_range",
+        "layerscale_value",
+        "out_features",
+        "out_indices",
+        "reshape_hidden_states",
+        "stage_names",
+        "torch_dtype",
+        "transformers_version",
+        "use_mask_token",
+    ),
     VAEConfig: ("down_block_types", "up_block_types", "force_upcast"),
     TextConfig: (
         "architectures",
@@ -120,15 +170,9 @@ _IRRELEVANT: dict[type, tuple[str, ...]] = {
 }
 # ... and what a key that older files leave out means (diffusers' own defaults).
 _ABSENT: dict[type, dict[str, Any]] = {
-    UNetConfig: {
-        "attention_head_dim": 8,
-        "ff_mult": 4,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "norm_eps": 1e-5,
-        "sample_size": 64,
-        "use_linear_projection": False,
-    },
+    UNetConfig: {**_UNET_ABSENT, "sample_size": 64},
+    ControlNetConfig: {**_UNET_ABSENT, "in_channels": 4, "conditioning_channels": 3},
+    ImageEncoderConfig: {"image_size": 224, "layer_norm_eps": 1e-6, "mlp_ratio": 4, "num_channels": 3},
     VAEConfig: {
         "linear_encoder": False,
         "mid_block_add_attention": True,
@@ -153,6 +197,7 @@ _ABSENT: dict[type, dict[str, Any]] = {
 # Keys of ours that diffusers does not know: written only where they say something.
 _OURS: dict[type, dict[str, Any]] = {
     UNetConfig: {"ff_mult": 4},
+    ControlNetConfig: {"ff_mult": 4},
     VAEConfig: {"linear_encoder": False, "patch_size": 1},
     DiffusionConfig: {"timestep_shift": 1.0},
 }
@@ -166,13 +211,14 @@ def save(path: str | Path, params: Parameters, config: ComposerConfig, *, dtype:
     """Write a model folder; tensors are stored as `dtype` (float32, bfloat16 or float16). `tokenizer/` is not ours."""
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("unet", "reference_unet", "vae", "text_encoder", "binder"):
+    for name in (*config.networks, "binder"):
         # A tree may have lost the empty binder of the variant "none" on its way.
         part = params.get(name, {}) if config.binder.variant == "none" else params[name]
         save_part(root, name, part, getattr(config, name), dtype=dtype)
     _write_config(root, "scheduler", config.diffusion)
     own = {key: getattr(config, key) for key in _COMPOSER_KEYS}
-    _write_json(root / "model_index.json", {"_class_name": "FashionComposer", **_INDEX, "fcjax": own})
+    index = {name: classes for name, classes in _INDEX.items() if name not in APPEARANCES or name == config.appearance}
+    _write_json(root / "model_index.json", {"_class_name": "FashionComposer", **index, "fcjax": own})
 
 
 def load(path: str | Path, *, dtype: Any = None) -> tuple[ComposerConfig, Parameters]:
@@ -181,9 +227,7 @@ def load(path: str | Path, *, dtype: Any = None) -> tuple[ComposerConfig, Parame
     ValueError says what is not there, and lists all missing, unused and mis-shaped keys of a part at once.
     """
     config = load_config(path)
-    abstract = {
-        name: abstract_part(getattr(config, name)) for name in ("unet", "reference_unet", "vae", "text_encoder")
-    }
+    abstract = {name: abstract_part(getattr(config, name)) for name in config.networks}
     binder = abstract_binder(config.binder, config.unet)
     if binder:
         abstract["binder"] = binder
@@ -195,7 +239,10 @@ def load_config(path: str | Path) -> ComposerConfig:
     """The config of a model folder."""
     root, index = Path(path), read_index(path)
     own = index.get("fcjax")
-    absent = [name for name in CLASSES if not (root / name).is_dir()]
+    # What encodes the assets is what the index says, the reference UNet where it says nothing of it.
+    appearance = next((name for name in APPEARANCES if name in index), "reference_unet")
+    names = [name for name in CLASSES if name not in APPEARANCES or name == appearance]
+    absent = [name for name in names if not (root / name).is_dir()]
     if own is None or absent:
         what = f"it has no {', '.join(absent)}" if absent else 'its model_index.json says nothing under "fcjax"'
         raise ValueError(
@@ -207,8 +254,9 @@ def load_config(path: str | Path) -> ComposerConfig:
             f'"fcjax" in {root / "model_index.json"} must have {", ".join(_COMPOSER_KEYS)}; missing or unknown: '
             + ", ".join(unknown)
         )
-    parts = {name: load_part_config(root, name) for name in CLASSES}
-    return ComposerConfig(diffusion=parts.pop("scheduler"), **parts, **own)
+    parts = {name: load_part_config(root, name) for name in names}
+    diffusion = parts.pop("scheduler")
+    return ComposerConfig(**{"reference_unet": None, **parts, **own}, diffusion=diffusion)
 
 
 def read_index(path: str | Path) -> dict[str, Any]:
@@ -226,7 +274,7 @@ def read_index(path: str | Path) -> dict[str, Any]:
 
 
 def save_part(path: str | Path, name: str, params: Parameters, config: PartConfig, *, dtype: Any = jnp.float32) -> None:
-    """Write one part (`unet`, `reference_unet`, `vae`, `text_encoder`, `binder`) into the folder `path`."""
+    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`."""
     dtype = stored_dtype(dtype)
     _write_config(Path(path), name, config)
     stored = {
@@ -240,9 +288,7 @@ def save_part(path: str | Path, name: str, params: Parameters, config: PartConfi
         save_file(stored, Path(path) / name / f"{_stem(name)}.safetensors", metadata={"format": "pt"})
 
 
-def load_part(
-    path: str | Path, name: str, config: UNetConfig | VAEConfig | TextConfig, *, dtype: Any = None
-) -> Parameters:
+def load_part(path: str | Path, name: str, config: NetworkConfig, *, dtype: Any = None) -> Parameters:
     """The parameters of one part of the folder `path`, which must fit `config`; as stored when `dtype` is None."""
     return load_parts({name: (tensors(path, name), abstract_part(config))}, dtype)[name]
 
@@ -294,6 +340,8 @@ def config_dict(name: str, config: PartConfig) -> dict[str, Any]:
         if given[key] == default:
             del given[key]
     library, class_name = _INDEX[name]
+    if isinstance(config, ImageEncoderConfig):
+        return {"architectures": [class_name], "model_type": "dinov2", "use_mask_token": False, **given}
     if library == "transformers":
         return {"architectures": [class_name], "model_type": "clip_text_model", **given}
     if isinstance(config, VAEConfig):

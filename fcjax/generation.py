@@ -21,12 +21,12 @@ from fcjax.sampling import Branch, Denoiser, Guidance, Progress, sample, sample_
 
 
 class Inputs(NamedTuple):
-    """What n requests say, as arrays (see `models.composer.reference_features` and `denoise`)."""
+    """What n requests say, as arrays (see `models.composer.appearance_features` and `denoise`)."""
 
     ids: Int[Array, "n k"]
     empty_ids: Int[Array, "k"]
     spans: Float[Array, "n a k"]
-    canvas_latents: Float[Array, "n h w c"]
+    canvas: Float[Array, "n h w c"]  # of `read_canvas`
     masks: Float[Array, "n a h w"]
     channels: Float[Array, "n h w p"]  # of the pose or of try-on
 
@@ -39,7 +39,7 @@ class Conditions(NamedTuple):
 
     text: Float[Array, "r k e"]
     channels: Float[Array, "r h w p"]
-    features: model.ReferenceFeatures
+    features: model.AppearanceFeatures
     corresponding: tuple[Correspondence, ...] | None = None
 
 
@@ -55,8 +55,8 @@ def make_conditions(
     """Conditions for `images` images of each request. The reference pass runs once, always with the full prompt."""
     requests = inputs.ids.shape[0]
     text = model.encode_prompt(params, config, jnp.concatenate([inputs.ids, inputs.empty_ids[None]]), dtype=dtype)
-    features = model.reference_features(
-        params, config, inputs.canvas_latents, text[:-1], inputs.spans, inputs.masks, dtype=dtype
+    features = model.appearance_features(
+        params, config, inputs.canvas, text[:-1], inputs.spans, inputs.masks, dtype=dtype
     )
     rows = np.tile(np.repeat(np.arange(requests), images), len(branches))
     features = jax.tree.map(lambda leaf: leaf[rows], features)
@@ -65,7 +65,7 @@ def make_conditions(
     return Conditions(
         text[np.where(has_text, rows, requests)],
         inputs.channels[rows],
-        model.keep_reference(features, jnp.asarray(has_reference)),
+        model.keep_assets(features, jnp.asarray(has_reference)),
     )
 
 
@@ -98,17 +98,18 @@ def conditions_of_pictures(
 ) -> Conditions:
     """`make_conditions` from pictures."""
 
-    def encode(pictures: UInt8[Array, "n H W 3"]) -> Float[Array, "n h w c"]:
-        return model.encode_images(params, config, pictures.astype(jnp.float32) / 127.5 - 1.0, dtype=dtype)
+    def scaled(pictures: UInt8[Array, "n H W 3"]) -> Float[Array, "n H W 3"]:
+        return pictures.astype(jnp.float32) / 127.5 - 1.0
 
-    latents = encode(given.canvases)
+    canvas = model.read_canvas(params, config, scaled(given.canvases), dtype=dtype)
     if given.persons is not None and given.person_masks is not None:
-        channels = model.tryon_channels(encode(given.persons), given.person_masks)
+        persons = model.encode_images(params, config, scaled(given.persons), dtype=dtype)
+        channels = model.tryon_channels(persons, given.person_masks)
     elif given.uv is not None and given.places is not None:
         channels = model.pose_channels(config, given.uv, given.places)
     else:
         raise ValueError("PictureInputs need uv and places, or persons and person_masks")
-    inputs = Inputs(given.ids, given.empty_ids, given.spans, latents, given.masks, channels)
+    inputs = Inputs(given.ids, given.empty_ids, given.spans, canvas, given.masks, channels)
     return make_conditions(params, config, inputs, branches, images, dtype=dtype)
 
 
@@ -116,17 +117,17 @@ def conditions_of_pictures(
 def denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
     """The denoiser over all branches at once, one object for each config: compiled programs are kept by it.
 
-    Its conditions are (parameters of the denoising UNet, `Conditions`).
+    Its conditions are (`models.composer.denoising_parameters`, `Conditions`).
     """
 
     def denoise(
         conditions: tuple[dict[str, Any], Conditions], latents: Float[Array, "b h w c"], timestep: Float[Array, ""]
     ) -> Float[Array, "p b h w c"]:
-        unet, given = conditions
+        params, given = conditions
         rows = given.text.shape[0]
         branches = rows // latents.shape[0]
         outputs = model.denoise(
-            {"unet": unet},
+            params,
             config,
             jnp.tile(latents, (branches, 1, 1, 1)),
             jnp.full((rows,), timestep),
@@ -146,7 +147,11 @@ def decode(
     params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
 ) -> UInt8[Array, "b H W 3"]:
     """Latents to pictures of 8 bits."""
-    images = model.decode_latents(params, config, latents, dtype=dtype)
+    return to_bytes(model.decode_latents(params, config, latents, dtype=dtype))
+
+
+def to_bytes(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
+    """Pictures in [-1, 1] as pictures of 8 bits."""
     return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
@@ -163,7 +168,9 @@ def generate(
     dtype: Dtype,
 ) -> UInt8[Array, "b H W 3"]:
     """From noise and conditions to pictures in one program; arguments as `sampling.sample`, b images in all."""
-    clean = sample(denoiser(config, dtype), (params["unet"], conditions), table, guidance, keys, latents)
+    clean = sample(
+        denoiser(config, dtype), (model.denoising_parameters(params), conditions), table, guidance, keys, latents
+    )
     return decode(params, clean, config=config, dtype=dtype)
 
 
@@ -180,7 +187,7 @@ def denoise_stepwise(
     dtype: Dtype,
 ) -> Float[Array, "b h w c"]:
     """From noise to clean latents, the step jitted and driven from Python (`sampling.sample_stepwise`)."""
-    given = (params["unet"], conditions)
+    given = (model.denoising_parameters(params), conditions)
     return sample_stepwise(denoiser(config, dtype), given, table, guidance, keys, latents, progress)
 
 

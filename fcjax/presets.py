@@ -3,6 +3,7 @@
 import dataclasses
 
 from fcjax.config import (
+    APPEARANCES,
     CROSS_ATTENTION_DOWN,
     CROSS_ATTENTION_UP,
     PLAIN_DOWN,
@@ -11,7 +12,9 @@ from fcjax.config import (
     BindingVariant,
     ComposerConfig,
     Condition,
+    ControlNetConfig,
     DiffusionConfig,
+    ImageEncoderConfig,
     TextConfig,
     UNetConfig,
     VAEConfig,
@@ -55,6 +58,43 @@ def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         text_encoder=TextConfig(),
         binder=BinderConfig(variant=binding),
         diffusion=DiffusionConfig(),
+    )
+
+
+def encoding_assets(
+    config: ComposerConfig, appearance: str, encoder: ImageEncoderConfig | None = None
+) -> ComposerConfig:
+    """A model with a reference UNet as the like one whose assets another network encodes (the paper's Table 3).
+
+    A ControlNet is that of the denoiser; an image encoder (by default DINOv2's base, which reads pixels) makes the
+    denoiser's cross-attention as wide as its tokens. ValueError for a name that is none of APPEARANCES.
+    """
+    if appearance == "reference_unet":
+        return config
+    assert config.reference_unet is not None
+    others = {"reference_unet": None, "binder": dataclasses.replace(config.binder, variant="none")}
+    channels = config.reference_unet.in_channels
+    if appearance == "controlnet":
+        return dataclasses.replace(config, controlnet=ControlNetConfig.of(config.unet, channels), **others)
+    if appearance != "image_encoder":
+        raise ValueError(f"assets are encoded by one of {', '.join(APPEARANCES)}, got {appearance!r}")
+    encoder = encoder or ImageEncoderConfig()
+    unet = dataclasses.replace(config.unet, cross_attention_dim=encoder.hidden_size)
+    octaves = 0 if encoder.num_channels == 3 else config.reference_octaves
+    return dataclasses.replace(config, unet=unet, image_encoder=encoder, reference_octaves=octaves, **others)
+
+
+def mini_encoder(config: ComposerConfig) -> ImageEncoderConfig:
+    """An image encoder of about the size of a small reference UNet, which reads what that one reads."""
+    assert config.reference_unet is not None
+    patch, width = max(config.latent_height // 16, 1), 2 * config.unet.block_out_channels[-1]
+    return ImageEncoderConfig(
+        hidden_size=width,
+        num_hidden_layers=6,
+        num_attention_heads=max(width // 64, 1),
+        image_size=16 * patch,
+        patch_size=patch,
+        num_channels=config.reference_unet.in_channels,
     )
 
 

@@ -134,7 +134,7 @@ def check(config: ComposerConfig, sizes: Mapping[str, int], batch_size: int) -> 
     ways = sizes["data"] * sizes["fsdp"]
     if batch_size % ways:
         wrong.append(f"a batch of {batch_size} over data x fsdp of {ways} devices")
-    for name, unet in (("unet", config.unet), ("reference_unet", config.reference_unet)):
+    for name, unet in config.unets.items():
         for level in sorted(set(unet.attention_levels)):
             heads = unet.heads(level)
             if heads % sizes["tensor"]:

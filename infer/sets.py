@@ -10,7 +10,7 @@ from fcjax.assets import Asset, Placeable
 from fcjax.body import Body, BodyMaps
 from fcjax.metrics import Target, asset_palette, face_palette, is_plain, palette_distance
 from fcjax.metrics.scores import FACE
-from fcjax.wardrobe import POSES_PER_OUTFIT, Wardrobe
+from fcjax.wardrobe import Alike, Wardrobe
 
 LEAST_CONTRAST = 8.0
 """Two swatches whose palettes are less far apart do not serve the swap test: their exchange could not be told."""
@@ -45,16 +45,25 @@ class EvaluationSet:
 
 
 class WardrobeSets:
-    """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size."""
+    """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size.
+
+    split: of Wardrobe, or "alike", held-out sets of garments that binding alone tells apart (`wardrobe.Alike`).
+    """
 
     def __init__(self, split: str, seed: int, height: int, width: int):
-        self.wardrobe = Wardrobe(split, seed, height, width)
+        self.split = split
+        self.wardrobe = self._drawn(height, width, seed)
+
+    def _drawn(self, height: int, width: int, seed: int) -> Wardrobe:
+        return (
+            Alike("heldout", seed, height, width)
+            if self.split == "alike"
+            else Wardrobe(self.split, seed, height, width)
+        )
 
     def __getitem__(self, index: int) -> EvaluationSet:
         sample = self.wardrobe[index]
         kinds = tuple(asset.kind for asset in sample.assets)
-        outfit = self.wardrobe.outfit(index // POSES_PER_OUTFIT[self.wardrobe.split])
-        patterns = {wear.described.name: wear.fabric.pattern for wear in outfit.wears}
         target = Target(
             kinds=kinds,
             palettes=tuple(
@@ -62,7 +71,7 @@ class WardrobeSets:
                 for asset in sample.assets
             ),
             regions=sample.regions,
-            patterns=tuple(patterns.get(asset.garment, "") for asset in sample.assets),
+            patterns=tuple(asset.pattern for asset in sample.assets),
             truth=sample.image,
             foreground=sample.foreground if is_plain(sample.backdrop) else None,
         )
@@ -70,7 +79,7 @@ class WardrobeSets:
 
     @functools.cached_property
     def _small(self) -> Wardrobe:
-        return Wardrobe(self.wardrobe.split, self.wardrobe.seed, *SCAN_SIZE)
+        return self._drawn(*SCAN_SIZE, self.wardrobe.seed)
 
     def may_have_swatches(self, index: int) -> bool:
         """A quick look at a small picture of the set: whether it holds two swatches."""

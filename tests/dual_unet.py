@@ -24,7 +24,7 @@ def inputs_of(config: ComposerConfig, batch: int = 2) -> dict[str, Any]:
     spans = np.zeros((batch, config.max_assets, 9), np.float32)
     spans[:, 0, 1:4], spans[:, 1, 6:8] = 1 / 3, 1 / 2
     return {
-        "canvas_latents": oracles.normal(1, batch, height, width, latent),
+        "canvas": oracles.normal(1, batch, height, width, latent),
         "text": oracles.normal(2, batch, 9, config.text_encoder.hidden_size),
         "spans": jnp.asarray(spans),
         "masks": jnp.asarray(asset_masks(config, batch)),
@@ -35,8 +35,8 @@ def inputs_of(config: ComposerConfig, batch: int = 2) -> dict[str, Any]:
 
 
 def features_of(params, config: ComposerConfig, inputs: dict[str, Any]) -> composer.ReferenceFeatures:
-    names = ("canvas_latents", "text", "spans", "masks")
-    return composer.reference_features(params, config, *(inputs[name] for name in names))
+    names = ("canvas", "text", "spans", "masks")
+    return composer.appearance_features(params, config, *(inputs[name] for name in names))
 
 
 def denoised(params, config: ComposerConfig, inputs: dict[str, Any], features=None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Random parameters, and the torch modules that the models are held against."""
 
+import dataclasses
 import zlib
 from typing import Any
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import convert, trees
-from fcjax.config import TextConfig, UNetConfig, VAEConfig
-from fcjax.models.parameters import abstract_part
+from fcjax.config import ControlNetConfig, ImageEncoderConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.models.parameters import NetworkConfig, abstract_part
 
 
 def random_parameters(abstract: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def random_parameters(abstract: dict[str, Any], seed: int = 0) -> dict[str, Any]
         values = np.random.default_rng([seed, zlib.crc32(path.encode())]).standard_normal(leaf.shape)
         if path.endswith("kernel"):
             values *= np.prod(leaf.shape[:-1]) ** -0.5
-        elif path.endswith("scale"):
+        elif path.endswith(("scale", "lambda1")):
             values = 1 + 0.2 * values
         else:
             values *= 0.2
@@ -28,7 +29,7 @@ def random_parameters(abstract: dict[str, Any], seed: int = 0) -> dict[str, Any]
     return trees.map_paths(draw, abstract)
 
 
-def random_part(config: UNetConfig | VAEConfig | TextConfig, seed: int = 0) -> dict[str, Any]:
+def random_part(config: NetworkConfig, seed: int = 0) -> dict[str, Any]:
     return random_parameters(abstract_part(config), seed)
 
 
@@ -80,6 +81,33 @@ def torch_unet(config: UNetConfig) -> Any:
         flip_sin_to_cos=config.flip_sin_to_cos,
         freq_shift=config.freq_shift,
     )
+
+
+def torch_controlnet(config: ControlNetConfig) -> Any:
+    from diffusers import ControlNetModel
+
+    return ControlNetModel(
+        in_channels=config.in_channels,
+        conditioning_channels=config.conditioning_channels,
+        conditioning_embedding_out_channels=config.conditioning_embedding_out_channels,
+        down_block_types=config.down_block_types,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=config.attention_head_dim,
+        use_linear_projection=config.use_linear_projection,
+        norm_num_groups=config.norm_num_groups,
+        norm_eps=config.norm_eps,
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        freq_shift=config.freq_shift,
+    )
+
+
+def torch_image_encoder(config: ImageEncoderConfig) -> Any:
+    from transformers import Dinov2Config, Dinov2Model
+
+    names = [field.name for field in dataclasses.fields(config)]
+    return Dinov2Model(Dinov2Config(**{name: getattr(config, name) for name in names}, use_mask_token=False))
 
 
 def torch_vae(config: VAEConfig) -> Any:

@@ -26,7 +26,7 @@ def model() -> tuple[ComposerConfig, dict[str, Any], Inputs]:
     params, given = oracles.random_parameters(abstract_parameters(config)), inputs_of(config)
     spans = jnp.zeros((2, config.max_assets, 77)).at[:, :, :9].set(given["spans"])
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 60, (2, 77)))
-    return config, params, Inputs(ids, ids[0] * 0, spans, given["canvas_latents"], given["masks"], given["condition"])
+    return config, params, Inputs(ids, ids[0] * 0, spans, given["canvas"], given["masks"], given["condition"])
 
 
 @pytest.mark.parametrize(("guidance", "reference_guidance"), [(2.0, None), (3.0, 1.5)])
@@ -41,12 +41,21 @@ def test_the_reference_once_is_the_reference_at_every_step(model, guidance: floa
     def anew(given, latents, timestep):
         """The whole of the conditions within the step, a reference pass for each of the branches' images."""
         params, inputs = given
-        return denoise((params["unet"], make_conditions(params, config, inputs, branches)), latents, timestep)
+        return denoise(
+            (composer.denoising_parameters(params), make_conditions(params, config, inputs, branches)),
+            latents,
+            timestep,
+        )
 
     @jax.jit
     def once(params, inputs):
         return sample(
-            denoise, (params["unet"], make_conditions(params, config, inputs, branches)), table, mixing, keys, noise
+            denoise,
+            (composer.denoising_parameters(params), make_conditions(params, config, inputs, branches)),
+            table,
+            mixing,
+            keys,
+            noise,
         )
 
     every_step = jax.jit(lambda params, inputs: sample(anew, (params, inputs), table, mixing, keys, noise))
@@ -58,13 +67,13 @@ def test_the_reference_once_is_the_reference_at_every_step(model, guidance: floa
 def test_the_reference_pass_sees_the_full_prompt_in_every_branch_and_runs_once(model, monkeypatch) -> None:
     config, params, inputs = model
     seen = []
-    true_pass = composer.reference_features
+    true_pass = composer.appearance_features
 
     def watched(params, config, latents, text, *rest, **options):
         seen.append(text)
         return true_pass(params, config, latents, text, *rest, **options)
 
-    monkeypatch.setattr(generation.model, "reference_features", watched)
+    monkeypatch.setattr(generation.model, "appearance_features", watched)
     branches = guidance_branches(3.0, 1.5)
     conditions = make_conditions(params, config, inputs, branches)
     [text] = seen

@@ -22,10 +22,8 @@ def predict(params: dict[str, Any], config: ComposerConfig) -> jax.Array:
     """The denoiser's prediction with the reference's bound keys and values."""
     given = inputs_of(config)
     text = given["text"]
-    features = composer.reference_features(
-        params, config, given["canvas_latents"], text, given["spans"], given["masks"]
-    )
-    noisy = given["canvas_latents"][..., : config.vae.latent_channels] * 0.5
+    features = composer.appearance_features(params, config, given["canvas"], text, given["spans"], given["masks"])
+    noisy = given["canvas"][..., : config.vae.latent_channels] * 0.5
     return composer.denoise(params, config, noisy, jnp.asarray([3.0, 700.0]), text, given["condition"], features)
 
 

@@ -82,9 +82,7 @@ def test_zero_assets_are_the_plain_denoiser(all_bound) -> None:
     # Not to the last bit: the sums over twice as many keys are taken in another order.
     assert oracles.relative_error(compose(params, nothing), plain) <= 1e-5
     hidden = jax.jit(
-        lambda p: denoised(
-            p, config, inputs, composer.keep_reference(features_of(p, config, inputs), jnp.zeros(2, bool))
-        )
+        lambda p: denoised(p, config, inputs, composer.keep_assets(features_of(p, config, inputs), jnp.zeros(2, bool)))
     )(params)
     assert oracles.relative_error(hidden, plain) <= 1e-5
 
@@ -107,7 +105,7 @@ def test_samples_of_a_batch_do_not_mix(all_bound) -> None:
 
 def test_repeated_reference_serves_several_images(all_bound) -> None:
     config, params, _ = all_bound
-    features = jax.eval_shape(lambda p: composer.repeat_reference(features_of(p, config, inputs_of(config)), 3), params)
+    features = jax.eval_shape(lambda p: composer.repeat_features(features_of(p, config, inputs_of(config)), 3), params)
     assert all(leaf.shape[0] == 6 for leaf in jax.tree.leaves(features))
 
 
@@ -137,8 +135,8 @@ def test_bfloat16_stays_close(all_bound) -> None:
 
     @jax.jit
     def roughly(params):
-        names = ("canvas_latents", "text", "spans", "masks")
-        features = composer.reference_features(params, config, *(inputs[n] for n in names), dtype=jnp.bfloat16)
+        names = ("canvas", "text", "spans", "masks")
+        features = composer.appearance_features(params, config, *(inputs[n] for n in names), dtype=jnp.bfloat16)
         names = ("noisy", "timesteps", "text", "condition")
         return composer.denoise(params, config, *(inputs[n] for n in names), features, dtype=jnp.bfloat16)
 

@@ -98,7 +98,7 @@ def _torch_dual_unet(params, config: ComposerConfig, inputs: dict[str, Any]) -> 
     denoiser = oracles.load_into(oracles.torch_unet(_standard(config.unet)), params["unet"])
     emitting = {name: _Injecting(bound=binding(name)) for name in _self_attention_names(reference)}
     _inject(reference, emitting)
-    canvas = [oracles.to_tensor(inputs["canvas_latents"])]
+    canvas = [oracles.to_tensor(inputs["canvas"])]
     if config.reference_octaves:
         places = composer.asset_channels(jnp.asarray(coverage[0].numpy()), config.reference_octaves)
         canvas.append(oracles.to_tensor(places))

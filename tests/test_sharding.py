@@ -55,7 +55,7 @@ def batch_of(model: ComposerConfig) -> dict[str, np.ndarray]:
     ids = draw.integers(0, model.text_encoder.vocab_size, (BATCH, words), np.int32)
     return {
         "latents": draw.standard_normal((*latent, model.vae.latent_channels), np.float32),
-        "canvas_latents": draw.standard_normal((*latent, model.vae.latent_channels), np.float32),
+        "canvas": draw.standard_normal((*latent, model.vae.latent_channels), np.float32),
         "ids": ids,
         "empty_ids": np.broadcast_to(ids[:1], ids.shape).copy(),
         "spans": spans,

@@ -253,7 +253,7 @@ def test_a_batch_is_what_the_model_takes(composing):
     config, _, batch = composing
     model, count = config.model, 4
     grid = (model.latent_height, model.latent_width)
-    assert batch["latents"].shape == batch["canvas_latents"].shape == (count, *grid, model.vae.latent_channels)
+    assert batch["latents"].shape == batch["canvas"].shape == (count, *grid, model.vae.latent_channels)
     points = tuple(model.pose_patch * length for length in grid)
     assert batch["uv"].shape == (count, *points, 2) and batch["places"].shape == (count, *points, 3)
     assert batch["masks"].shape == (count, model.max_assets, *grid)
@@ -282,7 +282,7 @@ def test_training_gives_the_model_what_sampling_gives_it(composing, data: Path):
     np.testing.assert_allclose(seen, made, atol=0.05)  # 8 bits of (u, v) in the records
     params = {"vae": folder.load_part(data / "model", "vae", model.vae)}
     picture = jnp.asarray(canvas.image, jnp.float32)[None] / 127.5 - 1.0
-    np.testing.assert_allclose(example["canvas_latents"], encode_images(params, model, picture)[0], atol=5e-3)
+    np.testing.assert_allclose(example["canvas"], encode_images(params, model, picture)[0], atol=5e-3)
 
 
 def test_pictures_train_as_their_latents_do(composing, data: Path):
@@ -332,7 +332,7 @@ def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     params = trees.map_paths(
         lambda path, leaf: leaf + 0.05 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), task.parameters
     )
-    other = {**batch, "canvas_latents": -batch["canvas_latents"], "uv": 0.5 * batch["uv"], "places": -batch["places"]}
+    other = {**batch, "canvas": -batch["canvas"], "uv": 0.5 * batch["uv"], "places": -batch["places"]}
     other["ids"] = np.flip(batch["ids"], 1)
     assert float(loss(params, batch, KEY)[0]) == pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-6)
     # The same changes do move the loss where nothing is dropped.

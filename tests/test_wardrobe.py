@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from fcjax.wardrobe import Wardrobe, captions, outfits, poses, samples, vocabulary
+from fcjax.wardrobe import Alike, Wardrobe, captions, outfits, poses, samples, vocabulary
 from fcjax.wardrobe.palette import HELD_OUT_PAIRS, PAIRS, PALETTE, contrast, partners
 from fcjax.wardrobe.textures import HELD_OUT_VARIANTS, PATTERNS, Grid, draw_fabric, variants
 
@@ -262,3 +262,33 @@ def test_errors_say_what_was_expected():
     with pytest.raises(IndexError, match="count from 0"):
         Wardrobe()[-1]
     assert outfits.HATS
+
+
+def test_alike_sets_differ_in_colours_alone():
+    alike = Alike("heldout", seed=5, height=128, width=96)
+    for pair in range(3):
+        one, other = alike[2 * pair], alike[2 * pair + 1]
+        assert same(one, alike[2 * pair]) and not one.colorless
+        assert [asset.kind for asset in one.assets] == [asset.kind for asset in other.assets]
+        np.testing.assert_array_equal(one.maps.iuv, other.maps.iuv)
+        np.testing.assert_array_equal(one.regions, other.regions)
+        assert "swatch" not in {asset.kind for asset in one.assets}
+        garments = [asset for asset in one.assets if asset.kind in ("top", "jacket", "trousers", "skirt")]
+        assert len(garments) > 1 and len({asset.pattern for asset in garments}) == 1
+        for asset, again in zip(one.assets, other.assets, strict=True):
+            changed = asset.kind in ("top", "trousers", "skirt")
+            assert np.array_equal(asset.image, again.image) != changed and (asset.phrase == again.phrase) != changed
+            assert asset.phrase in one.caption and again.phrase in other.caption
+    with pytest.raises(IndexError, match="count from 0"):
+        alike[-1]
+
+
+def test_alike_garments_exchange_their_colours():
+    alike = Alike("heldout", seed=5, height=64, width=48)
+    for number in range(3):
+        one, other = (alike._dressed_alike(number, exchanged) for exchanged in (False, True))
+        mains = [(a, b) for a, b in zip(one.wears, other.wears, strict=True) if a.main]
+        (bottom, bottom_after), (top, top_after) = mains[:2]
+        for after, before in ((top_after, bottom), (bottom_after, top)):
+            np.testing.assert_array_equal(after.fabric.shades, before.fabric.shades)
+        assert top.fabric.colors[0] != bottom.fabric.colors[0]

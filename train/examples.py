@@ -30,6 +30,10 @@ def example_of(
         raise ValueError(
             f"latents cannot be changed by {augment}: train on the set of pictures, or leave the augmentation out"
         )
+    if latents and model.canvas_in_pixels:
+        raise ValueError(
+            "the image encoder reads the canvas's pixels: train on the set of pictures, not on its latents"
+        )
 
     def transform(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if not latents and augment != AS_THEY_ARE:
@@ -47,7 +51,7 @@ def example_of(
 def _from_latents(sample: Sample, layout: int, model: ComposerConfig) -> dict[str, np.ndarray]:
     return {
         "latents": sample["image"].astype(np.float32),
-        "canvas_latents": sample[f"canvas{layout}"].astype(np.float32),
+        "canvas": sample[f"canvas{layout}"].astype(np.float32),
         "masks": sample[f"masks{layout}"].astype(np.float32) / 255.0,
         "foreground": sample["foreground"].astype(np.float32) / 255.0,
         "matches": sample[f"matches{layout}"].astype(np.float32),

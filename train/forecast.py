@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from fcjax.generation import PictureInputs, conditions_of_pictures, denoiser
 from fcjax.hardware import Hardware, devices_of
 from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
+from fcjax.models.composer import denoising_parameters
 from fcjax.models.layers import Dtype
 from fcjax.models.parameters import abstract_parameters
 from fcjax.samplers import sampler_table
@@ -33,7 +35,6 @@ from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, paramet
 from train.config import TrainConfig
 from train.cost import Collective, collectives_of, flops_of
 from train.step import composing_loss, initial_state, make_step
-from train.tasks import TRAINED_PARTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,9 @@ def abstract_batch(model: ComposerConfig, count: int) -> dict[str, jax.ShapeDtyp
     finest = min(model.unet.attention_levels)
     shapes: dict[str, tuple[int, ...]] = {
         "latents": (rows, columns, model.vae.latent_channels),
-        "canvas_latents": (rows, columns, model.vae.latent_channels),
+        "canvas": (model.height, model.width, 3)
+        if model.canvas_in_pixels
+        else (rows, columns, model.vae.latent_channels),
         "ids": (words,),
         "empty_ids": (words,),
         "spans": (assets, words),
@@ -103,17 +106,35 @@ class _Attention:
         return 2.0 * self.queries * self.keys * self.heads * self.size
 
 
-def _attentions(model: ComposerConfig) -> list[_Attention]:
-    """Those of both UNets; the reference UNet stops before its last."""
+def _without_vae(params: dict[str, Any]) -> dict[str, Any]:
+    """What composing trains, or keeps frozen."""
+    return {name: part for name, part in params.items() if name != "vae"}
 
-    def layers(unet: UNetConfig, times: int) -> list[_Attention]:
+
+def _attentions(model: ComposerConfig) -> list[_Attention]:
+    """Self-attention of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
+
+    def layers(unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[_Attention]:
         found = []
-        for level in unet.attention_levels:
+        for level in levels:
             tokens, heads = (model.latent_height >> level) * (model.latent_width >> level), unet.heads(level)
             found.append(_Attention(tokens, times * tokens, heads, unet.block_out_channels[level] // heads))
         return found
 
-    return [*layers(model.unet, 2), *layers(model.reference_unet, 1)[:-1]]
+    if (reference := model.reference_unet) is not None:
+        levels = model.unet.attention_levels
+        return [*layers(model.unet, levels, 2), *layers(reference, levels[:-1])]
+    denoiser = layers(model.unet, model.unet.attention_levels)
+    if model.controlnet is not None:
+        unet = model.controlnet.unet
+        blocks = [(level, count) for name, level, count in unet.attention_blocks if not name.startswith("up")]
+        return [*denoiser, *layers(unet, [level for level, count in blocks for _ in range(count)])]
+    encoder = model.image_encoder
+    assert encoder is not None
+    height, width = (model.height, model.width) if model.canvas_in_pixels else (model.latent_height, model.latent_width)
+    tokens = (height // encoder.patch_size) * (width // encoder.patch_size) + 1
+    heads, size = encoder.num_attention_heads, encoder.hidden_size // encoder.num_attention_heads
+    return [*denoiser, *[_Attention(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
 
 
 def _kernels(layers: list[_Attention], hardware: Hardware, products: int) -> float:
@@ -148,7 +169,7 @@ def plan_training(config: TrainConfig, name: str, strategy_name: str, batch: int
     config = dataclasses.replace(config, batch_size=count, remat=remat, strategy=strategy_name)
     check(config.model, sizes, count)
     mesh, dtype = make_mesh(chosen, devices), jnp.dtype(config.compute_dtype)
-    params = {part: abstract_parameters(config.model)[part] for part in TRAINED_PARTS}
+    params = _without_vae(abstract_parameters(config.model))
     start = functools.partial(initial_state, config.optimizer, config.steps, frozen_dtype=dtype)
     state = jax.eval_shape(start, params)
     shardings = tree_shardings(state, parameter_specs(params, chosen.parameters, sizes), mesh), batch_sharding(mesh)
@@ -174,7 +195,7 @@ def plan_training(config: TrainConfig, name: str, strategy_name: str, batch: int
 def model_flops(config: TrainConfig) -> float:
     """A sample's FLOPs in one step, forward and backward, without what is computed anew."""
     model = config.model
-    params = {part: abstract_parameters(model)[part] for part in TRAINED_PARTS}
+    params = _without_vae(abstract_parameters(model))
     state = jax.eval_shape(functools.partial(initial_state, config.optimizer, config.steps), params)
     loss = composing_loss(model, config.loss, jnp.bfloat16)
 
@@ -258,13 +279,14 @@ def sampling_programs(
 
     def step(params: Any, conditions: Any, mixing: Any, keys: Any, state: Any) -> Any:
         denoise, index = denoiser(config, dtype), jnp.int32(3)
-        return guided_step(denoise, (params["unet"], conditions), table, mixing, keys, index, state)
+        return guided_step(denoise, (denoising_parameters(params), conditions), table, mixing, keys, index, state)
 
     def image(params: Any, conditions: Any, mixing: Any, keys: Any, latents: Any) -> Any:
         return generation.generate(params, conditions, table, mixing, keys, latents, config=config, dtype=dtype)
 
     decode = functools.partial(generation.decode, config=config, dtype=dtype)
-    unet, rest = {"unet": params["unet"]}, {part: params[part] for part in ("unet", "vae")}
+    unet = denoising_parameters(params)
+    rest = {**unet, "vae": params["vae"]}
     return {
         "conditions": (prepare, (params, given)),
         "step": (step, (unet, conditions, mixing, keys, SamplerState(latents, latents))),

@@ -47,6 +47,8 @@ def grown(
     layers: () keeps their number. attend: the levels whose up blocks get attention. ValueError where a level would
     lose layers or is none.
     """
+    if config.reference_unet is None:
+        raise ValueError(f"only models with a reference UNet can grow; this one has a {config.appearance}")
     changed, parts = {}, {}
     for part in ("unet", "reference_unet"):
         unet: UNetConfig = getattr(config, part)

@@ -153,13 +153,13 @@ def composing_loss(
     channel_weights: Float[np.ndarray, "c"] | float = 1.0,
     remat: str = "none",
 ) -> Loss:
-    """The denoising loss of both UNets, the binder and the text encoder together.
+    """The denoising loss of all networks but the VAE together.
 
     channel_weights: what an error in each latent channel counts, 1 on average.
     remat: what the backward pass computes anew, a key of REMAT.
 
-    batch: `latents`, `canvas_latents` (b, h, w, c) scaled, or pictures as `with_latents` takes them; `ids`,
-    `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
+    batch: `latents` (b, h, w, c) scaled and `canvas` as `read_canvas` gives it, or pictures as `with_latents` takes
+    them; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
     `pose_channels` takes them, or for try-on `person_latents` (b, h, w, c) of the cloth-agnostic person and
     `person_masks` (b, H, W) in [0, 1]; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss`
     takes them.
@@ -181,17 +181,17 @@ def composing_loss(
         ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
         embedded = composer.encode_prompt(params, model, ids, dtype=dtype)
         text, no_text = embedded[:-1], embedded[-1:]
-        read = network(composer.reference_features)
-        given = {name: batch[name] for name in ("canvas_latents", "spans", "masks")}
-        features = read(params, text=text, **given)
+        read = network(composer.appearance_features)
+        given = {name: batch[name] for name in ("canvas", "spans", "masks")}
+        own = read(params, text=text, **given)
 
         def repeat(array: Array) -> Array:
             return jnp.repeat(array, config.noises, axis=0)
 
         count = samples * config.noises
-        canvas, features = features, composer.repeat_reference(features, config.noises)
+        features = composer.repeat_features(own, config.noises)
         no_words, no_assets = dropped(config, keys["drop"], count)
-        features = composer.keep_reference(features, ~no_assets)
+        features = composer.keep_assets(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
         if model.condition == "tryon":
             condition = repeat(composer.tryon_channels(batch["person_latents"], batch["person_masks"]))
@@ -219,9 +219,9 @@ def composing_loss(
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
         if fixed is not None:
             metrics[SAMPLE_LOSSES] = weight * error
-        if config.matching:
+        if config.matching and isinstance(own, composer.ReferenceFeatures):
             # One noise level of each sample tells enough.
-            matching = matching_loss(model, [query[:: config.noises] for query in queries], canvas, batch["matches"])
+            matching = matching_loss(model, [query[:: config.noises] for query in queries], own, batch["matches"])
             total, metrics = total + config.matching * matching, {**metrics, "matching": matching}
         return total, metrics
 
@@ -234,10 +234,14 @@ def with_latents(params: Tree, model: ComposerConfig, batch: Mapping[str, Array]
     Choice: the distribution's mean, as prepared latents hold it.
     """
     batch = dict(batch)
-    for pictures, latents in (("images", "latents"), ("canvases", "canvas_latents"), ("persons", "person_latents")):
+    for pictures, latents, read in (
+        ("images", "latents", composer.encode_images),
+        ("canvases", "canvas", composer.read_canvas),
+        ("persons", "person_latents", composer.encode_images),
+    ):
         if pictures in batch:
             scaled = batch.pop(pictures).astype(jnp.float32) / 127.5 - 1.0
-            batch[latents] = composer.encode_images(params, model, scaled, dtype=dtype).astype(jnp.float32)
+            batch[latents] = read(params, model, scaled, dtype=dtype).astype(jnp.float32)
     return batch
 
 

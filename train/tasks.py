@@ -13,7 +13,7 @@ import numpy as np
 from fcjax import folder, trees
 from fcjax.config import ComposerConfig
 from fcjax.data import Mixed, Prepared
-from fcjax.generation import Inputs, decode, generate, make_conditions
+from fcjax.generation import Inputs, decode, generate, make_conditions, to_bytes
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
 from fcjax.models.vae import principal_components
@@ -27,7 +27,6 @@ from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
 GUIDANCE = 1.5
-TRAINED_PARTS = ("unet", "reference_unet", "text_encoder", "binder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _compose(config: TrainConfig) -> Task:
             raise ValueError(f"{config.start} holds a model of another configuration than {config.name!r}")
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
-    params = {part: drawn[part] for part in TRAINED_PARTS}
+    params = {part: drawn[part] for part in drawn if part != "vae"}
     if pictures_given:
         # A copy, as the step gives its state's memory away.
         params["vae"] = jax.tree.map(jnp.copy, encoding)
@@ -178,15 +177,20 @@ def _compose(config: TrainConfig) -> Task:
             channels = composer.tryon_channels(jnp.asarray(batch["person_latents"]), jnp.asarray(batch["person_masks"]))
         else:
             channels = composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"]))
-        inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas_latents"], batch["masks"], channels)
+        inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas"], batch["masks"], channels)
         branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
         mixing = make_guidance(branches, GUIDANCE)
         conditions = prepare(params, inputs, branches=branches)
         noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
         composed = generate(params, conditions, table, mixing, keys, noise, config=model, dtype=dtype)
-        names = ("canvas_latents", *(["person_latents"] if model.condition == "tryon" else []), "latents")
+        canvas = batch["canvas"]
+        if model.canvas_in_pixels:
+            shown = to_bytes(composer.show_canvas(canvas))
+        else:
+            shown = decode(params, canvas, config=model, dtype=dtype)
+        names = (*(["person_latents"] if model.condition == "tryon" else []), "latents")
         given = [decode(params, batch[name], config=model, dtype=dtype) for name in names]
-        return np.stack([*given, composed], axis=1)
+        return np.stack([shown, *given, composed], axis=1)
 
     prepare = jax.jit(
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),

@@ -1,8 +1,8 @@
 """The composer as pure functions over parameters: what training and sampling call, and jit.
 
-Parameters: {"unet" (the denoiser), "reference_unet", "vae", "text_encoder", "binder"}. `dtype` is the dtype of
-computation; latents, predictions and images come back in float32. Latents here are scaled (and shifted) as the
-denoiser sees them.
+Parameters: {"unet" (the denoiser), "reference_unet" (or what else encodes the assets), "vae", "text_encoder",
+"binder"}. `dtype` is the dtype of computation; latents, predictions and images come back in float32. Latents here are
+scaled (and shifted) as the denoiser sees them.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from fcjax.config import ComposerConfig, VAEConfig
+from fcjax.models import dino
 from fcjax.models.attention import Correspondence, KeyValue
 from fcjax.models.binder import Binder
+from fcjax.models.controlnet import ControlNet
+from fcjax.models.dino import ImageEncoder
 from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
@@ -32,6 +35,22 @@ class ReferenceFeatures(NamedTuple):
 
     layers: tuple[KeyValue, ...]
     masks: tuple[Bool[Array, "b _"], ...]
+
+
+class CanvasFeatures(NamedTuple):
+    """For a ControlNet: the canvas as it reads it at every step, and whose is seen."""
+
+    canvas: Float[Array, "b h w c"]
+    seen: Bool[Array, "b"]
+
+
+class ImageTokens(NamedTuple):
+    """An image encoder's tokens of the canvas, which stand in the text's place; zeros where the canvas is not seen."""
+
+    tokens: Float[Array, "b k e"]
+
+
+AppearanceFeatures = ReferenceFeatures | CanvasFeatures | ImageTokens
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,36 +155,40 @@ def asset_channels(masks: Float[Array, "b a h w"], octaves: int) -> Float[Array,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The two UNets
+# The networks
 
 
-def reference_features(
+def appearance_features(
     params: dict[str, Any],
     config: ComposerConfig,
-    canvas_latents: Float[Array, "b h w c"],
+    canvas: Float[Array, "b h w c"],
     text: Float[Array, "b k e"],
     spans: Float[Array, "b a k"],
     masks: Float[Array, "b a H W"],
     *,
     dtype: Dtype = FLOAT32,
-) -> ReferenceFeatures:
-    """Bound keys and values of the asset canvas, once per image.
+) -> AppearanceFeatures:
+    """What `config.appearance` makes of the asset canvas, once per image: for a reference UNet bound keys and values.
 
-    text: the embeddings of the FULL prompt, also where the denoiser's text is dropped. spans: per asset the weights
-    over the prompt's tokens; masks: per asset its coverage, at the latent's resolution or a multiple of it. Assets
-    that pad to `max_assets` have zero masks.
+    canvas: as `read_canvas` gives it. text: the embeddings of the FULL prompt, also where the denoiser's text is
+    dropped. spans: per asset the weights over the prompt's tokens; masks: per asset its coverage, at the latent's
+    resolution or a multiple of it. Assets that pad to `max_assets` have zero masks.
     """
     coverage = level_masks(config, masks)
-    binder = Binder(config.binder, config.unet, dtype=dtype)
-    bound = _apply(binder, params.get("binder", {}), phrase_vectors(text, spans), coverage)
-    sample = canvas_latents
     if config.reference_octaves:
         places = asset_channels(coverage[0], config.reference_octaves)
-        sample = jnp.concatenate([sample, places.astype(sample.dtype)], axis=-1)
+        canvas = jnp.concatenate([canvas, places.astype(canvas.dtype)], axis=-1)
+    if config.controlnet is not None:
+        return CanvasFeatures(canvas, jnp.ones(canvas.shape[:1], bool))
+    if config.image_encoder is not None:
+        return ImageTokens(_apply(ImageEncoder(config.image_encoder, dtype=dtype), params["image_encoder"], canvas))
+    assert config.reference_unet is not None
+    binder = Binder(config.binder, config.unet, dtype=dtype)
+    bound = _apply(binder, params.get("binder", {}), phrase_vectors(text, spans), coverage)
     # Choice: the reference UNet reads the clean latent, at timestep 0.
-    timesteps = jnp.zeros(sample.shape[0])
+    timesteps = jnp.zeros(canvas.shape[0])
     unet = UNet(config.reference_unet, dtype=dtype)
-    layers = _apply(unet, params["reference_unet"], sample, timesteps, text, bound=bound, emit=True)
+    layers = _apply(unet, params["reference_unet"], canvas, timesteps, text, bound=bound, emit=True)
     batch = masks.shape[0]
     if config.attend_blank:
         seen = [jnp.ones((batch, m.shape[2] * m.shape[3]), bool) for m in coverage]
@@ -174,14 +197,23 @@ def reference_features(
     return ReferenceFeatures(layers, tuple(seen[level] for level in config.unet.attention_levels))
 
 
-def keep_reference(features: ReferenceFeatures, keep: Bool[Array, "b"]) -> ReferenceFeatures:
-    """Hide the whole reference from the samples where `keep` is False (guidance, conditioning drop-out)."""
-    return features._replace(masks=tuple(mask & keep[:, None] for mask in features.masks))
+def keep_assets(features: AppearanceFeatures, keep: Bool[Array, "b"]) -> AppearanceFeatures:
+    """Hide the whole canvas from the samples where `keep` is False (guidance, conditioning drop-out)."""
+    if isinstance(features, ReferenceFeatures):
+        return features._replace(masks=tuple(mask & keep[:, None] for mask in features.masks))
+    if isinstance(features, CanvasFeatures):
+        return features._replace(seen=features.seen & keep)
+    return ImageTokens(jnp.where(keep[:, None, None], features.tokens, 0))
 
 
-def repeat_reference(features: ReferenceFeatures, times: int) -> ReferenceFeatures:
+def repeat_features(features: AppearanceFeatures, times: int) -> AppearanceFeatures:
     """Each sample's features `times` times in a row, for several images of one reference."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), features)
+
+
+def denoising_parameters(params: dict[str, Any]) -> dict[str, Any]:
+    """Those of the networks that run at every step."""
+    return {name: params[name] for name in ("unet", "controlnet") if name in params}
 
 
 def denoise(
@@ -191,14 +223,15 @@ def denoise(
     timesteps: Num[Array, "b"],
     text: Float[Array, "b k e"],
     condition: Float[Array, "b h w p"],
-    features: ReferenceFeatures | None = None,
+    features: AppearanceFeatures | None = None,
     corresponding: Mapping[int, Correspondence] | None = None,
     *,
     dtype: Dtype = FLOAT32,
 ) -> Float[Array, "b h w c"]:
     """The denoiser's raw prediction (what it is of: `config.diffusion.prediction_type`), in float32.
 
-    condition: `pose_channels` or `tryon_channels`, by `config.condition`. features None: no reference at all.
+    params: `denoising_parameters`. condition: `pose_channels` or `tryon_channels`, by `config.condition`.
+    features None: no assets at all.
     corresponding: of albums, per level of the UNet.
     """
     given = (params, config, noisy, timesteps, text, condition, features, corresponding)
@@ -212,25 +245,40 @@ def denoise_with_queries(
     timesteps: Num[Array, "b"],
     text: Float[Array, "b k e"],
     condition: Float[Array, "b h w p"],
-    features: ReferenceFeatures | None,
+    features: AppearanceFeatures | None,
     corresponding: Mapping[int, Correspondence] | None = None,
     *,
     dtype: Dtype = FLOAT32,
 ) -> tuple[Float[Array, "b h w c"], tuple[Float[Array, "b q _"], ...]]:
-    """`denoise`, and the queries with which its self-attention layers, in forward order, look at the reference."""
+    """`denoise`, and the queries with which its self-attention layers, in forward order, look at the reference.
+
+    There are none without a reference UNet.
+    """
     sample = jnp.concatenate([noisy, condition.astype(noisy.dtype)], axis=-1)
+    residuals: tuple[Array, ...] = ()
+    if config.image_encoder is not None:
+        # Choice: as in the paper's comparison this arm has no text; without assets it attends to a zero.
+        nothing = jnp.zeros((noisy.shape[0], 1, config.unet.cross_attention_dim), text.dtype)
+        text = features.tokens if isinstance(features, ImageTokens) else nothing
+    elif isinstance(features, CanvasFeatures):
+        assert config.controlnet is not None
+        branch = ControlNet(config.controlnet, dtype=dtype)
+        added = _apply(branch, params["controlnet"], sample, timesteps, text, features.canvas)
+        residuals = tuple(jnp.where(features.seen[:, None, None, None], grid, 0) for grid in added)
+    injected = features if isinstance(features, ReferenceFeatures) else None
     output = UNet(config.unet, dtype=dtype).apply(
         {"params": params["unet"]},
         sample,
         timesteps,
         text,
-        reference=None if features is None else features.layers,
-        reference_mask=None if features is None else features.masks,
+        reference=None if injected is None else injected.layers,
+        reference_mask=None if injected is None else injected.masks,
         corresponding=corresponding,
+        residuals=residuals,
         mutable=["queries"],
     )
     prediction, sown = cast(tuple[Array, dict[str, Any]], output)
-    if features is None:
+    if injected is None:
         return prediction, ()
     queries = [
         sown["queries"][name][f"attentions_{index}"]["transformer_blocks_0"]["attn1"]["query"][0]
@@ -273,6 +321,20 @@ def encode_images(
     if key is not None:
         mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
     return scale_latents(config.vae, mean)
+
+
+def read_canvas(
+    params: dict[str, Any], config: ComposerConfig, canvases: Float[Array, "b H W 3"], *, dtype: Dtype = FLOAT32
+) -> Float[Array, "b h w c"]:
+    """Asset canvases in [-1, 1] as `config.appearance` reads them: scaled latents, or for an image encoder pixels."""
+    if not config.canvas_in_pixels:
+        return encode_images(params, config, canvases, dtype=dtype)
+    return ((canvases + 1) / 2 - jnp.asarray(dino.MEAN)) / jnp.asarray(dino.DEVIATION)
+
+
+def show_canvas(canvas: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    """The reverse of `read_canvas` for a canvas in pixels."""
+    return 2 * (canvas * jnp.asarray(dino.DEVIATION) + jnp.asarray(dino.MEAN)) - 1
 
 
 def decode_latents(

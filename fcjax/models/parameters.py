@@ -10,46 +10,60 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from fcjax import trees
-from fcjax.config import BinderConfig, ComposerConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.config import (
+    BinderConfig,
+    ComposerConfig,
+    ControlNetConfig,
+    ImageEncoderConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from fcjax.models.binder import Binder
+from fcjax.models.controlnet import ControlNet
+from fcjax.models.dino import ImageEncoder
 from fcjax.models.layers import Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
 
 Parameters = dict[str, Any]
+NetworkConfig = UNetConfig | ControlNetConfig | ImageEncoderConfig | VAEConfig | TextConfig
 
 # Choice: a path that adds to a residual, and the UNets' output, start at zero (as in ADM, arXiv 2105.05233), which a
 # model trained from nothing needs to get going; the binder starts at zero so that it starts as no binding.
 INITIALISERS: tuple[tuple[str, str], ...] = (
     (r"binder/.*/linear_2/kernel|binder/conv_in/kernel", "zeros"),
-    (r"(reference_)?unet/.*/(conv2|proj_out)/kernel|(reference_)?unet/conv_out/kernel", "zeros"),
+    (r"(unet|reference_unet|controlnet)/.*/(conv2|proj_out)/kernel|(reference_)?unet/conv_out/kernel", "zeros"),
+    # As the ControlNet begins (arXiv 2302.05543): it adds nothing.
+    (r"controlnet/controlnet_(down_blocks_\d+|mid_block|cond_embedding/conv_out)/kernel", "zeros"),
     (r".*/kernel", "lecun_normal"),
     (r".*/bias", "zeros"),
-    (r".*/scale", "ones"),
-    (r".*/embedding", "embedding"),
+    (r".*/(scale|lambda1)", "ones"),
+    (r".*/(embedding|cls_token|position_embeddings)", "embedding"),
 )
 
 
 def abstract_parameters(config: ComposerConfig, dtype: Dtype = jnp.float32) -> Parameters:
-    """ShapeDtypeStructs of {"unet", "reference_unet", "vae", "text_encoder", "binder"}; binder is {} for "none"."""
-    return {
-        "unet": abstract_part(config.unet, dtype),
-        "reference_unet": abstract_part(config.reference_unet, dtype),
-        "vae": abstract_part(config.vae, dtype),
-        "text_encoder": abstract_part(config.text_encoder, dtype),
-        "binder": abstract_binder(config.binder, config.unet, dtype),
-    }
+    """ShapeDtypeStructs of `config.networks` and "binder", which is {} for "none"."""
+    networks = {name: abstract_part(getattr(config, name), dtype) for name in config.networks}
+    return {**networks, "binder": abstract_binder(config.binder, config.unet, dtype)}
 
 
-def abstract_part(config: UNetConfig | VAEConfig | TextConfig, dtype: Dtype = jnp.float32) -> Parameters:
+def abstract_part(config: NetworkConfig, dtype: Dtype = jnp.float32) -> Parameters:
     """ShapeDtypeStructs of one network by its own config."""
-    if isinstance(config, UNetConfig):
+    if isinstance(config, UNetConfig | ControlNetConfig):
         # Any grid gives the same parameters: take the smallest that the levels allow.
-        side = 2 ** (config.levels - 1)
+        side = 2 ** (len(config.block_out_channels) - 1)
         sample = jnp.zeros((1, side, side, config.in_channels))
         text = jnp.zeros((1, 1, config.cross_attention_dim))
-        return _abstract(UNet(config, param_dtype=dtype), sample, jnp.zeros((1,)), text)
+        if isinstance(config, UNetConfig):
+            return _abstract(UNet(config, param_dtype=dtype), sample, jnp.zeros((1,)), text)
+        grid = jnp.zeros((1, side, side, config.conditioning_channels))
+        return _abstract(ControlNet(config, param_dtype=dtype), sample, jnp.zeros((1,)), text, grid)
+    if isinstance(config, ImageEncoderConfig):
+        grid = jnp.zeros((1, config.patch_size, config.patch_size, config.num_channels))
+        return _abstract(ImageEncoder(config, param_dtype=dtype), grid)
     if isinstance(config, VAEConfig):
         return _abstract(VAE(config, param_dtype=dtype), jnp.zeros((1, config.factor, config.factor, 3)))
     return _abstract(TextEncoder(config, param_dtype=dtype), jnp.zeros((1, 1), jnp.int32))

@@ -34,7 +34,7 @@ LAYER_OUTPUT = "layer_output"
 Instructions = dict[str, Any]
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """One block: resnets with their attentions, then the change of resolution. `kind`: "down", "mid" or "up".
 
     The up path takes its skips from the end of `skips`, the down path appends to it; neither changes the argument.
@@ -117,6 +117,7 @@ class UNet(nn.Module):
         reference_mask: Sequence[Bool[Array, "b _"]] | None = None,
         bound: Mapping[str, Any] | None = None,
         corresponding: Mapping[int, Correspondence] | None = None,
+        residuals: Sequence[Float[Array, "b _ _ _"]] = (),
         emit: bool = False,
     ) -> Float[Array, "b h w out"] | tuple[KeyValue | None, ...]:
         """The prediction in float32; with `emit` instead the keys and values of every self-attention layer.
@@ -127,33 +128,47 @@ class UNet(nn.Module):
           block's self-attention layers, (b, h w, width of the block) each; under "conv_in" a grid that is added to
           the first convolution's output.
         corresponding: per level, which own keys and values of its self-attention layers give way to another row's.
+        residuals: what a ControlNet adds to every skip in forward order and, last, to the middle.
         emit: stop at the last self-attention's keys and values; the rest of the UNet is not computed.
         """
         config, dtypes = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         _check_grid(sample, config)
         instructions = _instructions(config, reference, reference_mask, bound or {}, corresponding or {}, emit)
-        time = timestep_features(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
-        time = TimestepEmbedding(4 * config.block_out_channels[0], name="time_embedding", **dtypes)(time)
         text = text.astype(self.dtype)
-
-        x = Conv(config.block_out_channels[0], name="conv_in", **dtypes)(sample)
-        if bound and CONV_IN in bound:
-            x += bound[CONV_IN].astype(self.dtype)
-        x = lay_out(x, *GRID)
+        x, time = begin(config, sample, timesteps, (bound or {}).get(CONV_IN), dtypes)
         skips: tuple[Array, ...] = (x,)
         emitted: list[KeyValue | None] = []
-        for name, kind, level, layers, attention, resample in _blocks(config):
-            block = _Block(config, kind, level, layers, attention, resample, name=name, **dtypes)
+        for name, kind, level, layers, attention, resample in blocks(config):
+            block = Block(config, kind, level, layers, attention, resample, name=name, **dtypes)
             y, skips, keys_values = block(x, time, text, skips, instructions.get(name, ()))
             emitted += keys_values
             if y is None:
                 return tuple(emitted)
+            if kind == "mid" and residuals:
+                *others, middle = residuals
+                y, skips = y + middle, tuple(skip + other for skip, other in zip(skips, others, strict=True))
             x = lay_out(y, *GRID)
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="conv_norm_out", **dtypes)(x))
         return Conv(config.out_channels, name="conv_out", **dtypes)(x).astype(FLOAT32)
 
 
-def _blocks(config: UNetConfig) -> list[tuple[str, str, int, int, bool, bool]]:
+def begin(
+    config: UNetConfig,
+    sample: Float[Array, "b h w c"],
+    timesteps: Num[Array, "b"],
+    added: Float[Array, "b h w c2"] | None,
+    dtypes: Mapping[str, Dtype],
+) -> tuple[Float[Array, "b h w c2"], Float[Array, "b t"]]:
+    """The first convolution's output with `added` to it, and the timesteps' embedding; layers of the calling module."""
+    time = timestep_features(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+    time = TimestepEmbedding(4 * config.block_out_channels[0], name="time_embedding", **dtypes)(time)
+    x = Conv(config.block_out_channels[0], name="conv_in", **dtypes)(sample)
+    if added is not None:
+        x += added.astype(x.dtype)
+    return lay_out(x, *GRID), time
+
+
+def blocks(config: UNetConfig) -> list[tuple[str, str, int, int, bool, bool]]:
     """(name, kind, level, layers, has attention, changes resolution) of every block in forward order."""
     last = config.levels - 1
     down = [

@@ -4,7 +4,8 @@
 swatches, a face) with their phrases, the caption, body maps and the assets' regions.
 """
 
+from fcjax.wardrobe.alike import Alike
 from fcjax.wardrobe.captions import vocabulary
 from fcjax.wardrobe.samples import POSES_PER_OUTFIT, SPLITS, Sample, Wardrobe, WardrobeAsset
 
-__all__ = ["POSES_PER_OUTFIT", "SPLITS", "Sample", "Wardrobe", "WardrobeAsset", "vocabulary"]
+__all__ = ["POSES_PER_OUTFIT", "SPLITS", "Alike", "Sample", "Wardrobe", "WardrobeAsset", "vocabulary"]

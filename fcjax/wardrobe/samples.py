@@ -48,6 +48,7 @@ class WardrobeAsset:
     phrase: str
     kind: str  # "top", "jacket", "trousers", "skirt", "dress", "shoes", "hat", "bag", "face" or "swatch"
     garment: str = ""  # the garment's name, for swatches too
+    pattern: str = ""  # of its fabric
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,11 +275,19 @@ class Wardrobe:
         self._latest = (number, outfit)
         return outfit
 
+    def _wording(self, rng: np.random.Generator) -> tuple[bool, str]:
+        """Whether main garments are shown as swatches, and how much phrases tell (`captions.garment_phrase`)."""
+        swatches = rng.random() < SWATCH_SAMPLES
+        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
+        return swatches, str(rng.choice(("pattern", "noun"))) if colorless else "colors"
+
     def __getitem__(self, index: int) -> Sample:
         if index < 0:
             raise IndexError(f"index is {index}; Wardrobe's samples count from 0 without end")
-        outfit = self.outfit(index // POSES_PER_OUTFIT[self.split])
-        rng = self._rng(index, 1)
+        return self._photograph(self.outfit(index // POSES_PER_OUTFIT[self.split]), self._rng(index, 1))
+
+    def _photograph(self, outfit: Outfit, rng: np.random.Generator) -> Sample:
+        """The sample of an outfit whose pose, view, light, background and words `rng` draws."""
         rotations, pose = draw_pose(rng, self.split, outfit.skirted)
         view = draw_view(rng)
         facing = view - float(np.degrees(rotations[0, 1]))
@@ -304,19 +313,18 @@ class Wardrobe:
         """Choose what becomes an asset, name everything, and mark the assets' regions."""
         person, wears = outfit.person, outfit.wears
         seen = np.where(foreground, _majority(kinds), -1)
-        swatches = rng.random() < SWATCH_SAMPLES
-        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
-        level = str(rng.choice(("pattern", "noun"))) if colorless else "colors"
+        swatches, level = self._wording(rng)
         worn, carried, assets, labels = [], [], [], []
         for index, as_asset in _choose(rng, wears, seen):
             wear = wears[index]
+            made = wear.described.name, wear.fabric.pattern
             if as_asset and swatches and wear.main:
                 phrase = captions.swatch_phrase(wear.described, rng)
-                assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", wear.described.name))
+                assets.append(WardrobeAsset(outfit.swatch(index), phrase, "swatch", *made))
             else:
                 phrase = captions.garment_phrase(wear.described, rng, level if as_asset else "colors")
                 if as_asset:
-                    assets.append(WardrobeAsset(outfit.flats[index], phrase, wear.cut.kind, wear.described.name))
+                    assets.append(WardrobeAsset(outfit.flats[index], phrase, wear.cut.kind, *made))
             (carried if wear.cut.kind == "bag" else worn).append(phrase)
             if as_asset:
                 labels.append((scene.FIRST_GARMENT + index,))
@@ -347,7 +355,7 @@ class Wardrobe:
             foreground=foreground,
             background=place,
             backdrop=plate,
-            colorless=bool(colorless),
+            colorless=level != "colors",
             pose=pose,
             view=view,
         )
