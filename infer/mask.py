@@ -3,7 +3,8 @@
 python -m infer.mask --image person.png --parse parse.png --keypoints pose.json --category upper --out mask.png
 
 It follows from a parse map (--labels says with whose labels) with OpenPose's keypoints or without, from a DensePose map
-(--iuv), or from both. infer.tryon takes it as --mask.
+(--iuv), or from both. Where there is nothing but the photograph, --estimate guesses what is needed, clearly second best
+(fcjax.estimate says what to install). infer.tryon takes the mask as --mask.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fcjax.agnostic import MARGIN, Category, agnostic_image, agnostic_mask
 from fcjax.cli import run
 from fcjax.data.sources.files import read_iuv, read_keypoints, read_parse
 from fcjax.data.sources.sample import Labels
+from fcjax.estimate import warned
 from fcjax.pictures import open_rgb
 from infer.compose import prepare_output
 from infer.sheet import sheet
@@ -39,6 +41,8 @@ class Request:
     """A DensePose map: a PNG of part, u and v."""
     keypoints: Path | None = None
     """OpenPose's JSON, or DressCode's."""
+    estimate: bool = False
+    """Body parts and keypoints are guessed from the photograph alone."""
     category: Category = "outfit"
     """What is taken off."""
     margin: float = MARGIN
@@ -58,14 +62,15 @@ def make_mask(request: Request, image: UInt8[ndarray, "h w 3"]) -> Bool[ndarray,
         if path is not None and not path.is_file():
             raise ValueError(f"no such file: {path}")
     size = image.shape[:2]
+    worn = {"category": request.category, "margin": request.margin, "shoes": request.shoes, "hat": request.hat}
+    if request.estimate:
+        guess = warned(image, "give --parse or --iuv where there is one")
+        return agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, **worn)
     return agnostic_mask(
         parse=None if request.parse is None else read_parse(request.parse, request.labels, size),
         keypoints=None if request.keypoints is None else read_keypoints(request.keypoints, size),
         iuv=None if request.iuv is None else read_iuv(request.iuv, size),
-        category=request.category,
-        margin=request.margin,
-        shoes=request.shoes,
-        hat=request.hat,
+        **worn,
     )
 
 
@@ -78,8 +83,14 @@ def preview(image: UInt8[ndarray, "h w 3"], mask: Bool[ndarray, "h w"]) -> Image
 
 def main(request: Request) -> None:
     """Write the mask, and the preview where it is asked for."""
-    if request.parse is None and request.iuv is None:
-        raise ValueError("give --parse or --iuv, or both: a mask follows from a parse map or a DensePose map")
+    maps = [name for name in ("parse", "iuv", "keypoints") if getattr(request, name) is not None]
+    if request.estimate and maps:
+        raise ValueError(f"--estimate guesses what --{maps[0]} says: give one of them")
+    if not request.estimate and request.parse is None and request.iuv is None:
+        raise ValueError(
+            "give --parse or --iuv, or both: a mask follows from a parse map or a DensePose map (or --estimate, where "
+            "there is only the photograph)"
+        )
     paths = [request.out] if request.preview is None else [request.out, request.preview]
     for path in paths:
         prepare_output(path)

@@ -4,7 +4,8 @@ python -m infer.tryon --model FOLDER --person person.png --mask mask.png --promp
 --asset top.png="a striped shirt" --out out.png
 
 White in the mask is repainted. Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) and
---category say what to repaint. The result has the size of the person's own picture.
+--category say what to repaint; with nothing but the photograph, --estimate guesses the body, which is second best
+(fcjax.estimate says what to install). The result has the size of the person's own picture.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from fcjax.agnostic import CATEGORIES, Category, agnostic_mask
 from fcjax.assets import Asset
 from fcjax.cli import one_line, run
+from fcjax.estimate import warned
 from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb, read
 from infer.compose import prepare_output
@@ -65,6 +67,7 @@ class TryOnRequest:
     assets: tuple[AssetFile, ...] = ()
     mask: str | None = None
     iuv: str | None = None
+    estimate: bool = False
     category: Category = "outfit"
     model: str = TRYON_MODEL
     seed: int = 0
@@ -90,22 +93,26 @@ class TryOnRequest:
             check(name, getattr(self, name), numbers.Integral, "a whole number")
         for name in ("guidance", "guidance_rescale"):
             check(name, getattr(self, name), numbers.Real, "a number")
-        check("raw", self.raw, bool, "true or false")
+        for name in ("raw", "estimate"):
+            check(name, getattr(self, name), bool, "true or false")
         if self.size is not None:
             check_whole_numbers("size", self.size, 2, "height and width")
         if self.category not in CATEGORIES:
             raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
         if not self.assets:
             raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
-        if self.mask is None and self.iuv is None:
+        if self.mask is None and self.iuv is None and not self.estimate:
             raise ValueError(
-                "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one"
+                "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one "
+                "(or --estimate, where there is only the photograph)"
             )
+        if self.estimate and (self.mask is not None or self.iuv is not None):
+            raise ValueError(f"estimate guesses what {'iuv' if self.mask is None else 'mask'} says: give one of them")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.try_on`."""
-        files = ("prompt", "person", "assets", "mask", "iuv", "category", "model")
+        files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "model")
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in files}
 
     @classmethod
@@ -140,6 +147,8 @@ class Flags:
     """Of the person's size; white is repainted."""
     iuv: str | None = None
     """The person's body map (part ids, u, v), from which a mask is made where there is none."""
+    estimate: bool = False
+    """The body is guessed from the photograph alone."""
     category: Category | None = None
     """What a made mask covers: upper, lower, dress or outfit (default: outfit)."""
     prompt: str | None = None
@@ -175,6 +184,9 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     image = open_rgb(found(request.person, beside))
     if request.mask is not None:
         return Person(image, open_mask(found(request.mask, beside)))
+    if request.estimate:
+        guess = warned(image, "give --mask or --iuv where there is one")
+        return Person(image, agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, category=request.category))
     assert request.iuv is not None
     iuv = np.asarray(read(found(request.iuv, beside), what="body map").convert("RGB"))
     if iuv.shape != image.shape:

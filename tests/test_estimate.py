@@ -1,0 +1,110 @@
+"""Bodies guessed from photographs: parts by the nearest bone, keypoints, programs; the model where it is there."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax import estimate
+from fcjax.agnostic import agnostic_mask
+from infer.mask import Request, main
+from infer.tryon import TryOnRequest, person_of
+
+HEIGHT, WIDTH = 160, 120
+# x and y of MediaPipe's landmarks in a person who faces the camera: their left is on the right.
+PLACES = {
+    "face": (60, 20), "shoulder": (12, 45), "elbow": (24, 65), "wrist": (28, 88), "hip": (8, 90), "knee": (10, 118),
+    "ankle": (11, 145),
+}  # fmt: skip
+
+
+def landmarks() -> np.ndarray:
+    points = np.zeros((33, 3))
+    points[:11] = (*PLACES["face"], 1)
+    numbers = {"shoulder": 11, "elbow": 13, "wrist": 15, "hip": 23, "knee": 25, "ankle": 27}
+    for name, number in numbers.items():
+        across, down = PLACES[name]
+        points[number], points[number + 1] = (60 + across, down, 1), (60 - across, down, 1)
+    for hand in (17, 19, 21):
+        points[hand], points[hand + 1] = (89, 97, 1), (31, 97, 1)
+    for foot in (29, 31):
+        points[foot], points[foot + 1] = (72, 152, 1), (48, 152, 1)
+    return points
+
+
+@pytest.fixture
+def guessed(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    outline = np.zeros((HEIGHT, WIDTH), bool)
+    outline[8:156, 25:95] = True
+    monkeypatch.setattr(estimate, "_look", lambda image: (landmarks(), outline))
+    return np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+
+
+def test_parts_lie_around_their_bones(guessed: np.ndarray) -> None:
+    found = estimate.estimate(guessed)
+    parts = found.iuv[..., 0]
+    for (x, y), part in (
+        ((60, 15), 24), ((60, 60), 2), ((84, 68), 19), ((36, 68), 20), ((76, 52), 15), ((44, 52), 16),
+        ((89, 97), 4), ((31, 97), 3), ((69, 105), 10), ((51, 105), 9), ((71, 132), 14), ((49, 132), 13),
+        ((72, 152), 5), ((48, 152), 6), ((5, 5), 0),
+    ):  # fmt: skip
+        assert parts[y, x] == part, (x, y, parts[y, x])
+    assert not found.iuv[..., 1:].any()
+    # OpenPose counts the person's right first.
+    np.testing.assert_allclose(found.keypoints[[0, 1, 2, 5, 8, 11], 0], [60, 60, 48, 72, 52, 68])
+    upper = agnostic_mask(iuv=found.iuv, keypoints=found.keypoints, category="upper")
+    assert upper[60, 60] and upper[68, 84] and not upper[15, 60] and not upper[132, 71] and not upper[97, 89]
+
+
+def test_limbs_that_are_not_seen_are_left_out() -> None:
+    points, outline = landmarks(), np.ones((HEIGHT, WIDTH), bool)
+    points[25, 2], points[26, 1] = 0.1, HEIGHT + 30
+    parts = np.unique(estimate.body_parts(points, outline)[..., 0])
+    assert not {9, 10, 13, 14} & set(parts.tolist()) and {2, 24, 15, 16} <= set(parts.tolist())
+    assert not estimate.body_parts(points, ~outline).any()
+
+
+def test_programs_guess_where_they_are_told_to(guessed: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(guessed).save(tmp_path / "person.png")
+    with pytest.warns(UserWarning, match="second best: give --parse or --iuv"):
+        main(Request(tmp_path / "person.png", estimate=True, category="upper", out=tmp_path / "mask.png"))
+    mask = np.asarray(Image.open(tmp_path / "mask.png")) > 0
+    asked = {
+        "prompt": "a shirt",
+        "person": str(tmp_path / "person.png"),
+        "assets": [{"path": "a", "phrase": "a shirt"}],
+    }
+    request = TryOnRequest.from_dict({**asked, "estimate": True, "category": "upper"}, "here")
+    with pytest.warns(UserWarning, match="second best: give --mask or --iuv"):
+        np.testing.assert_array_equal(person_of(request).mask, mask)
+    with pytest.raises(ValueError, match="guesses what iuv says"):
+        TryOnRequest.from_dict({**asked, "estimate": True, "iuv": "b"}, "here")
+    with pytest.raises(ValueError, match="guesses what --keypoints says"):
+        main(Request(tmp_path / "person.png", estimate=True, keypoints=tmp_path / "k", out=tmp_path / "mask.png"))
+
+
+def test_without_the_model_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install "fcjax\[estimate\]" && pip install --no-deps mediapipe'):
+        estimate.estimate(np.zeros((64, 48, 3), np.uint8))
+
+
+def test_the_model_finds_a_drawn_person() -> None:
+    """Only where the extra and MediaPipe's package are installed."""
+    pytest.importorskip("ai_edge_litert")
+    if importlib.util.find_spec("mediapipe") is None:
+        pytest.skip("MediaPipe's package is not installed")
+    from fcjax.wardrobe import Wardrobe
+
+    sample = Wardrobe("train", 0, 512, 384)[0]
+    found = estimate.estimate(sample.image)
+    on_person = found.iuv[..., 0] > 0
+    assert (on_person & sample.foreground).sum() / (on_person | sample.foreground).sum() > 0.85
+    truth = sample.maps.part
+    for groups in ((23, 24), (1, 2), tuple(range(7, 15)), tuple(range(15, 23))):
+        both = np.isin(truth, groups) & on_person
+        assert np.isin(found.iuv[..., 0], groups)[both].mean() > 0.6, groups
+    with pytest.raises(ValueError, match="no person is found"):
+        estimate.estimate(np.full((256, 192, 3), 127, np.uint8))
