@@ -37,24 +37,25 @@ def make_arms(
     size: tuple[int, int] | None,
     binding_off: bool,
     truth: bool,
+    condition: str = "pose",
 ) -> tuple[list[Arm], tuple[int, int]]:
     """The columns of the table, and the size of all pictures.
 
     settings: keywords of `Composer.compose`; size: of pictures, if not the model's; binding_off: the model once more,
-    with its binding switched off; truth: true pictures and their reconstruction, first. ValueError where models cannot
-    be compared.
+    with its binding switched off; truth: true pictures and their reconstruction, first; condition: of all models.
+    ValueError where models cannot be compared, or are of another condition.
     """
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
 
-    composer = Composer.load(model)
+    composer = _of_condition(Composer.load(model), model, condition)
     chosen = size or (composer.config.height, composer.config.width)
     settings = {**settings, "size": chosen}
     columns = [Arm(model, _composing(composer, settings))]
     if binding_off:
         columns.append(Arm(f"{model}, binding off", _composing(without_binding(composer), settings)))
     for other in also:
-        loaded = Composer.load(other)
+        loaded = _of_condition(Composer.load(other), other, condition)
         own = (loaded.config.height, loaded.config.width)
         if size is None and own != chosen:
             raise ValueError(
@@ -83,10 +84,22 @@ def without_binding(composer: "Composer") -> "Composer":
     return Composer(composer.config, {**composer.params, "binder": binder}, composer.tokenizer, composer.dtype)
 
 
+def _of_condition(composer: "Composer", name: str, condition: str) -> "Composer":
+    if composer.config.condition != condition:
+        raise ValueError(
+            f"{name} is a model whose condition is {composer.config.condition!r}; these sets need one for {condition!r}"
+        )
+    return composer
+
+
 def _composing(composer: "Composer", settings: Mapping[str, Any]) -> Draw:
     def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
-        [composition] = composer.compose(one.prompt, assets, one.maps, seed=seed, **settings)
-        return np.asarray(composition.image)
+        given = {"seed": seed, "boxes": one.boxes, **settings}
+        if one.person is None:
+            [made] = composer.compose(one.prompt, assets, one.maps, **given)
+        else:
+            [made] = composer.try_on(one.prompt, assets, one.person, **given)
+        return np.asarray(made.image)
 
     return draw
 

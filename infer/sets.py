@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fcjax.assets import Asset, Placeable
+from fcjax.assets import Asset, Box, Placeable
 from fcjax.body import Body, BodyMaps
 from fcjax.metrics import Target, asset_palette, face_palette, is_plain, palette_distance
 from fcjax.metrics.scores import FACE
+from fcjax.person import Person
 from fcjax.wardrobe import Alike, Wardrobe
 
 LEAST_CONTRAST = 8.0
@@ -26,6 +27,12 @@ class EvaluationSet:
     maps: BodyMaps
     target: Target
     pose: str
+    boxes: tuple[Box, ...] | None = None
+    """Where the assets stand on their canvas, if that is given."""
+    person: Person | None = None
+    """Whom a try-on model dresses."""
+    seed: int | None = None
+    """Of its picture, if the set has one of its own."""
 
     @property
     def swatches(self) -> tuple[int, int] | None:

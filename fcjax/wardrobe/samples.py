@@ -286,6 +286,19 @@ class Wardrobe:
             raise IndexError(f"index is {index}; Wardrobe's samples count from 0 without end")
         return self._photograph(self.outfit(index // POSES_PER_OUTFIT[self.split]), self._rng(index, 1))
 
+    def pages(self, number: int, count: int) -> tuple[Sample, ...]:
+        """The person of `outfit(number)` in `count` poses, each seen from the front, as far as captions tell.
+
+        Which garments are assets, and the words, differ from page to page; garments are known by their names.
+        """
+        outfit, found, turn = self.outfit(number), [], 0
+        while len(found) < count:
+            sample = self._photograph(outfit, self._rng(number, 4 + turn))
+            turn += 1
+            if ", seen from " not in sample.caption:
+                found.append(sample)
+        return tuple(found)
+
     def _photograph(self, outfit: Outfit, rng: np.random.Generator) -> Sample:
         """The sample of an outfit whose pose, view, light, background and words `rng` draws."""
         rotations, pose = draw_pose(rng, self.split, outfit.skirted)

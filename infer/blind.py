@@ -1,0 +1,121 @@
+"""Pictures compared without knowing whose they are, as in the paper's votes: the page, its key, and the count of votes.
+
+The page shows every set's pictures in an order of its own and saves what is chosen as JSON; which picture is whose
+stands in the key, a file of its own.
+"""
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.report_page import data_uri, document, row
+from infer.sheet import Panel
+
+QUESTIONS = {
+    "quality": "Which picture has the better quality?",
+    "fidelity": "Which picture is truer to the garments and the words?",
+}
+_SCRIPT = """
+function save() {
+  const sets = [...document.querySelectorAll("section")];
+  const votes = sets.map((set, number) => {
+    const vote = {set: number};
+    for (const name of QUESTIONS) {
+      const chosen = set.querySelector(`input[name="${name}_${number}"]:checked`);
+      vote[name] = chosen ? Number(chosen.value) : null;
+    }
+    return vote;
+  });
+  const held = new Blob([JSON.stringify({page: PAGE, votes: votes}, null, 1)], {type: "application/json"});
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(held);
+  link.download = `votes-${PAGE}.json`;
+  link.click();
+}
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """One set: what everybody was given, and what each arm made of it."""
+
+    prompt: str
+    given: Sequence[Panel]
+    made: Mapping[str, np.ndarray]
+
+
+def blind_page(title: str, contests: Sequence[Contest], seed: int = 0) -> tuple[str, dict[str, Any]]:
+    """The page, and its key. ValueError where there is nothing to compare."""
+    if not contests or min(len(contest.made) for contest in contests) < 2:
+        raise ValueError("a comparison needs two models: name another with --also, or --without-binding")
+    orders, parts = [], []
+    for number, contest in enumerate(contests):
+        arms = list(contest.made)
+        order = [arms[place] for place in np.random.default_rng([seed, number]).permutation(len(arms))]
+        orders.append(order)
+        parts.append(_section(number, contest, [contest.made[arm] for arm in order]))
+    page = hashlib.sha256(("".join(parts) + json.dumps(orders)).encode()).hexdigest()[:12]
+    script = f"const PAGE = {json.dumps(page)}; const QUESTIONS = {json.dumps(list(QUESTIONS))};{_SCRIPT}"
+    body = (
+        "<p>Choose a picture for each question; leave a question out where you cannot tell. Then save.</p>\n"
+        + "\n".join(parts)
+        + '\n<button onclick="save()">Save my votes</button>'
+    )
+    return document(title, body, script), {"page": page, "questions": QUESTIONS, "orders": orders}
+
+
+def _section(number: int, contest: Contest, pictures: Sequence[np.ndarray]) -> str:
+    shown = "".join(
+        f'<figure><img alt="picture {place + 1}" src="{data_uri(picture)}">'
+        f"<figcaption>picture {place + 1}</figcaption></figure>"
+        for place, picture in enumerate(pictures)
+    )
+    asked = "".join(
+        f"<fieldset><legend>{words}</legend>"
+        + "".join(
+            f'<label><input type="radio" name="{name}_{number}" value="{place}"> picture {place + 1}</label>'
+            for place in range(len(pictures))
+        )
+        + "</fieldset>"
+        for name, words in QUESTIONS.items()
+    )
+    given = row([*contest.given]) if contest.given else ""
+    head = f"<h2>{number + 1}. {html.escape(contest.prompt)}</h2>"
+    return f'<section>{head}{given}<div class="row">{shown}</div>{asked}</section>'
+
+
+def tally(votes: Sequence[Path], key: Path) -> dict[str, dict[str, int]]:
+    """Per question how many votes each arm got. ValueError for files that are none, or of another page."""
+    known = _read(key, {"page", "orders"}, "the key of a comparison page")
+    arms = list(dict.fromkeys(arm for order in known["orders"] for arm in order))
+    counts = {name: dict.fromkeys(arms, 0) for name in QUESTIONS}
+    for path in votes:
+        given = _read(path, {"page", "votes"}, "votes that a comparison page saved")
+        if given["page"] != known["page"]:
+            raise ValueError(f"{path} holds votes on the page {given['page']}, the key {key} is of {known['page']}")
+        for vote in given["votes"]:
+            for name in QUESTIONS:
+                chosen = vote.get(name)
+                if chosen is None:
+                    continue
+                try:
+                    counts[name][known["orders"][vote["set"]][chosen]] += 1
+                except (IndexError, KeyError, TypeError):
+                    raise ValueError(f"{path} votes for a picture that the page does not show: {vote}") from None
+    return counts
+
+
+def _read(path: Path, keys: set[str], what: str) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"cannot read {path} as {what}: {error}") from None
+    if not isinstance(said, dict) or not keys <= said.keys():
+        raise ValueError(f"{path} is not {what}: an object with {' and '.join(sorted(keys))} is expected")
+    return said

@@ -1,0 +1,48 @@
+"""What every evaluation prints and writes: tables of figures with intervals, the versions that made them."""
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import fcjax
+from fcjax.metrics import Figure
+
+PACKAGES = ("jax", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of fcjax, Python, and the packages that figures depend on."""
+    return {
+        "fcjax": fcjax.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def cell(figure: Figure | None, digits: int | None = None) -> str:
+    """A mean with its interval, by default with three digits below 1 and one above."""
+    if figure is None:
+        return "-"
+    if digits is None:
+        digits = 3 if abs(figure.high) <= 1 else 1
+    return f"{figure.mean:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
+
+
+def prepare_file(path: Path) -> None:
+    """Makes the folder of a file to be written. ValueError where the path is a folder itself."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)

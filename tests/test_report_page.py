@@ -1,0 +1,136 @@
+"""Reports as pages, and comparisons without names: nothing from outside, pictures inside, votes counted by the key."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.metrics import Figure
+from infer.blind import QUESTIONS, Contest, blind_page, tally
+from infer.report_page import chart, data_uri, report_page
+
+RED, BLUE = (np.full((32, 24, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
+
+
+class Reader(HTMLParser):
+    """Tags in balance, addresses, and words."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in ("meta", "img", "input", "rect", "line"):
+            self.open.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.words += data
+
+
+def colors(page: str) -> list[tuple[int, ...]]:
+    return [
+        Image.open(io.BytesIO(base64.b64decode(held))).convert("RGB").getpixel((0, 0))
+        for held in re.findall(r"data:image/png;base64,([\w+/=]+)", page)
+    ]
+
+
+def test_a_report_holds_all_it_shows() -> None:
+    figures = {
+        "mini": {"binding accuracy": Figure(0.8, 0.7, 0.9, 30, 10)},
+        "<other>": {"PSNR": Figure(21.5, 20, 23, 9, 9)},
+    }
+    page = report_page(
+        "An <evaluation>", {"count": 10, "size": (32, 24), "also": ()}, figures, [[("a & b", RED)], [("", BLUE)]]
+    )
+    read = Reader(page)
+    assert all(address.startswith("data:image/png;base64,") for address in read.addresses) and "http" not in page
+    assert "0.800 [0.700, 0.900]" in read.words and "21.5 [20.0, 23.0]" in read.words and "a & b" in read.words
+    assert "<other>" in read.words and "also" not in read.words
+    assert colors(page) == [(200, 0, 0), (0, 0, 200)] and page.count("<svg") == 2
+
+
+def test_charts_reach_below_zero_and_stand_without_values() -> None:
+    drawn = chart("correlation", {"a": Figure(-0.5, -0.6, -0.4, 3, 3), "b": Figure(0.5, 0.4, 0.6, 3, 3)})
+    widths = [float(value) for value in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
+    assert widths[0] == pytest.approx(widths[1]) and widths[0] > 0
+    assert "<svg" in chart("nothing", {}) and "nan" not in chart("zero", {"a": Figure(0, 0, 0, 1, 1)})
+
+
+def test_large_pictures_are_made_smaller() -> None:
+    large = np.zeros((600, 300, 3), np.uint8)
+    held = base64.b64decode(data_uri(large).partition(",")[2])
+    assert Image.open(io.BytesIO(held)).size == (128, 256)
+
+
+@pytest.fixture
+def compared(tmp_path: Path):
+    contests = [
+        Contest(f"a <woman> {number}", [("a shirt", RED)], {"ours": RED, "theirs": BLUE}) for number in range(8)
+    ]
+    page, key = blind_page("Which?", contests, seed=1)
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    return page, key, tmp_path
+
+
+def test_a_comparison_names_nobody(compared) -> None:
+    page, key, _ = compared
+    read = Reader(page)
+    assert "ours" not in page and "theirs" not in page and "http" not in page and "a <woman> 7" in read.words
+    shown = colors(page)
+    # The asset, then both pictures, in the key's order.
+    for number, order in enumerate(key["orders"]):
+        expected = [{"ours": (200, 0, 0), "theirs": (0, 0, 200)}[arm] for arm in order]
+        assert shown[3 * number + 1 : 3 * number + 3] == expected
+    assert len({tuple(order) for order in key["orders"]}) == 2
+    assert page.count('type="radio"') == 8 * 2 * len(QUESTIONS)
+
+
+def test_votes_are_counted_by_the_key(compared) -> None:
+    _, key, folder = compared
+    votes = [{"set": n, "quality": order.index("ours"), "fidelity": None} for n, order in enumerate(key["orders"])]
+    votes[0]["fidelity"] = key["orders"][0].index("theirs")
+    for name in ("one.json", "two.json"):
+        (folder / name).write_text(json.dumps({"page": key["page"], "votes": votes}))
+    counts = tally([folder / "one.json", folder / "two.json"], folder / "key.json")
+    assert counts == {"quality": {"ours": 16, "theirs": 0}, "fidelity": {"ours": 0, "theirs": 2}} or counts == {
+        "quality": {"theirs": 0, "ours": 16}, "fidelity": {"theirs": 2, "ours": 0}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "cannot read .* as votes"),
+        ("[]", "not votes .* page and votes"),
+        ('{"page": "other", "votes": []}', "votes on the page other, the key .* is of"),
+        ('{"page": "PAGE", "votes": [{"set": 99, "quality": 0}]}', "a picture that the page does not show"),
+        ('{"page": "PAGE", "votes": [{"set": 0, "quality": 2}]}', "a picture that the page does not show"),
+    ],
+)
+def test_files_that_are_no_votes(compared, text: str, expected: str) -> None:
+    _, key, folder = compared
+    (folder / "votes.json").write_text(text.replace("PAGE", key["page"]))
+    with pytest.raises(ValueError, match=expected):
+        tally([folder / "votes.json"], folder / "key.json")
+
+
+def test_one_model_is_no_comparison() -> None:
+    with pytest.raises(ValueError, match="needs two models"):
+        blind_page("Which?", [Contest("a", [], {"ours": RED})])
