@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from infer.figures import aligned
 from infer.report_page import data_uri, document, row
 from infer.sheet import Panel
 
@@ -109,6 +110,14 @@ def tally(votes: Sequence[Path], key: Path) -> dict[str, dict[str, int]]:
                 except (IndexError, KeyError, TypeError):
                     raise ValueError(f"{path} votes for a picture that the page does not show: {vote}") from None
     return counts
+
+
+def count_votes(votes: Sequence[Path], key: Path) -> str:
+    """The tally as text: a line an arm, a column a question."""
+    counts = tally(votes, key)
+    arms = list(next(iter(counts.values())))
+    lines = [["", *counts], *([arm, *(str(counts[name][arm]) for name in counts)] for arm in arms)]
+    return aligned(lines)
 
 
 def _read(path: Path, keys: set[str], what: str) -> dict[str, Any]:

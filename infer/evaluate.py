@@ -27,16 +27,24 @@ python -m infer.evaluate --predictions DIR --truth DIR --protocol catvton-512 --
 Any method's folder of pictures against the true ones, by the scripts that published numbers come from: SSIM, LPIPS,
 FID and KID by catvton-512, ladi-512 or promptdresser-1024, SSIM and LPIPS by hrviton. Every file must fit and be
 readable, or nothing is scored (--subset takes what fits, and says so). A killed run goes on where it stopped.
+
+python -m infer.evaluate --model FOLDER --also OTHER --html page.html --blind
+python -m infer.evaluate --votes votes-*.json --key page.key.json
+
+With --html an evaluation of models becomes a page of its own, with --blind one on which people vote without knowing
+whose pictures they see; the last command counts their votes.
 """
 
 import json
 
 from fcjax.cli import run
 from infer.arms import make_arms
+from infer.blind import count_votes
 from infer.compose import prepare_output
-from infer.evaluation import evaluate, report, rows, swap_rows, table, worst
+from infer.evaluation import contests, evaluate, report, rows, swap_rows, table, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
+from infer.pages import write_page
 from infer.predictions import score_predictions
 from infer.sheet import sheet
 
@@ -44,8 +52,12 @@ from infer.sheet import sheet
 def main(request: Request) -> None:
     """Score, print the table, write what was asked for."""
     request.check()
-    if request.json is not None:
-        prepare_file(request.json)
+    if request.key is not None:
+        print(count_votes(request.votes, request.key))
+        return
+    for path in (request.json, request.html):
+        if path is not None:
+            prepare_file(path)
     for path in (request.sheet, request.worst, request.swap_sheet):
         if path is not None:
             prepare_output(path)
@@ -79,6 +91,9 @@ def score_model(request: Request) -> None:
         sheet(rows(request, evaluation, size, first)).save(request.sheet)
     if request.worst is not None:
         sheet(rows(request, evaluation, size, worst(evaluation, request.model, request.rows))).save(request.worst)
+    if request.html is not None:
+        made = (rows, contests)[request.blind](request, evaluation, size, first)
+        write_page(request, f"{request.model} on {request.split} sets", evaluation, made)
     if request.swap_sheet is not None and evaluation.swap_indices:
         sheet(swap_rows(request, evaluation, size)).save(request.swap_sheet)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fcjax.metrics import FIGURES, Figure, Palette, Scores, Target, bootstrap, face_scores, places_exchanged, score
 from fcjax.metrics.scores import FACE
 from infer.arms import RECONSTRUCTION, TRUTH, Arm
+from infer.blind import Contest
 from infer.densepose import preview
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
@@ -213,6 +214,17 @@ def rows(request: Request, evaluation: Evaluation, size: tuple[int, int], indice
             label = f"{arm}: {one.prompt}" if place == 0 else arm
             row.append((label, evaluation.results[arm].pictures[index]))
         made.append(row)
+    return made
+
+
+def contests(request: Request, evaluation: Evaluation, size: tuple[int, int], indices: Sequence[int]) -> list[Contest]:
+    """The pictures of some sets by the arms that compose, for a comparison page."""
+    source = _source(request, size)
+    arms = [arm for arm in evaluation.results if arm not in (TRUTH, RECONSTRUCTION)]
+    made = []
+    for index in indices:
+        one = source[index]
+        made.append(Contest(one.prompt, given(one), {arm: evaluation.results[arm].pictures[index] for arm in arms}))
     return made
 
 

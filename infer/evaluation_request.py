@@ -10,7 +10,7 @@ from infer.predictions import FolderFlags
 
 SHARED = ("json", "worst", "rows", "seed")
 """Flags that every kind of evaluation knows."""
-MODELS = ("model", "also", "without_binding", "count", "steps", "sampler", "guidance", "size", "sheet")
+MODELS = ("model", "also", "without_binding", "count", "steps", "sampler", "guidance", "size", "sheet", "html", "blind")
 """Flags of all that lets models compose."""
 
 
@@ -58,7 +58,14 @@ class Request:
     swap_sheet: Path | None = None
     """A PNG of the first sets of the swap test, before and after the exchange."""
     rows: int = 12
-    """Sets on each sheet."""
+    """Sets on each sheet and page."""
+    html: Path | None = None
+    """A page with all figures, charts and the pictures of the first sets, in one file."""
+    blind: bool = False
+    """--html is a comparison page instead; whose pictures it shows stands beside it, in the file .key.json."""
+    votes: tuple[Path, ...] = ()
+    """What comparison pages saved, to be counted by --key."""
+    key: Path | None = None
     folders: tyro.conf.OmitArgPrefixes[FolderFlags] = field(default_factory=FolderFlags)
 
     def check(self) -> None:
@@ -72,6 +79,10 @@ class Request:
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{flag} makes no use of {flags}: leave that out")
+        if self.blind and self.html is None:
+            raise ValueError("--blind needs --html, the file of the comparison page")
+        if bool(self.votes) != (self.key is not None):
+            raise ValueError("--votes and --key belong together: what pages saved, and whose pictures they showed")
         if self.data is not None and self.task is None:
             raise ValueError("--data needs --task: compose draws its people anew, tryon dresses them")
         if self.shard is not None and not (0 <= self.shard[0] < self.shard[1] and self.folders.work is not None):
@@ -87,6 +98,8 @@ class Request:
     @property
     def _kind(self) -> tuple[str, tuple[str, ...]]:
         """What the evaluation is known by, and its own flags."""
+        if self.votes or self.key is not None:
+            return "--votes", ("votes", "key")
         if self.scores_folders:
             return "--predictions", tuple(own.name for own in fields(FolderFlags))
         if self.data is not None:

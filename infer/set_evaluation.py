@@ -23,10 +23,12 @@ from fcjax.metrics import score
 from fcjax.pictures import open_rgb
 from infer import predictions
 from infer.arms import TRUTH, Arm, make_arms
+from infer.blind import Contest
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
 from infer.listed_sets import ListedSets, read_sets
+from infer.pages import write_page
 from infer.predictions import FolderFlags, Scored, score_folders, working_folder, write_csv
 from infer.prepared_sets import PreparedSets
 from infer.request import weights_digest
@@ -232,12 +234,27 @@ def _write(
         for line, own in zip(lines, scored[request.model].figures if scored else [], strict=False):
             line |= {f"protocol_{name}": value for name, value in own.items()}
         write_csv(request.folders.csv, [f"{index:06d}" for index in range(count)], lines)
+    first = range(min(request.rows, count))
+    if request.html is not None:
+        make = _contest if request.blind else _row
+        write_page(request, title(request, sets, count), evaluation, [make(sets, columns, folder, n) for n in first])
     for path, chosen in (
-        (request.sheet, range(min(request.rows, count))),
+        (request.sheet, first),
         (request.worst, worst(evaluation, request.model, request.rows)),
     ):
         if path is not None:
             sheet([_row(sets, columns, folder, index) for index in chosen]).save(path)
+
+
+def _contest(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> Contest:
+    """One set for a comparison page."""
+    one = sets[index]
+    made = {
+        column.name: open_rgb(picture_file(folder, place, index))
+        for place, column in enumerate(columns)
+        if column.composes
+    }
+    return Contest(one.prompt, given(one), made)
 
 
 def _row(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> list[Panel]:

@@ -193,7 +193,7 @@ def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, mo
     flags += ["--size", "64", "48", "--json", tmp_path / "new" / "out.json", "--rows", "2"]
     for name in ("sheet", "worst", "swap-sheet"):
         flags += [f"--{name}", tmp_path / f"{name}.png"]
-    run(main, [str(flag) for flag in flags])
+    run(main, [str(flag) for flag in (*flags, "--html", tmp_path / "page.html")])
     printed = capsys.readouterr().out
     assert f"{tiny_model_folder}, binding off" in printed and RECONSTRUCTION in printed
     written = json.loads((tmp_path / "new" / "out.json").read_text())
@@ -204,6 +204,23 @@ def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, mo
     for name in ("sheet", "worst", "swap-sheet"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.height > 256
+    page = (tmp_path / "page.html").read_text()
+    assert "binding accuracy" in page and "binding off" in page and "http" not in page
+
+
+def test_a_comparison_page_and_its_votes(tiny_model_folder, tmp_path, capsys):
+    """On flat drawn garments, of which the tiny model takes two."""
+    page = tmp_path / "page.html"
+    flags = ["--model", tiny_model_folder, "--without-binding", "--split", "drawn", "--count", 2, "--steps", 1]
+    run(main, [str(flag) for flag in (*flags, "--size", 64, 48, "--html", page, "--blind")])
+    key = json.loads((tmp_path / "page.key.json").read_text())
+    assert len(key["orders"]) == 2 and str(tiny_model_folder) not in page.read_text()
+    votes = tmp_path / "votes.json"
+    votes.write_text(json.dumps({"page": key["page"], "votes": [{"set": 0, "quality": 0, "fidelity": 1}]}))
+    capsys.readouterr()
+    run(main, ["--votes", str(votes), "--key", str(tmp_path / "page.key.json")])
+    said = capsys.readouterr().out
+    assert [line.split()[-2:] for line in said.splitlines()[1:]] in ([["1", "0"], ["0", "1"]], [["0", "1"], ["1", "0"]])
 
 
 def test_a_model_is_scored_once(tiny_model_folder):
@@ -219,6 +236,11 @@ def test_a_model_is_scored_once(tiny_model_folder):
         (["--model", "no/such/model"], "no model folder"),
         (["--sheet", "sheet.jpg"], "PNG"),
         (["--json", "."], "is a folder"),
+        (["--html", "."], "is a folder"),
+        (["--blind"], "--blind needs --html"),
+        (["--votes", "a.json"], "--votes and --key belong together"),
+        (["--votes", "a.json", "--key", "k.json"], "cannot read k.json"),
+        (["--votes", "a.json", "--key", "k.json", "--count", "3"], "makes no use of --count"),
     ],
 )
 def test_bad_input_is_one_line(flags, words, capsys, tmp_path, monkeypatch):

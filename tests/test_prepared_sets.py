@@ -189,7 +189,9 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
     drawn = sorted((tmp_path / "work").glob("*/*.png"))
     assert [path.name for path in drawn] == ["000000.png"] * 3 and "shard 0 of 3" in capsys.readouterr().out
     before = [path.stat().st_mtime_ns for path in drawn]
-    evaluated(*words, "--worst", tmp_path / "worst.png", "--sheet", tmp_path / "sheet.png")
+    pages = ("--html", tmp_path / "page.html")
+    evaluated(*words, "--worst", tmp_path / "worst.png", "--sheet", tmp_path / "sheet.png", *pages)
+    assert (tmp_path / "page.html").read_text().count('<div class="row">') == 2
     assert [path.stat().st_mtime_ns for path in drawn] == before
     printed = capsys.readouterr().out
     assert "3 sets, compose, paired" in printed and "ladi-512, paired, 3 pictures" in printed

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fcjax.metrics import Figure
-from infer.blind import QUESTIONS, Contest, blind_page, tally
+from infer.blind import QUESTIONS, Contest, blind_page, count_votes, tally
 from infer.report_page import chart, data_uri, report_page
 
 RED, BLUE = (np.full((32, 24, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
@@ -109,6 +109,7 @@ def test_votes_are_counted_by_the_key(compared) -> None:
     for name in ("one.json", "two.json"):
         (folder / name).write_text(json.dumps({"page": key["page"], "votes": votes}))
     counts = tally([folder / "one.json", folder / "two.json"], folder / "key.json")
+    assert count_votes([folder / "one.json"], folder / "key.json").splitlines()[0].split() == ["quality", "fidelity"]
     assert counts == {"quality": {"ours": 16, "theirs": 0}, "fidelity": {"ours": 0, "theirs": 2}} or counts == {
         "quality": {"theirs": 0, "ours": 16}, "fidelity": {"theirs": 2, "ours": 0}
     }  # fmt: skip
