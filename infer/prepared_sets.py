@@ -20,6 +20,7 @@ from fcjax.body.camera import Camera
 from fcjax.body.charts import face_of
 from fcjax.body.rasterizer import Fragments
 from fcjax.data import Prepared
+from fcjax.data.kinds import CATEGORY_OF
 from fcjax.frame import Frame
 from fcjax.metrics import Palette, Target, asset_palette, face_palette
 from fcjax.metrics.scores import FACE
@@ -29,14 +30,14 @@ from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet
 Pairing = Literal["paired", "unpaired"]
 FEET, HEAD = (5, 6), (23, 24)
 """DensePose's parts."""
-_GROUPS: Mapping[str, tuple[tuple[int, ...], str]] = {
-    "upper": ((*TORSO, *UPPER_ARMS), "top upper upper_body shirt jacket coat outer"),
-    "lower": (LEGS, "bottom lower lower_body trousers pants skirt leggings shorts"),
-    "dress": ((*TORSO, *UPPER_ARMS, *LEGS), "dress dresses jumpsuit rompers"),
-    "shoes": (FEET, "shoes"),
-    "face": (HEAD, FACE),
+_PARTS: Mapping[str, tuple[int, ...]] = {
+    "upper": (*TORSO, *UPPER_ARMS),
+    "lower": LEGS,
+    "dress": (*TORSO, *UPPER_ARMS, *LEGS),
+    "shoes": FEET,
+    FACE: HEAD,
 }
-GROUP_OF = {kind: group for group, (_, kinds) in _GROUPS.items() for kind in kinds.split()}
+GROUP_OF: Mapping[str, str] = {**CATEGORY_OF, "shoes": "shoes", FACE: FACE}
 """Where a kind of asset is worn, for those that have a part of the body of their own."""
 
 
@@ -176,7 +177,7 @@ def completed(
     found = regions.astype(np.int8)
     known = set(np.unique(regions).tolist())
     covered = {
-        number: _GROUPS[GROUP_OF[kind]][0]
+        number: _PARTS[GROUP_OF[kind]]
         for number, kind in enumerate(kinds, 1)
         if kind in GROUP_OF and number not in known
     }

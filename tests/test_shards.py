@@ -281,3 +281,18 @@ def test_a_shard_holds_its_records_in_order(job: Numbers, tmp_path: Path):
     records = read_shard(tmp_path / "00002.arrayrecord")
     assert number == 2 and note["count"] == 3 and note["left_out"] == []
     assert [decode_record(record)["number"] for record in records] == [6, 7, 8]
+
+
+def test_two_runs_do_not_write_into_one_folder(job: Numbers, tmp_path: Path):
+    """The second is told so, and the first goes on."""
+    out = tmp_path / "out"
+
+    @dataclasses.dataclass(frozen=True)
+    class Meeting(Numbers):
+        def records(self, number: int) -> Iterator[bytes | LeftOut]:
+            with pytest.raises(ValueError, match="another run is writing into"):
+                write_set(job, out)
+            return super().records(number)
+
+    index = write_set(Meeting(job.made, samples=3), out)
+    assert index["count"] == 3 and not list(out.glob(".*"))

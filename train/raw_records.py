@@ -14,6 +14,7 @@ from jaxtyping import Bool, UInt8
 from fcjax.agnostic import agnostic_image, agnostic_mask
 from fcjax.assets import Asset, lay_out
 from fcjax.data import captioner
+from fcjax.data.kinds import CATEGORY_OF
 from fcjax.data.records import encode_record
 from fcjax.data.sources.sample import Part
 from fcjax.frame import Fit, Frame
@@ -217,16 +218,9 @@ def _regions(regions: Sequence[np.ndarray | None], frame: Frame) -> UInt8[np.nda
 # What is to be taken off
 
 
-CATEGORIES: Mapping[str, str] = {
-    **dict.fromkeys(("top", "upper", "upper_body", "jacket", "coat", "outer", "shirt"), "upper"),
-    **dict.fromkeys(("bottom", "lower", "lower_body", "trousers", "pants", "skirt", "leggings", "shorts"), "lower"),
-    **dict.fromkeys(("dress", "dresses", "jumpsuit", "rompers"), "dress"),
-}
-
-
 def category(kinds: Sequence[str]) -> str:
     """What `agnostic_mask` is to hide for assets of these kinds: "upper", "lower", "dress", or "outfit" for several."""
-    hidden = {CATEGORIES[kind] for kind in kinds if kind in CATEGORIES}
+    hidden = {CATEGORY_OF[kind] for kind in kinds if kind in CATEGORY_OF}
     if not hidden:
         raise ValueError(f"nothing to try on among {', '.join(kinds)} (--no-agnostic takes such samples)")
     return hidden.pop() if len(hidden) == 1 else "outfit"

@@ -7,6 +7,8 @@ that what is there is whole: a run that was killed continues with the shards tha
 """
 
 import collections
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -27,6 +29,7 @@ from fcjax.data.records import INDEX, PARTIAL, RECORD_VERSION, read_index, write
 
 REPORT = "report.json"
 SETTINGS = "settings.json"
+LOCK = ".lock"
 LOST_WORKERS = 10
 """How often one shard is begun anew on a cluster because the machine or process that made it was lost."""
 
@@ -73,7 +76,12 @@ def write_set(job: Job, out: Path, workers: int = 1, ray: str = "", retry: bool 
     if job.samples < 1:
         raise ValueError(f"there is nothing to prepare: the source {job.source} has no samples")
     settings = json.loads(json.dumps(dict(job.settings)))
-    _begin(out, settings)
+    with _alone(out):
+        _begin(out, settings)
+        return _write(job, settings, out, workers, ray, retry)
+
+
+def _write(job: Job, settings: dict[str, Any], out: Path, workers: int, ray: str, retry: bool) -> dict[str, Any]:
     notes = {number: note for number in range(job.shards) if (note := _finished(out, number, retry)) is not None}
     numbers = [number for number in range(job.shards) if number not in notes]
     made = _by_ray(job, out, numbers, ray) if ray else _by_processes(job, out, numbers, workers)
@@ -160,13 +168,28 @@ def _finished(out: Path, number: int, retry: bool) -> Note | None:
 # The folder
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder and notes its settings. Shards made with other settings must not be taken for ours."""
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs of this machine from writing into it meanwhile."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         at = next(path for path in (out, *out.parents) if path.is_file())
         raise ValueError(f"expected a folder to write into, but {at} is a file: choose another than {out}") from None
+    path = out / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is writing into {out}: wait for it, or choose another folder") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Notes the folder's settings. Shards made with other settings must not be taken for ours."""
     note = out / SETTINGS
     if note.exists():
         before = json.loads(note.read_text())
