@@ -14,6 +14,8 @@ $(VENV)/.run: pyproject.toml
 
 $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(PY) -m pip install --quiet --editable ".[test,lint]"
+	# Oracles that declare torchvision, which would bring another torch and which is not needed of them.
+	$(PY) -m pip install --quiet --no-deps clean-fid==0.1.35 torch-fidelity==0.4.0
 	touch $@
 
 demo: $(VENV)/.run  ## a full look on two poses into outputs/demo/

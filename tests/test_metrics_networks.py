@@ -1,0 +1,138 @@
+"""FID's Inception-v3 against torch-fidelity's on random weights; resizes against each program's; missing weights."""
+
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcjax.metrics.networks import RESIZES, load_inception
+from fcjax.metrics.networks.inception import FILES, Inception, layers, parameters_of
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+
+
+def module_of(package: str, name: str) -> Any:
+    """A module of an oracle whose package imports torchvision, which none of this needs."""
+    pytest.importorskip("torch")
+    if package not in sys.modules:
+        found = importlib.util.find_spec(package)
+        if found is None or found.submodule_search_locations is None:
+            pytest.skip(f"{package} is not installed")
+        bare = types.ModuleType(package)
+        bare.__path__ = list(found.submodule_search_locations)
+        sys.modules[package] = bare
+    return importlib.import_module(f"{package}.{name}")
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory):
+    """torch-fidelity's network with random weights and normalisation statistics, and the file of them."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    given = module_of("torch_fidelity", "feature_extractor_inceptionv3")
+    path = tmp_path_factory.mktemp("inception") / FILES[1]
+    rng, state = torch.Generator().manual_seed(0), {}
+    for name, (out, channels, height, width) in layers().items():
+        scale = (2 / (channels * height * width)) ** 0.5
+        state[f"{name}.conv.weight"] = scale * torch.randn(out, channels, height, width, generator=rng)
+        state[f"{name}.bn.weight"] = 1 + 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.bias"] = 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.running_mean"] = 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.running_var"] = 0.5 + torch.rand(out, generator=rng)
+        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(3)
+    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    torch.save(state, path)
+    return given.FeatureExtractorInceptionV3("oracle", ["2048"], feature_extractor_weights_path=str(path)), path
+
+
+def test_features_are_those_of_torch_fidelity(oracle) -> None:
+    torch = pytest.importorskip("torch")
+    module, path = oracle
+    pictures = np.stack([PICTURE, PICTURE[::-1]])
+    with torch.no_grad():
+        [theirs] = module(torch.tensor(pictures.transpose(0, 3, 1, 2).copy()))
+    ours = load_inception(path, "torch-fidelity")(pictures)
+    assert ours.shape == (2, 2048)
+    assert np.abs(ours - theirs.numpy()).max() <= 1e-4 * np.abs(theirs.numpy()).max()
+    # Pictures do not differ by their resize alone to the network, but they do differ.
+    assert np.abs(load_inception(path, "clean")(pictures) - ours).max() > 1e-3 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (400, 310)], ids=["enlarged", "reduced"])
+def test_resizes_are_those_of_their_programs(shape: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    tensor = torch.tensor(picture.transpose(2, 0, 1)[None].copy()).float()
+
+    def array(image: Any) -> np.ndarray:
+        return image[0].numpy().transpose(1, 2, 0)
+
+    bilinear = {"size": (299, 299), "mode": "bilinear", "align_corners": False}
+    interpolate = torch.nn.functional.interpolate
+    expected = {
+        "pytorch-fid": 2 * array(interpolate(tensor / 255, **bilinear)) - 1,
+        "torchmetrics": (array(interpolate(tensor, **bilinear, antialias=True)) - 128) / 128,
+    }
+    tensorflow = module_of("torch_fidelity", "interpolate_compat_tensorflow")
+    resized = tensorflow.interpolate_bilinear_2d_like_tensorflow1x(tensor, size=(299, 299), align_corners=False)
+    expected["torch-fidelity"] = (array(resized) - 128) / 128
+    clean = module_of("cleanfid", "resize")
+    with pytest.warns(DeprecationWarning, match="mode") if _pillow_warns() else _nothing():
+        expected["clean"] = (clean.build_resizer("clean")(picture) - 128) / 128
+    assert expected.keys() == RESIZES.keys()
+    for name, theirs in expected.items():
+        assert np.abs(RESIZES[name](picture) - theirs).max() <= 1e-4, name
+
+
+def _pillow_warns() -> bool:
+    """Whether Pillow deprecates what clean-fid calls."""
+    import warnings
+
+    from PIL import Image
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Image.fromarray(np.zeros((2, 2), np.float32), mode="F")
+    return bool(seen)
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_weights_lie_in_torchs_caches(oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = oracle
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"put pt_inception-2015-12-05-6726825d.pth \(from .*\) into .*own metrics run"
+    ):
+        load_inception()
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    (folder / FILES[1]).symlink_to(path)
+    assert isinstance(load_inception(), Inception)
+    with pytest.raises(ValueError, match="no such file of weights of FID's Inception-v3"):
+        load_inception(tmp_path / "none.pth")
+
+
+def test_weights_of_another_network_are_told() -> None:
+    state = {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 1, 3, 3))}
+    with pytest.raises(
+        ValueError, match=r"here does not hold FID's Inception-v3: Conv2d_1a_3x3.conv.weight \(32, 1, 3, 3\)"
+    ):
+        parameters_of(state, "here")
+
+
+@pytest.mark.parametrize("pictures", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8)])
+def test_other_things_than_pictures_are_refused(pictures: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="are of pictures uint8"):
+        Inception({})(pictures)
+    with pytest.raises(ValueError, match="resize is 'nearest'; expected one of clean"):
+        Inception({}, "nearest")
