@@ -135,7 +135,7 @@ def _model() -> Callable[[ndarray], tuple[Float[ndarray, "39 5"], float, Float[n
     """MediaPipe's BlazePose: a picture of 256x256 in, landmarks in its pixels, certainty and outline (logits) out."""
     found = importlib.util.find_spec("mediapipe")
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise ValueError(NEEDS) from None
     path = None if found is None or found.origin is None else Path(found.origin).parent / _FILE

@@ -6,7 +6,7 @@ binder at zero, the condition's input channels at zero.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,11 +57,11 @@ class Pretrained(NamedTuple):
     found: str
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
     """Where a model is: "mini" is the one in the package, then any path, then a name on the Hugging Face Hub.
 
-    A name is looked up in the Hub's cache on this machine and else downloaded, without the files that a composer does
-    not read. ValueError where it is neither cached nor reachable.
+    A name is looked up in the Hub's cache on this machine and else downloaded, but for what none of the patterns
+    `files` names (by default what a composer reads). ValueError where it is neither cached nor reachable.
     """
     path = Path(name)
     if str(name) == "mini":
@@ -72,7 +72,7 @@ def locate(name: str | Path) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(_DOWNLOADED)))
+        return Path(snapshot_download(str(name), allow_patterns=list(files)))
     except Exception as error:  # the library's errors have no common base
         raise ValueError(
             f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({type(error).__name__}: "
