@@ -14,6 +14,8 @@ MODELS = ("model", "also", "without_binding", "count", "steps", "sampler", "guid
 """Flags of all that lets models compose."""
 
 
+OF_SETS = ("shard", "work", "csv", "clip", "dino", "faces")
+"""Flags of sets from files."""
 OF_FOLDERS = ("protocol", "metrics", "lpips_weights", "inception_weights", "workers", "batch", "work", "csv")
 """Flags of the protocols that apply to a model's pictures too."""
 
@@ -40,6 +42,13 @@ class Request:
     shard: tuple[int, int] | None = None
     """I N: draw every Nth picture of --data or --sets from the Ith (0 to N - 1) into --work and score nothing. Once all
     N are done, a run without scores."""
+    clip: str | None = None
+    """With --data or --sets: CLIP-I and CLIP-T by this model, a folder of transformers or a name on the Hub
+    (openai/clip-vit-base-patch32)."""
+    dino: str | None = None
+    """The same of DINO or DINOv2 (facebook/dino-vits16)."""
+    faces: str | None = None
+    """The same of faces, by MODULE:FUNCTION of yours: pictures uint8 (h, w, 3) to vectors."""
     swap_count: int | None = None
     """Number of sets for the swap test; by default as --count, for drawn garments 0."""
     seed: int = 0
@@ -103,9 +112,9 @@ class Request:
         if self.scores_folders:
             return "--predictions", tuple(own.name for own in fields(FolderFlags))
         if self.data is not None:
-            return "--data", (*MODELS, *OF_FOLDERS, "data", "task", "shard", "pairing")
+            return "--data", (*MODELS, *OF_FOLDERS, *OF_SETS, "data", "task", "pairing")
         if self.sets is not None:
-            return "--sets", (*MODELS, "sets", "shard", "work", "csv")
+            return "--sets", (*MODELS, *OF_SETS, "sets")
         return "an evaluation on Wardrobe's sets", (*MODELS, "split", "swap_count", "swap_sheet")
 
     @property

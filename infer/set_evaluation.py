@@ -7,8 +7,7 @@ drawing, and no more than one set is held at a time.
 import dataclasses
 import hashlib
 import json
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from infer.blind import Contest
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
+from infer.likeness import NOTHING, Measure, likeness
 from infer.listed_sets import ListedSets, read_sets
 from infer.pages import write_page
 from infer.predictions import FolderFlags, Scored, score_folders, working_folder, write_csv
@@ -36,9 +36,6 @@ from infer.scoring import Networks, claim
 from infer.sets import EvaluationSet
 from infer.sheet import Panel, sheet
 from infer.tryon import save
-
-Measure = Callable[[UInt8[ndarray, "h w 3"], EvaluationSet], list[float]]
-"""Values of one picture of a set: one a picture, or one an asset."""
 
 
 class Sets(Protocol):
@@ -78,7 +75,7 @@ def score_drawn(
     columns: Sequence[Arm],
     folder: Path,
     count: int,
-    further: Mapping[str, tuple[str, Measure]] = types.MappingProxyType({}),
+    further: Mapping[str, tuple[str, Measure]] = NOTHING,
     quiet: bool = False,
 ) -> Evaluation:
     """The figures of all pictures in the folder, set by set; the evaluation holds no pictures.
@@ -137,6 +134,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         raise ValueError("--metrics are a protocol's: name it with --protocol")
     if flags.csv is not None:
         prepare_file(flags.csv)
+    further = likeness(request.clip, request.dino, request.faces)
     made_from = _checked_source(request)
     columns, size = make_arms(
         request.model,
@@ -157,7 +155,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         if request.shard is not None:
             print(f"the pictures of shard {request.shard[0]} of {request.shard[1]} are in {folder}")
             return
-        evaluation = score_drawn(sets, columns, folder, count)
+        evaluation = score_drawn(sets, columns, folder, count, further)
         scored: dict[str, Scored] = {}
         if wants_protocol:
             assert isinstance(sets, PreparedSets)

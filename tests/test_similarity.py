@@ -20,6 +20,8 @@ from fcjax.metrics.similarity import (
     similarity,
     squared,
 )
+from infer.likeness import likeness, on_white
+from infer.sets import WardrobeSets
 from tests.conftest import TOKENIZER
 
 torch = pytest.importorskip("torch")
@@ -141,6 +143,39 @@ def test_faces_are_compared_by_an_embedder_of_ones_own() -> None:
     for name in ("os.path", "no_such_module:f", "os.path:nothing"):
         with pytest.raises(ValueError, match="names no embedder: MODULE:FUNCTION"):
             load_embedder(name)
+
+
+def mean_color(picture: np.ndarray) -> np.ndarray:
+    """A face embedder."""
+    return picture.reshape(-1, 3).mean(axis=0) + 1
+
+
+def test_figures_of_a_set(clip) -> None:
+    """One value a garment, or one a picture."""
+    figures = likeness(str(clip[0]), None, f"{__name__}:mean_color")
+    assert {name: words for name, (words, _) in figures.items()} == {
+        "clip_i_whole": "CLIP-I, whole",
+        "clip_i_padded": "CLIP-I, padded",
+        "clip_i_masked": "CLIP-I, masked",
+        "clip_t": "CLIP-T",
+        "face_similarity": "face similarity",
+    }
+    sets = WardrobeSets("heldout", 0, 128, 96)
+    one = next(sets[index] for index in range(20) if "face" in sets[index].target.kinds)
+    garments = sum(kind != "face" for kind in one.target.kinds)
+    counts = {name: len(measure(one.target.truth, one)) for name, (_, measure) in figures.items()}
+    assert counts["clip_i_whole"] == counts["clip_i_padded"] == garments >= counts["clip_i_masked"]
+    assert counts["clip_t"] == counts["face_similarity"] == 1
+    own = one.assets[0].image
+    assert (on_white(own)[own[..., 3] == 0] == 255).all()
+    network = load_clip(clip[0])
+    shown = [place for place, kind in enumerate(one.target.kinds) if kind != "face"]
+    expected = similarity(
+        network.images([on_white(one.assets[place].image) for place in shown], "padded"),
+        np.repeat(network.images([one.target.truth], "padded"), len(shown), axis=0),
+    )
+    np.testing.assert_allclose(figures["clip_i_padded"][1](one.target.truth, one), expected, atol=1e-3)
+    assert not likeness(None, None, None)
 
 
 def test_wrong_requests(clip, tmp_path: Path) -> None:
