@@ -18,7 +18,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(PY) -m pip install --quiet --no-deps clean-fid==0.1.35 torch-fidelity==0.4.0
 	touch $@
 
-demo: $(VENV)/.run  ## a full look on two poses into outputs/demo/
+demo: $(VENV)/.run  ## a full look on two poses, and an album, into outputs/demo/
 	$(PY) -m infer.demo --out outputs/demo
 
 TRAINED = outputs/train-demo

@@ -1,9 +1,9 @@
-"""A full look on two poses: files a user would give, the requests, the pictures and a sheet of it all.
+"""A full look on two poses, and an album: files a user would give, the requests, the pictures and sheets of it all.
 
 python -m infer.demo --out outputs/demo
 
 The look (garments and a face as cut-out pictures, and the prompt) is one that Wardrobe draws in its held-out split, so
-that no model was trained on it.
+that no model was trained on it. The album shows its person in three poses, in the last of them in another look.
 """
 
 import json
@@ -12,18 +12,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
+from fcjax.data.captioner import listed
 from fcjax.wardrobe import Sample, Wardrobe
+from infer import album
 from infer.compose import make, panels, save
-from infer.request import AssetFile, ComposeRequest
+from infer.request import AssetFile, ComposeRequest, changed
 from infer.sheet import Panel, sheet
 
 POSES = ("catwalk", "one_hand_on_hip")
+ALBUM_POSES = ("standing", "walking", "waving")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Flags:
     """Which full look of the held-out split, counted from 0."""
     steps: int = 20
     seed: int = 0
+    album: bool = True
+    """Make the album, too."""
 
 
 def full_looks() -> Iterator[Sample]:
@@ -96,6 +102,29 @@ def main(flags: Flags) -> None:
         (flags.out / f"{request.body.pose}.json").write_text(json.dumps(request.asdict(), indent=2) + "\n")
     sheet(_composed(requests, flags)).save(flags.out / "sheet.png")
     print(f"{sample.caption}\n{flags.out / 'sheet.png'} after {time.monotonic() - begin:.0f} seconds")
+    if flags.album:
+        request = write_album(sample, full_look(flags.look + 1), flags)
+        album.main(album.Flags(request, flags.out / "album", flags.model, seed=flags.seed, steps=flags.steps))
+        print(f"after {time.monotonic() - begin:.0f} seconds")
+
+
+def write_album(sample: Sample, other: Sample, flags: Flags) -> Path:
+    """The request of an album: the look in every pose of ALBUM_POSES, and in the last one the other look's garments."""
+    man = " man" in f" {sample.caption}".replace("'s", "")
+    files, others = (
+        [changed(file) for file in write_assets(look, flags.out / folder)]
+        for look, folder in ((sample, "assets"), (other, "other_assets"))
+    )
+    [face] = [file for file, asset in zip(files, sample.assets, strict=True) if asset.kind == "face"]
+    garments = [file for file, asset in zip(others, other.assets, strict=True) if asset.kind != "face"]
+    subject = f"a person with {face['phrase']}" if "face" in face["phrase"] else face["phrase"]
+    prompt = f"{subject} wearing {listed([file['phrase'] for file in garments])}"
+    pages: list[dict[str, Any]] = [{"body": {"pose": pose}} for pose in ALBUM_POSES]
+    pages[-1] |= {"prompt": prompt, "assets": [face, *garments]}
+    content = {"prompt": sample.caption, "assets": files, "body": {"gender": float(man)}, "pages": pages}
+    path = flags.out / "album.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
 
 
 def _composed(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:

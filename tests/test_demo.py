@@ -1,5 +1,6 @@
-"""`infer.demo`: a look on two poses."""
+"""`infer.demo`: a look on two poses, and an album."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ def test_a_look_on_two_poses(tiny_model_folder: Path, tmp_path: Path, capsys) ->
                 np.testing.assert_array_equal(np.asarray(image), made)
     with Image.open(out / "sheet.png") as image:
         assert image.width > 4 * 72 and image.height > 2 * 256
+    pages = [np.asarray(Image.open(out / f"album/page_{number}.png")) for number in (1, 2, 3)]
+    assert len({page.tobytes() for page in pages}) == 3 and (out / "album/sheet.png").is_file()
+    asked = json.loads((out / "album.json").read_text())["pages"]
+    assert asked[2]["assets"] and all(asset["phrase"] in asked[2]["prompt"] for asset in asked[2]["assets"])
 
 
 def test_bad_flags_are_one_line(tmp_path: Path, capsys) -> None:
