@@ -7,10 +7,15 @@ binder/                              config.json, model.safetensors (none for th
 controlnet/ or image_encoder/        in place of reference_unet/, for models that encode assets so
 scheduler/                           scheduler_config.json
 tokenizer/                           written and read by fcjax.tokenizer
+
+A part may lie in another model's folder: "shared" in model_index.json says where, as {"vae": "../mini"}.
 """
 
 import dataclasses
+import filecmp
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -242,7 +247,7 @@ def load_config(path: str | Path) -> ComposerConfig:
     # What encodes the assets is what the index says, the reference UNet where it says nothing of it.
     appearance = next((name for name in APPEARANCES if name in index), "reference_unet")
     names = [name for name in CLASSES if name not in APPEARANCES or name == appearance]
-    absent = [name for name in names if not (root / name).is_dir()]
+    absent = [name for name in names if not part_folder(root, name).is_dir()]
     if own is None or absent:
         what = f"it has no {', '.join(absent)}" if absent else 'its model_index.json says nothing under "fcjax"'
         raise ValueError(
@@ -267,6 +272,40 @@ def read_index(path: str | Path) -> dict[str, Any]:
     if not (root / "model_index.json").is_file():
         raise ValueError(f"{root} is no model folder: it has no model_index.json")
     return read_json(root / "model_index.json")
+
+
+def part_folder(path: str | Path, name: str) -> Path:
+    """Where a part of a model folder lies: in the folder, or in the one that "shared" in model_index.json names."""
+    root = Path(path)
+    index = root / "model_index.json"
+    shared = read_json(index).get("shared", {}) if index.is_file() else {}
+    if not isinstance(shared, dict) or not all(isinstance(place, str) for place in shared.values()):
+        raise ValueError(f'"shared" in {index} must map parts to the folders that hold them, got {shared!r}')
+    if name not in shared:
+        return root / name
+    place = root / shared[name] / name
+    if not place.is_dir():
+        raise ValueError(f"{index} says that {name} lies in {shared[name]}, but there is no {place}")
+    return place
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files of a model folder's weights, by their parts' names, wherever the parts lie."""
+    return [file for name in sorted(_INDEX) for file in sorted(part_folder(path, name).glob("*.safetensors"))]
+
+
+def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[str]:
+    """Leave out of the model folder `path` every part whose files are those of the folder `other`, and say so in its
+    model_index.json, as seen from the place `final` where the folder will lie. Returns the parts' names.
+    """
+    root, index, shared = Path(path), read_index(path), {}
+    for name in _INDEX:
+        mine, theirs = root / name, part_folder(other, name)
+        if mine.is_dir() and _same_files(mine, theirs):
+            shutil.rmtree(mine)
+            shared[name] = Path(os.path.relpath(theirs.parent.resolve(), Path(final).resolve())).as_posix()
+    _write_json(root / "model_index.json", {**index, "shared": shared})
+    return list(shared)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,7 +339,7 @@ def load_part_config(path: str | Path, name: str) -> Any:
     """
     if name not in CLASSES:
         raise ValueError(f"a model folder has the parts {', '.join(CLASSES)}, got {name!r}")
-    file, config_class = _config_file(Path(path), name), CLASSES[name]
+    file, config_class = _config_file(part_folder(path, name)), CLASSES[name]
     if not file.is_file():
         raise ValueError(f"{path} has no {name}: {file} is not there")
     return parse_config(config_class, read_json(file), str(file))
@@ -308,7 +347,7 @@ def load_part_config(path: str | Path, name: str) -> Any:
 
 def tensors(path: str | Path, name: str) -> Tensors:
     """The tensors of one part of the folder `path`, unread."""
-    return Tensors.of_part(Path(path) / name, _stem(name))
+    return Tensors.of_part(part_folder(path, name), _stem(name))
 
 
 def parse_config(config_class: type, given: Mapping[str, Any], source: str) -> Any:
@@ -361,14 +400,19 @@ def _stem(name: str) -> str:
     return "diffusion_pytorch_model" if _INDEX[name][0] == "diffusers" else "model"
 
 
-def _config_file(root: Path, name: str) -> Path:
-    return root / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+def _config_file(part: Path) -> Path:
+    return part / ("scheduler_config.json" if part.name == "scheduler" else "config.json")
 
 
 def _write_config(root: Path, name: str, config: PartConfig) -> None:
     (root / name).mkdir(parents=True, exist_ok=True)
-    _write_json(_config_file(root, name), config_dict(name, config))
+    _write_json(_config_file(root / name), config_dict(name, config))
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _same_files(mine: Path, theirs: Path) -> bool:
+    names, others = ({file.name for file in place.glob("*")} for place in (mine, theirs))
+    return names == others and not any(filecmp.cmpfiles(mine, theirs, names, shallow=False)[1:])

@@ -32,7 +32,9 @@ from fcjax.weights import Tensors, load_parts
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
 MINI = Path(__file__).parent / "mini"
-"""The model folder in the package."""
+MINI_TRYON = Path(__file__).parent / "mini_tryon"
+PACKAGED = {"mini": MINI, "mini-tryon": MINI_TRYON}
+"""The model folders in the package: one that composes, one that tries on."""
 
 
 _DOWNLOADED = (
@@ -58,14 +60,14 @@ class Pretrained(NamedTuple):
 
 
 def locate(name: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
-    """Where a model is: "mini" is the one in the package, then any path, then a name on the Hugging Face Hub.
+    """Where a model is: "mini" and "mini-tryon" are in the package, then any path, then a name on the Hugging Face Hub.
 
     A name is looked up in the Hub's cache on this machine and else downloaded, but for what none of the patterns
     `files` names (by default what a composer reads). ValueError where it is neither cached nor reachable.
     """
     path = Path(name)
-    if str(name) == "mini":
-        return MINI
+    if str(name) in PACKAGED:
+        return PACKAGED[str(name)]
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         return path
     from huggingface_hub import snapshot_download
@@ -121,7 +123,7 @@ def _read(path: Path, condition: Condition | None, binding: BindingVariant | Non
         ):
             if wanted is not None and wanted != present:
                 raise ValueError(f"{path} is a composer with {name} {present!r}; it cannot become one with {wanted!r}")
-        return Pretrained(config, params, path / "tokenizer", f"composer {path}")
+        return Pretrained(config, params, folder.part_folder(path, "tokenizer"), f"composer {path}")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(

@@ -36,6 +36,8 @@ class Request:
     """How many of the text encoder's last layers to leave out, for weights that were trained so."""
     tokenizer: Path | None = None
     """A tokenizer folder, where SRC has none."""
+    shared_with: Path | None = None
+    """Another model folder: parts that are the same there are not written again but named, as seen from DST."""
 
 
 def main(request: Request) -> None:
@@ -72,6 +74,9 @@ def main(request: Request) -> None:
         written = Path(aside) / "model"
         folder.save(written, model.params, config, dtype=request.dtype or stored.pop())
         shutil.copytree(tokenizer, written / "tokenizer")
+        if request.shared_with is not None:
+            shared = folder.share_parts(written, request.shared_with, destination)
+            print(f"shared with {request.shared_with}: {', '.join(shared) or 'nothing'}")
         written.replace(destination)
     print(f"wrote {destination}")
 

@@ -1,9 +1,10 @@
-"""A full look on two poses, and an album: files a user would give, the requests, the pictures and sheets of it all.
+"""A full look on two poses, tried on, and an album: files a user would give, requests, pictures and sheets of it all.
 
 python -m infer.demo --out outputs/demo
 
 The look (garments and a face as cut-out pictures, and the prompt) is one that Wardrobe draws in its held-out split, so
-that no model was trained on it. The album shows its person in three poses, in the last of them in another look.
+that no model was trained on it. The person of another look tries its garments on. The album shows its person in four
+poses, in the last of them in another look.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fcjax.body import Body
@@ -21,13 +23,14 @@ from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.data.captioner import listed
 from fcjax.wardrobe import Sample, Wardrobe
-from infer import album
+from fcjax.wardrobe.undressing import take_off
+from infer import album, tryon
 from infer.compose import make, panels, save
 from infer.request import AssetFile, ComposeRequest, changed
 from infer.sheet import Panel, sheet
 
 POSES = ("catwalk", "one_hand_on_hip")
-ALBUM_POSES = ("standing", "walking", "waving")
+ALBUM_POSES = ("standing", "walking", "arms_raised", "waving")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Flags:
     """Which full look of the held-out split, counted from 0."""
     steps: int = 20
     seed: int = 0
+    tryon_model: str | None = None
+    """A model folder that tries on; by default mini-tryon beside mini, and none beside others."""
+    tryon: bool = True
+    """Try the look on, too."""
     album: bool = True
     """Make the album, too."""
 
@@ -78,12 +85,9 @@ def write_assets(sample: Sample, folder: Path) -> tuple[AssetFile, ...]:
 
 def requests_of(sample: Sample, files: tuple[AssetFile, ...], flags: Flags) -> list[ComposeRequest]:
     """The look on every pose of the demo."""
-    man = " man" in f" {sample.caption}".replace("'s", "")
+    bodies = [Body(pose=pose, gender=_gender(sample)) for pose in POSES]
     return [
-        ComposeRequest(
-            sample.caption, files, flags.model, Body(pose=pose, gender=float(man)), seed=flags.seed, steps=flags.steps
-        )
-        for pose in POSES
+        ComposeRequest(sample.caption, files, flags.model, body, seed=flags.seed, steps=flags.steps) for body in bodies
     ]
 
 
@@ -102,29 +106,71 @@ def main(flags: Flags) -> None:
         (flags.out / f"{request.body.pose}.json").write_text(json.dumps(request.asdict(), indent=2) + "\n")
     sheet(_composed(requests, flags)).save(flags.out / "sheet.png")
     print(f"{sample.caption}\n{flags.out / 'sheet.png'} after {time.monotonic() - begin:.0f} seconds")
+    tryon_model = flags.tryon_model or ("mini-tryon" if flags.model == "mini" else None)
+    if flags.tryon and tryon_model is not None:
+        tryon.main(tryon_flags(sample, full_look(flags.look + 1), tryon_model, flags))
+        print(f"after {time.monotonic() - begin:.0f} seconds")
     if flags.album:
         request = write_album(sample, full_look(flags.look + 1), flags)
         album.main(album.Flags(request, flags.out / "album", flags.model, seed=flags.seed, steps=flags.steps))
         print(f"after {time.monotonic() - begin:.0f} seconds")
 
 
+def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryon.Flags:
+    """What `infer.tryon` is to do: the look's garments on the other look's person, whose pictures are written."""
+    mask = take_off(other, "outfit")[1]
+    for name, array in (("person", other.image), ("mask", 255 * mask.astype(np.uint8))):
+        Image.fromarray(array).save(flags.out / f"{name}.png")
+    files = _garments(sample, write_assets(sample, flags.out / "assets"))
+    return tryon.Flags(
+        out=flags.out / "tryon.png",
+        sheet=flags.out / "tryon_sheet.png",
+        model=model,
+        person=str(flags.out / "person.png"),
+        mask=str(flags.out / "mask.png"),
+        prompt=_worn_by(other, files),
+        asset=tuple(f"{flags.out / file.path}={file.phrase}" for file in files),
+        seed=flags.seed,
+        steps=flags.steps,
+    )
+
+
 def write_album(sample: Sample, other: Sample, flags: Flags) -> Path:
     """The request of an album: the look in every pose of ALBUM_POSES, and in the last one the other look's garments."""
-    man = " man" in f" {sample.caption}".replace("'s", "")
     files, others = (
-        [changed(file) for file in write_assets(look, flags.out / folder)]
-        for look, folder in ((sample, "assets"), (other, "other_assets"))
+        write_assets(look, flags.out / folder) for look, folder in ((sample, "assets"), (other, "other_assets"))
     )
-    [face] = [file for file, asset in zip(files, sample.assets, strict=True) if asset.kind == "face"]
-    garments = [file for file, asset in zip(others, other.assets, strict=True) if asset.kind != "face"]
-    subject = f"a person with {face['phrase']}" if "face" in face["phrase"] else face["phrase"]
-    prompt = f"{subject} wearing {listed([file['phrase'] for file in garments])}"
+    face, garments = files[_face(sample)], _garments(other, others)
     pages: list[dict[str, Any]] = [{"body": {"pose": pose}} for pose in ALBUM_POSES]
-    pages[-1] |= {"prompt": prompt, "assets": [face, *garments]}
-    content = {"prompt": sample.caption, "assets": files, "body": {"gender": float(man)}, "pages": pages}
+    pages[-1] |= {"prompt": _worn_by(sample, garments), "assets": [changed(file) for file in (face, *garments)]}
+    content = {
+        "prompt": sample.caption,
+        "assets": [changed(file) for file in files],
+        "body": {"gender": _gender(sample)},
+        "pages": pages,
+    }
     path = flags.out / "album.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
+
+
+def _gender(sample: Sample) -> float:
+    return float(" man" in f" {sample.caption}".replace("'s", ""))
+
+
+def _face(sample: Sample) -> int:
+    return [asset.kind for asset in sample.assets].index("face")
+
+
+def _garments(sample: Sample, files: tuple[AssetFile, ...]) -> list[AssetFile]:
+    return [file for file, asset in zip(files, sample.assets, strict=True) if asset.kind != "face"]
+
+
+def _worn_by(sample: Sample, garments: list[AssetFile]) -> str:
+    """A prompt: the sample's person in the garments."""
+    phrase = sample.assets[_face(sample)].phrase
+    subject = f"a person with {phrase}" if "face" in phrase else phrase
+    return f"{subject} wearing {listed([file.phrase for file in garments])}"
 
 
 def _composed(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:

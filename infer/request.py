@@ -240,8 +240,10 @@ def png_metadata(request: Mapping[str, Any], weights: str) -> PngImagePlugin.Png
 
 def weights_digest(model: Path) -> str:
     """SHA-256 of the weights of a model folder or a single file, by which a picture knows the model that made it."""
+    from fcjax import folder
+
     digest = hashlib.sha256()
-    for path in [model] if model.is_file() else sorted(model.glob("*/*.safetensors")):
+    for path in [model] if model.is_file() else folder.weight_files(model):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

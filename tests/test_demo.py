@@ -1,4 +1,4 @@
-"""`infer.demo`: a look on two poses, and an album."""
+"""`infer.demo`: a look on two poses, tried on, and an album."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fcjax.cli import run
-from infer import compose, demo
+from infer import compose, demo, tryon
+from infer import convert as convert_program
 
 
 def test_full_looks_are_complete_and_the_same_again() -> None:
@@ -34,10 +35,25 @@ def test_a_look_on_two_poses(tiny_model_folder: Path, tmp_path: Path, capsys) ->
                 np.testing.assert_array_equal(np.asarray(image), made)
     with Image.open(out / "sheet.png") as image:
         assert image.width > 4 * 72 and image.height > 2 * 256
-    pages = [np.asarray(Image.open(out / f"album/page_{number}.png")) for number in (1, 2, 3)]
-    assert len({page.tobytes() for page in pages}) == 3 and (out / "album/sheet.png").is_file()
+    assert not (out / "tryon.png").exists()
+    pages = [np.asarray(Image.open(out / f"album/page_{number}.png")) for number in (1, 2, 3, 4)]
+    assert len({page.tobytes() for page in pages}) == 4 and (out / "album/sheet.png").is_file()
     asked = json.loads((out / "album.json").read_text())["pages"]
-    assert asked[2]["assets"] and all(asset["phrase"] in asked[2]["prompt"] for asset in asked[2]["assets"])
+    assert asked[3]["assets"] and all(asset["phrase"] in asked[3]["prompt"] for asset in asked[3]["assets"])
+
+
+def test_the_look_is_tried_on(tiny_model_folder: Path, tmp_path: Path) -> None:
+    convert = [str(tiny_model_folder), str(tmp_path / "tryon"), "--condition", "tryon"]
+    run(convert_program.main, convert)
+    flags = demo.Flags(tmp_path / "demo", steps=1)
+    flags.out.mkdir()
+    asked = demo.tryon_flags(demo.full_look(0), demo.full_look(1), str(tmp_path / "tryon"), flags)
+    tryon.main(asked)
+    assert asked.asset and all(words.split("=")[1] in asked.prompt for words in asked.asset)
+    made, person, mask = (np.asarray(Image.open(flags.out / f"{name}.png")) for name in ("tryon", "person", "mask"))
+    assert made.shape == person.shape == (256, 192, 3) and (flags.out / "tryon_sheet.png").is_file()
+    np.testing.assert_array_equal(made[mask == 0], person[mask == 0])
+    assert (made[mask > 0] != person[mask > 0]).mean() > 0.5
 
 
 def test_bad_flags_are_one_line(tmp_path: Path, capsys) -> None:

@@ -199,3 +199,25 @@ def test_parts_by_name(saved) -> None:
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params["vae"], vae)))
     with pytest.raises(ValueError, match="has the parts unet, reference_unet"):
         folder.load_part_config(path, "decoder")
+
+
+def test_parts_that_another_folder_holds_are_left_out(saved, broken: Path, tmp_path: Path) -> None:
+    path, config, params = saved
+    vae = json.loads((broken / "vae/config.json").read_text())
+    (broken / "vae/config.json").write_text(json.dumps(vae))  # the same, in other bytes
+    weights, whole = sum(file.stat().st_size for file in broken.rglob("*.safetensors")), folder.weight_files(broken)
+    shared = folder.share_parts(broken, path, broken)
+    assert set(shared) == {"unet", "reference_unet", "text_encoder", "scheduler", "binder"}
+    assert sorted(place.name for place in broken.iterdir()) == ["model_index.json", "vae"]
+    assert sum(file.stat().st_size for file in broken.rglob("*.safetensors")) < weights / 2
+    loaded_config, loaded = folder.load(broken)
+    assert loaded_config == config and all(jax.tree.leaves(jax.tree.map(np.array_equal, params, loaded)))
+    # A picture knows the model that made it by its weights, wherever they lie.
+    assert [file.parent.name for file in folder.weight_files(broken)] == [file.parent.name for file in whole]
+    # The place is told as seen from the folder: elsewhere there is nothing to be found.
+    moved = Path(shutil.copytree(broken, tmp_path / "far" / "away"))
+    with pytest.raises(ValueError, match=r"model_index.json says that \w+ lies in .*, but there is no .*"):
+        folder.load(moved)
+    _edit(moved / "model_index.json", shared=["unet"])
+    with pytest.raises(ValueError, match=r'"shared" in .* must map parts to the folders that hold them'):
+        folder.load(moved)

@@ -348,6 +348,16 @@ def test_the_program_converts_and_says_what_it_found(stable, tmp_path: Path, cap
     assert Tokenizer.load(out / "tokenizer").vocab_size == Tokenizer.load(TOKENIZER).vocab_size
 
 
+def test_the_program_names_what_another_folder_holds(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "tryon"
+    convert_model(tiny_model_folder, tmp_path / "whole")
+    convert_model(tmp_path / "whole", out, "--condition", "tryon", "--shared-with", tmp_path / "whole")
+    printed = capsys.readouterr().out
+    assert "reference_unet, vae, text_encoder, tokenizer, scheduler, binder" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["model_index.json", "unet"]
+    assert Composer.load(out).config.condition == "tryon"
+
+
 def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_path: Path, capsys) -> None:
     def refused(*words: object) -> str:
         with pytest.raises(SystemExit) as exit_:

@@ -2,35 +2,19 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
-from fcjax.agnostic import CATEGORIES, agnostic_image, agnostic_mask
+from fcjax.agnostic import CATEGORIES, Category, agnostic_image
 from fcjax.assets import Box, lay_out
 from fcjax.data.records import encode_record
-from fcjax.data.sources.sample import Part
 from fcjax.wardrobe import Sample, Wardrobe
+from fcjax.wardrobe.undressing import take_off, worn_kinds
 from train.shards import shard_count, shard_range
-
-# Parts of a bare body by DensePose's charts.
-_BARE = np.zeros(25, np.uint8)
-for _charts, _part in (
-    ((1, 2), Part.SKIN), ((4, 15, 17, 19, 21), Part.LEFT_ARM), ((3, 16, 18, 20, 22), Part.RIGHT_ARM),
-    ((5, 8, 10, 12, 14), Part.LEFT_LEG), ((6, 7, 9, 11, 13), Part.RIGHT_LEG), ((23, 24), Part.FACE),
-):  # fmt: skip
-    _BARE[list(_charts)] = _part
-_WORN = {
-    "upper": Part.UPPER,
-    "lower": Part.PANTS,
-    "dress": Part.DRESS,
-    "shoes": Part.LEFT_SHOE,
-    "hat": Part.HAT,
-    "bag": Part.BAG,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,55 +113,15 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
 
 
 def taken_off(sample: Sample, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"]]:
-    """The sample with those of its assets alone that try-on is to put on, and where the person is repainted for them.
+    """`take_off` one garment, or the outfit with shoes and hat, as drawn.
 
-    Drawn are one garment, or the outfit with shoes and hat. A sample with no garment to take off has everything that
-    clothes may cover repainted, and no asset.
+    A sample with no garment to take off has everything that clothes may cover repainted, and no asset.
     """
-    kinds = [_category(sample, index) for index in range(len(sample.assets))]
-    choices = sorted({kind for kind in kinds if kind in CATEGORIES})
+    kinds = worn_kinds(sample)
+    choices: list[Category] = sorted(kind for kind in CATEGORIES if kind in kinds)
     if len(choices) > 1 or not choices or {"shoes", "hat"} & set(kinds):
         choices.append("outfit")
-    category = str(rng.choice(choices))
-    wanted = (*CATEGORIES, "shoes", "hat") if category == "outfit" else (category,)
-    chosen = [index for index, kind in enumerate(kinds) if kind in wanted]
-    shown = [kinds[index] for index in chosen]
-    mask = agnostic_mask(
-        parse_of(sample, kinds), iuv=sample.maps.iuv, category=category, shoes="shoes" in shown, hat="hat" in shown
-    )
-    regions, origins = np.zeros_like(sample.regions), sample.origins
-    for number, index in enumerate(chosen, 1):
-        regions[sample.regions == index + 1] = number
-    origins = np.where((regions > 0)[..., None], origins, np.float32(-1))
-    assets = tuple(sample.assets[index] for index in chosen)
-    return dataclasses.replace(sample, assets=assets, regions=regions, origins=origins), mask
-
-
-def parse_of(sample: Sample, kinds: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
-    """A parse map: bare parts by the body's charts, hair above them, garments where their assets are seen.
-
-    kinds: of the assets, as `_category` says them.
-    """
-    parts = _BARE[sample.maps.iuv[..., 0]]
-    head = np.flatnonzero((parts == Part.FACE).any(axis=1))
-    hair = sample.foreground & (parts == 0)
-    hair[head[-1] + 1 if len(head) else 0 :] = False
-    parts = np.where(hair, np.uint8(Part.HAIR), parts)
-    for number, kind in enumerate(kinds, 1):
-        if kind in _WORN:
-            parts = np.where(sample.regions == number, np.uint8(_WORN[kind]), parts)
-    return parts
-
-
-def _category(sample: Sample, index: int) -> str:
-    """What an asset's garment covers, swatches too: upper, lower or dress; or the asset's own kind."""
-    kind = sample.assets[index].kind
-    if kind in ("face", "shoes", "hat", "bag"):
-        return kind
-    charts = sample.maps.iuv[..., 0][sample.regions == index + 1]
-    legs, rest = np.isin(charts, range(7, 15)).sum(), np.isin(charts, (1, 2, *range(15, 23))).sum()
-    share = legs / max(legs + rest, 1)
-    return "upper" if share < 0.25 else "lower" if share > 0.75 else "dress"
+    return take_off(sample, choices[int(rng.integers(len(choices)))])
 
 
 def _packed(sample: Any) -> np.ndarray:
