@@ -94,6 +94,34 @@ def compose() -> TrainConfig:
     )
 
 
+def tryon() -> TrainConfig:
+    """The model in the package that tries on, from the one that composes; all but denoiser and binder is shared.
+
+    python -m train.prepare wardrobe --tryon --out data/wardrobe_tryon --count 6000
+    python -m train.prepare latents --config mini_tryon --data data/wardrobe_tryon --model runs/mini/model \\
+        --out data/latents_tryon
+    python -m train.run --config mini_tryon --out runs/mini_tryon
+    python -m infer.convert runs/mini_tryon/model fcjax/mini_tryon --shared-with fcjax/mini
+    """
+    composing = compose()
+    return dataclasses.replace(
+        composing,
+        name="mini_tryon",
+        task="tryon",
+        data=DATA / "latents_tryon",
+        vae=Path("runs/mini/model"),
+        start=Path("runs/mini/model"),
+        steps=600,
+        optimizer=dataclasses.replace(
+            composing.optimizer,
+            final_rate=0.1,
+            trainable=(("(unet|binder)/.*", True), (".*", False)),
+        ),
+        # The mask and what it leaves tell where the person is, so that less noise is left to learn from than without.
+        loss=dataclasses.replace(composing.loss, min_snr=3.0, timestep_shift=6.0),
+    )
+
+
 def unbound() -> TrainConfig:
     """`compose_coarse` without subject binding, for comparison.
 

@@ -110,15 +110,17 @@ class PreparedSets:
         if not own:
             stored = renumbered(stored, sample["kinds"], kinds)
         image = frame.picture(sample["image"])
+        person = None
+        if self.task == "tryon":
+            person = Person(image, frame.labels(sample["mask"]) > 0)
         target = Target(
             kinds=kinds,
             palettes=palettes_of(assets, kinds),
             regions=completed(stored, iuv[..., 0], kinds),
             truth=image if own else None,
+            person=None if person is None else person.image,
+            mask=None if person is None else person.mask,
         )
-        person = None
-        if self.task == "tryon":
-            person = Person(image, frame.labels(sample["mask"]) > 0)
         return EvaluationSet(
             donor["caption"],
             assets,

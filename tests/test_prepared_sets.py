@@ -239,6 +239,8 @@ def test_trying_on_in_a_prepared_set(data: Path, tryon_model: Path, tmp_path: Pa
     found = json.loads((tmp_path / "out.json").read_text())
     assert list(found["arms"]) == [str(tryon_model)]
     figures = found["arms"][str(tryon_model)]["figures"]
+    # Nothing outside the mask is changed.
+    assert figures["kept_outside"]["mean"] == 1 and figures["ssim_outside"]["mean"] == pytest.approx(1)
     assert "binding_accuracy" in figures and "psnr" not in figures and "texture_correlation" not in figures
     own = found["protocols"][str(tryon_model)]
     assert own["figures"] == {} and own["distances"]["fid"] > 0

@@ -11,6 +11,7 @@ from numpy import ndarray
 from fcjax.metrics.palette import Palette, nearest_palette, palette_distance, region_palette
 from fcjax.metrics.pictures import psnr, texture_correlation
 from fcjax.metrics.silhouette import iou, silhouette
+from fcjax.metrics.ssim import ssim_outside
 
 FIGURES = {
     "binding_accuracy": "binding accuracy",
@@ -24,6 +25,8 @@ FIGURES = {
     "face_recognised": "face: own nearer than a wrong one",
     "silhouette_iou": "silhouette IoU",
     "psnr": "PSNR against the truth (dB)",
+    "ssim_outside": "outside the mask: SSIM to the person",
+    "kept_outside": "outside the mask: share of pixels that are the person's exactly",
 }
 """Every figure with the words that a table has for it."""
 FACE = "face"
@@ -37,6 +40,8 @@ class Target:
 
     A region is where the true picture shows an asset; a composed picture has the same pose, so its garments are there
     too, but for their outlines.
+
+    person, mask: of a try-on, the picture that garments are put on, and True where it is repainted.
     """
 
     kinds: tuple[str, ...]
@@ -45,6 +50,8 @@ class Target:
     patterns: tuple[str, ...] = ()  # names of the assets' patterns, to sort textures by
     truth: UInt8[ndarray, "h w 3"] | None = None
     foreground: Bool[ndarray, "h w"] | None = None  # None where the background does not allow to measure it
+    person: UInt8[ndarray, "h w 3"] | None = None
+    mask: Bool[ndarray, "h w"] | None = None
 
     @cached_property
     def telling(self) -> tuple[bool, ...]:
@@ -79,7 +86,7 @@ def score(picture: UInt8[ndarray, "h w 3"], target: Target) -> Scores:
     Binding accuracy: 1 where a garment's region is nearest in palette to its own asset among all assets of the set,
     the face included; not counted where there is one asset alone. The second accuracy leaves out what the true picture
     would not pass by a margin (`Target.telling`), so that its ceiling is 1. Texture and PSNR need a truth, IoU a
-    foreground.
+    foreground, what lies outside the mask a person.
     """
     if picture.shape[:2] != target.regions.shape:
         raise ValueError(f"a picture of {picture.shape[:2]} cannot be scored by regions of {target.regions.shape}")
@@ -113,6 +120,12 @@ def score(picture: UInt8[ndarray, "h w 3"], target: Target) -> Scores:
         note("silhouette_iou", iou(silhouette(picture), target.foreground))
     if target.truth is not None and not np.array_equal(picture, target.truth):
         note("psnr", psnr(picture, target.truth))
+    if target.person is not None and target.mask is not None and not target.mask.all():
+        kept = (picture == target.person).all(axis=-1)[~target.mask]
+        note("kept_outside", kept.mean())
+        similarity = ssim_outside(picture, target.person, target.mask)
+        if similarity is not None:
+            note("ssim_outside", similarity)
     return Scores(scores.figures, scores.textures, face)
 
 
