@@ -7,7 +7,6 @@ from fcjax.config import (
     CROSS_ATTENTION_DOWN,
     CROSS_ATTENTION_UP,
     PLAIN_DOWN,
-    PLAIN_UP,
     BinderConfig,
     BindingVariant,
     ComposerConfig,
@@ -103,7 +102,7 @@ def mini(
 ) -> ComposerConfig:
     """The model that the package is to hold: 256x192, at most 13 M parameters (26 MB in bfloat16).
 
-    Attention at every level but the finest, whose tokens of 4x4 pixels are too many for it; 2x2 UV points per token,
+    Attention at every level, at the finest of 4x4 pixels a token on the way up alone; 2x2 UV points per token,
     because arms and legs are a token wide; places on a resting body and on each asset as sines and cosines, because so
     small a UNet does not learn within hours which place of a garment covers which of the body.
     """
@@ -111,7 +110,7 @@ def mini(
         UNetConfig(
             sample_size=64,
             down_block_types=(PLAIN_DOWN,) + (CROSS_ATTENTION_DOWN,) * 3,
-            up_block_types=(CROSS_ATTENTION_UP,) * 3 + (PLAIN_UP,),
+            up_block_types=(CROSS_ATTENTION_UP,) * 4,
             block_out_channels=(32, 64, 96, 128),
             layers_per_block=1,
             cross_attention_dim=128,
