@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from fcjax.data.sources.sample import Part
 
@@ -23,14 +23,17 @@ LOOSE = 2.0
 """So many times the margin where only the body is known: garments stand off from it."""
 STROKE = 0.5  # width of an arm's stroke over the distance of the shoulders
 LEAST_CONFIDENCE = 0.1
-NECK, SHOULDERS, ELBOWS, WRISTS = 1, (2, 5), (3, 6), (4, 7)  # of OpenPose's 18
+SHOULDERS, ELBOWS, WRISTS = (2, 5), (3, 6), (4, 7)  # of OpenPose's 18
+_CROWN, _FOOT = 0.35, 0.06  # of the head's height, and of the person's: where hat and shoes come if none are seen
 
 _UPPER = (Part.UPPER, Part.COAT, Part.DRESS, Part.JUMPSUIT, Part.SCARF, Part.NECK)
 _LOWER = (Part.PANTS, Part.SKIRT, Part.BELT, Part.DRESS, Part.JUMPSUIT)
 _ARMS = (Part.LEFT_ARM, Part.RIGHT_ARM, Part.SKIN)
 _LEGS = (Part.LEFT_LEG, Part.RIGHT_LEG, Part.SOCKS)
 _SHOES = (Part.LEFT_SHOE, Part.RIGHT_SHOE)
-_HEAD = (Part.FACE, Part.HAIR, Part.SUNGLASSES)
+_FACE = (Part.FACE, Part.SUNGLASSES)
+_HEAD = (*_FACE, Part.HAIR)
+_GARMENTS = (*_UPPER[:4], *_LOWER[:2])
 _COVERED = {
     "upper": (*_UPPER, *_ARMS),
     "lower": (*_LOWER, *_LEGS),
@@ -84,22 +87,32 @@ def agnostic_mask(
     if parse is not None and iuv is not None and parse.shape != iuv.shape[:2]:
         raise ValueError(f"the parse map is {parse.shape}, the DensePose map {iuv.shape[:2]} (height, width)")
     chart = None if iuv is None else iuv[..., 0]
+    if parse is not None:
+        parse = _limbs(parse, chart)
     covered = _covered(parse, keypoints, chart, category)
     if not covered.any():
         raise ValueError(f"the maps show nothing of a person to be repainted for category {category!r}")
     pixels = round(margin * len(covered) * (1.0 if parse is not None else LOOSE))
-    if parse is None:
-        covered = _around(covered, chart, category, pixels)
+    hem = None if parse is not None or chart is None else _hem(chart, category, pixels)
+    if hem is not None:
+        covered |= hem if category == "upper" else _hull(np.isin(chart, _LEG_CHARTS))
     mask = _largest(_filled(_widened(covered, pixels)))
-    mask &= ~_kept(parse, keypoints, chart, category, pixels)
-    for worn, parts, charts in ((shoes, _SHOES, _FEET), (hat, (Part.HAT,), ())):
-        shown = np.zeros_like(mask)
-        if parse is not None:
-            shown |= np.isin(parse, parts)
-        if chart is not None:
-            shown |= np.isin(chart, charts)
-        # A hat's brim and a sole's edge belong to what is taken off.
-        mask = mask | _widened(shown, pixels) & ~_face(parse, chart) if worn else mask & ~shown
+    kept = _kept(parse, keypoints, chart, category)
+    mask &= ~(kept if hem is None else kept & ~hem)
+    for name, worn, parts, charts, bare in (
+        ("shoes", shoes, _SHOES, _FEET, _bare_feet),
+        ("a hat", hat, (Part.HAT,), (), _bare_crown),
+    ):
+        shown = _seen(parse, parts, chart, charts)
+        if worn and not shown.any():
+            mask |= bare(parse, chart, name, pixels) & ~_seen(parse, _FACE, chart, ())
+        elif worn:
+            # A hat's brim and a sole's edge belong to what is taken off.
+            mask |= _widened(shown, pixels) & ~_face(parse, chart)
+        else:
+            mask &= ~shown
+    if not mask.any():
+        raise ValueError(f"all that the maps show is kept for category {category!r}: nothing is left to repaint")
     return mask
 
 
@@ -112,20 +125,75 @@ def agnostic_image(image: UInt8[ndarray, "h w 3"], mask: Bool[ndarray, "h w"]) -
 # What is covered, and what is given back
 
 
-def _covered(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str) -> ndarray:
-    covered = np.zeros((parse if parse is not None else chart).shape, bool)  # type: ignore[union-attr]
-    if parse is not None:
-        covered |= np.isin(parse, _COVERED[category])
+def _limbs(parse: UInt8[ndarray, "h w"], chart: UInt8[ndarray, "h w"] | None) -> UInt8[ndarray, "h w"]:
+    """Bare skin as arm or leg: by the body's charts, or else a piece below the garments is a leg."""
+    skin = parse == Part.SKIN
+    if not skin.any():
+        return parse
     if chart is not None:
-        covered |= np.isin(chart, [number for charts in _COVERED_CHARTS[category] for number in charts])
+        legs, arms = (skin & np.isin(chart, charts) for charts in (_LEG_CHARTS + _FEET, _ARM_CHARTS + _HANDS))
+        return np.select([legs, arms], [np.uint8(Part.LEFT_LEG), np.uint8(Part.LEFT_ARM)], parse)
+    worn = np.flatnonzero(np.isin(parse, _GARMENTS).any(axis=1))
+    pieces = _pieces(skin)
+    middles = np.bincount(pieces[skin], np.nonzero(skin)[0]) / np.bincount(pieces[skin])
+    below = middles > (worn[-1] if len(worn) else len(parse))
+    return np.where(skin & below[pieces], np.uint8(Part.LEFT_LEG), parse)
+
+
+def _seen(
+    parse: ndarray | None, parts: tuple[int, ...], chart: ndarray | None, charts: tuple[int, ...]
+) -> Bool[ndarray, "h w"]:
+    """Where either map shows one of its own."""
+    found = np.zeros((parse if parse is not None else chart).shape, bool)  # type: ignore[union-attr]
+    if parse is not None:
+        found |= np.isin(parse, parts)
+    if chart is not None:
+        found |= np.isin(chart, charts)
+    return found
+
+
+def _bare_crown(parse: ndarray | None, chart: ndarray | None, what: str, pixels: int) -> Bool[ndarray, "h w"]:
+    """The top of a head without a hat, and around it, but not below. ValueError where no head is seen."""
+    head = _face(parse, chart)
+    rows = np.flatnonzero(head.any(axis=1))
+    # Long hair hangs below the chin.
+    chin = rows if parse is None else np.flatnonzero((parse == Part.FACE).any(axis=1))
+    if not len(rows) or not len(chin):
+        raise ValueError(f"{what} is to be put on, but the maps show no head")
+    brow = rows[0] + max(1, round(_CROWN * (chin[-1] - rows[0])))
+    crown = _widened(head & (np.arange(len(head)) < brow)[:, None], pixels)
+    crown[brow:] = False
+    return crown
+
+
+def _bare_feet(parse: ndarray | None, chart: ndarray | None, what: str, pixels: int) -> Bool[ndarray, "h w"]:
+    """The ends of bare legs, and around them. ValueError where no leg is seen."""
+    legs = np.zeros((parse if parse is not None else chart).shape, bool)  # type: ignore[union-attr]
+    person = np.flatnonzero(_person(parse, chart).any(axis=1))
+    for part, charts in ((Part.LEFT_LEG, _LEG_CHARTS[::2]), (Part.RIGHT_LEG, _LEG_CHARTS[1::2])):
+        leg = _seen(parse, (part,), chart, charts)
+        rows = np.flatnonzero(leg.any(axis=1))
+        if len(rows):
+            leg[: rows[-1] + 1 - max(1, round(_FOOT * (person[-1] - person[0])))] = False
+            legs |= leg
+    if not legs.any():
+        raise ValueError(f"{what} are to be put on, but the maps show neither feet nor legs")
+    return _widened(legs, pixels)
+
+
+def _person(parse: ndarray | None, chart: ndarray | None) -> Bool[ndarray, "h w"]:
+    return (parse if parse is not None else chart) > 0  # type: ignore[operator]
+
+
+def _covered(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str) -> ndarray:
+    charts = tuple(number for charts in _COVERED_CHARTS[category] for number in charts)
+    covered = _seen(parse, _COVERED[category], chart, charts)
     if keypoints is not None and category != "lower":
         covered |= _strokes(keypoints, covered.shape)
     return covered
 
 
-def _kept(
-    parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str, pixels: int
-) -> ndarray:
+def _kept(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str) -> ndarray:
     kept = _face(parse, chart)
     if parse is not None:
         kept |= np.isin(parse, _KEPT[category])
@@ -135,18 +203,12 @@ def _kept(
         kept |= np.isin(chart, _HANDS)
         if parse is None and category in ("upper", "lower"):
             kept |= np.isin(chart, _LEG_CHARTS if category == "upper" else (*_TORSO, *_ARM_CHARTS))
-            kept &= ~_hem(chart, category, pixels)
     return kept
 
 
 def _face(parse: ndarray | None, chart: ndarray | None) -> ndarray:
-    face = np.zeros((parse if parse is not None else chart).shape, bool)  # type: ignore[union-attr]
-    if parse is not None:
-        face |= np.isin(parse, _HEAD)
     # The head's charts hold the neck, which a parse map tells from the face.
-    elif chart is not None:
-        face |= np.isin(chart, _HEAD_CHARTS)
-    return face
+    return _seen(parse, _HEAD, chart, () if parse is not None else _HEAD_CHARTS)
 
 
 def _strokes(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) -> Bool[ndarray, "h w"]:
@@ -180,13 +242,6 @@ def _behind_wrists(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) ->
     return found
 
 
-def _around(covered: ndarray, chart: ndarray | None, category: str, pixels: int) -> ndarray:
-    """Where only the body is known: the hull of the legs too, between which a skirt hangs, or the hips under a hem."""
-    if chart is None:
-        return covered
-    return covered | (_hem(chart, category, pixels) if category == "upper" else _hull(np.isin(chart, _LEG_CHARTS)))
-
-
 def _hem(chart: ndarray, category: str, pixels: int) -> Bool[ndarray, "h w"]:
     """The strip of the body's other half that the garment may reach: a top's hem lies on the hips."""
     if category == "upper":
@@ -198,12 +253,23 @@ def _hem(chart: ndarray, category: str, pixels: int) -> Bool[ndarray, "h w"]:
 # Shapes
 
 
+def chessboard(mask: Bool[ndarray, "h w"]) -> Int[ndarray, "h w"]:
+    """How many pixels away the mask is, in steps to any of 8 neighbours: 0 inside; height + width where it is empty."""
+    away = np.where(mask, np.int32(0), np.int32(sum(mask.shape)))
+    column = np.arange(mask.shape[1], dtype=np.int32)
+    # Downwards and to the right, then upwards and to the left.
+    for side in (away, away[::-1, ::-1]):
+        for row in range(len(side)):
+            if row:
+                above = np.pad(side[row - 1], 1, mode="edge") + 1
+                np.minimum(side[row], np.minimum(np.minimum(above[:-2], above[2:]), above[1:-1]), out=side[row])
+            side[row] = np.minimum.accumulate(side[row] - column) + column
+    return away
+
+
 def _widened(mask: Bool[ndarray, "h w"], pixels: int) -> Bool[ndarray, "h w"]:
     """By so many pixels in all directions."""
-    picture = Image.fromarray(mask.astype(np.uint8))
-    for _ in range(pixels):
-        picture = picture.filter(ImageFilter.MaxFilter(3))
-    return np.asarray(picture) > 0
+    return chessboard(mask) <= pixels if mask.any() else mask
 
 
 def _filled(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:

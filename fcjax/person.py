@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image, ImageFilter
 
-from fcjax.agnostic import agnostic_image
+from fcjax.agnostic import agnostic_image, chessboard
 from fcjax.frame import Frame
 from fcjax.pictures import open_mask, open_rgb
 
@@ -72,11 +71,7 @@ def feathered(mask: Bool[np.ndarray, "h w"], width: int) -> Float32[np.ndarray, 
     """1 deep inside the mask, 0 outside, and a ramp of `width` pixels between, all of it inside. ValueError: < 0."""
     if width < 0:
         raise ValueError(f"feather must be 0 (a hard edge) or more pixels, got {width}")
-    inside, total = Image.fromarray(mask.astype(np.uint8)), mask.astype(np.float32)
-    for _ in range(width):
-        inside = inside.filter(ImageFilter.MinFilter(3))
-        total += np.asarray(inside)
-    return total / (width + 1)
+    return (np.minimum(chessboard(~mask), width + 1) / np.float32(width + 1)).astype(np.float32)
 
 
 def _size(array: np.ndarray) -> str:

@@ -47,19 +47,13 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     `name` stands in error messages.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bit(np.asarray(image), name)
+    if image.mode == "F":
+        raise ValueError(f"{name} is a floating-point picture; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Of 16 bits a pixel, which Pillow's own conversion would clip at 255.
+        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
     if image.mode not in ("RGB", "RGBA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode == "RGB" and image.has_transparency_data:
         return image.convert("RGBA")
     return image
-
-
-def _eight_bit(values: np.ndarray, name: str) -> Image.Image:
-    """A grey picture of 16 or 32 bits a pixel, which Pillow's own conversion would clip at 255."""
-    if values.dtype.kind == "f":
-        raise ValueError(f"{name} is a floating-point picture; save it with 8 or 16 bits a channel")
-    if values.max(initial=0) > 255:
-        values = values // 257
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from fcjax.body import Body
 from fcjax.cli import run
+from infer.compose import prepare_folder, save_png
 from infer.densepose import preview
 from infer.request import (
     AssetFile,
@@ -45,6 +46,8 @@ from infer.request import (
     weights_digest,
 )
 from infer.sheet import Panel, sheet
+
+ALBUM = "album.json"
 
 if TYPE_CHECKING:
     from fcjax.album import Album, Page, Sharing
@@ -88,6 +91,8 @@ class AlbumRequest:
             check(name, getattr(self, name), numbers.Integral, "a whole number")
         for name in ("align", "same_noise"):
             check(name, getattr(self, name), bool, "true or false")
+        if self.reference_guidance is not None:
+            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
         for name in ("guidance", "guidance_rescale"):
             check(name, getattr(self, name), numbers.Real, "a number")
         if self.size is not None:
@@ -226,10 +231,19 @@ def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[lis
     return made
 
 
+def _remove_pages(out: Path, count: int) -> None:
+    """Those of an album that this one replaces, and that had more of them."""
+    number = count + 1
+    while (page := out / f"page_{number}.png").exists():
+        page.unlink()
+        number += 1
+
+
 def main(flags: Flags) -> None:
     """Make the album that the request asks for and write it."""
     request = requested(flags)
     pages = read_pages(request, flags.request.parent)
+    prepare_folder(flags.out)
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.album import make_album
     from fcjax.composer import Composer
@@ -243,13 +257,14 @@ def main(flags: Flags) -> None:
             bar.update(done - bar.n)
 
         album = make_album(composer, pages, **request.settings, progress=advance)
-    flags.out.mkdir(parents=True, exist_ok=True)
     info = png_metadata(request.asdict(), weights_digest(locate(request.model)))
     for number, picture in enumerate(album.pictures, 1):
-        picture.image.save(flags.out / f"page_{number}.png", pnginfo=info)
+        save_png(picture.image, flags.out / f"page_{number}.png", info)
+    if (flags.out / ALBUM).exists():
+        _remove_pages(flags.out, len(album.pictures))
     sheet(rows(request, pages, album)).save(flags.out / "sheet.png")
     told = {"request": request.asdict(), "matched": np.round(album.matched, 4).tolist()}
-    (flags.out / "album.json").write_text(json.dumps(told, indent=2) + "\n")
+    (flags.out / ALBUM).write_text(json.dumps(told, indent=2) + "\n")
     print(f"{len(album.pictures)} pages: {flags.out / 'sheet.png'}")
 
 

@@ -13,6 +13,7 @@ images become out_0.png, out_1.png ..., each with its own seed in its request.
 
 import dataclasses
 import functools
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from fcjax.assets import Asset
@@ -215,18 +217,33 @@ def panels(result: Result, pose: str) -> list[Panel]:
     return row + [(f"seed {made.seed}: {made.tokens.prompt}", made.image) for made in result.compositions]
 
 
+def prepare_folder(path: Path) -> None:
+    """Makes the folder of pictures to come. ValueError where it cannot be written into."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write into {path}: {error.strerror}") from error
+
+
 def prepare_output(path: Path) -> None:
     """Make the folder of a picture; ValueError before any work is done if nothing can be written there."""
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path} is no PNG: its name must end in .png, because the request is kept inside")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
+    prepare_folder(path.parent)
+
+
+def save_png(image: Image.Image, path: Path, info: Any) -> None:
+    """Writes a PNG whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write into {path.parent}: {error.strerror}") from error
+        image.save(aside, format="PNG", pnginfo=info)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def main(flags: Flags) -> None:

@@ -8,7 +8,6 @@ poses, in the last of them in another look.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from fcjax.data.captioner import listed
 from fcjax.wardrobe import Sample, Wardrobe
 from fcjax.wardrobe.undressing import take_off
 from infer import album, tryon
-from infer.compose import make, panels, save
+from infer.compose import make, panels, prepare_folder, save
 from infer.request import AssetFile, ComposeRequest, changed
 from infer.sheet import Panel, sheet
 
@@ -94,12 +93,7 @@ def requests_of(sample: Sample, files: tuple[AssetFile, ...], flags: Flags) -> l
 def main(flags: Flags) -> None:
     """Write the demo."""
     begin = time.monotonic()
-    try:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=flags.out):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write into {flags.out}: {error.strerror}") from error
+    prepare_folder(flags.out)
     sample = full_look(flags.look)
     requests = requests_of(sample, write_assets(sample, flags.out / "assets"), flags)
     for request in requests:

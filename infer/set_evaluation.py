@@ -23,6 +23,7 @@ from fcjax.pictures import open_rgb
 from infer import predictions
 from infer.arms import TRUTH, Arm, make_arms
 from infer.blind import Contest
+from infer.compose import save_png
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
@@ -35,7 +36,6 @@ from infer.request import weights_digest
 from infer.scoring import Networks, claim
 from infer.sets import EvaluationSet
 from infer.sheet import Panel, sheet
-from infer.tryon import save
 
 
 class Sets(Protocol):
@@ -67,7 +67,7 @@ def draw(
 
 def _save(picture: UInt8[ndarray, "h w 3"], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(Image.fromarray(picture), path, None)
+    save_png(Image.fromarray(picture), path, None)
 
 
 def score_drawn(

@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import json
 import numbers
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +27,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
-from fcjax.agnostic import CATEGORIES, Category, agnostic_mask
+from fcjax.agnostic import CATEGORIES, MARGIN, Category, agnostic_mask
 from fcjax.assets import Asset
 from fcjax.cli import one_line, run
+from fcjax.data.sources.files import read_iuv
 from fcjax.estimate import warned
 from fcjax.person import Person
-from fcjax.pictures import open_mask, open_rgb, read
-from infer.compose import prepare_output
+from fcjax.pictures import open_mask, open_rgb
+from infer.compose import prepare_output, save_png
 from infer.request import (
     AssetFile,
     asset_files,
@@ -69,6 +68,9 @@ class TryOnRequest:
     iuv: str | None = None
     estimate: bool = False
     category: Category = "outfit"
+    margin: float = MARGIN
+    shoes: bool = False
+    hat: bool = False
     model: str = TRYON_MODEL
     seed: int = 0
     steps: int = 20
@@ -91,9 +93,13 @@ class TryOnRequest:
                 check(name, getattr(self, name), str, "a file's name")
         for name in ("seed", "steps", "layout_seed"):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
-        for name in ("guidance", "guidance_rescale"):
+        if self.feather is not None:
+            check("feather", self.feather, numbers.Integral, "a whole number")
+        if self.reference_guidance is not None:
+            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+        for name in ("guidance", "guidance_rescale", "margin"):
             check(name, getattr(self, name), numbers.Real, "a number")
-        for name in ("raw", "estimate"):
+        for name in ("raw", "estimate", "shoes", "hat"):
             check(name, getattr(self, name), bool, "true or false")
         if self.size is not None:
             check_whole_numbers("size", self.size, 2, "height and width")
@@ -106,14 +112,22 @@ class TryOnRequest:
                 "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one "
                 "(or --estimate, where there is only the photograph)"
             )
-        if self.estimate and (self.mask is not None or self.iuv is not None):
-            raise ValueError(f"estimate guesses what {'iuv' if self.mask is None else 'mask'} says: give one of them")
+        sources = [name for name in ("mask", "iuv", "estimate") if getattr(self, name)]
+        if len(sources) > 1:
+            raise ValueError(f"{' and '.join(sources)} each say what to repaint: give one of them")
+        if self.mask is not None and (self.shoes or self.hat or self.margin != MARGIN):
+            raise ValueError("shoes, hat and margin are for masks that are made; the one given says what to repaint")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.try_on`."""
-        files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "model")
+        files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "margin", "shoes", "hat", "model")
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in files}
+
+    @property
+    def worn(self) -> dict[str, Any]:
+        """What `agnostic_mask` is to take off."""
+        return {name: getattr(self, name) for name in ("category", "margin", "shoes", "hat")}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":
@@ -151,6 +165,12 @@ class Flags:
     """The body is guessed from the photograph alone."""
     category: Category | None = None
     """What a made mask covers: upper, lower, dress or outfit (default: outfit)."""
+    margin: float | None = None
+    """How far a made mask reaches beyond what it must cover, as a share of the picture's height."""
+    shoes: bool = False
+    """A made mask covers the feet as well."""
+    hat: bool = False
+    """A made mask covers the top of the head as well."""
     prompt: str | None = None
     """What the picture shows; it should contain every asset's phrase."""
     asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
@@ -173,7 +193,9 @@ class Flags:
 def given_by(flags: Flags) -> dict[str, Any]:
     """What the flags say of a request, as plain data."""
     names = {field.name for field in dataclasses.fields(TryOnRequest)}
-    said = {name: value for name, value in vars(flags).items() if name in names and value not in (None, False)}
+    said = {
+        name: value for name, value in vars(flags).items() if name in names and value is not None and value is not False
+    }
     if flags.asset:
         said["assets"] = [changed(AssetFile.parse(words)) for words in flags.asset]
     return said
@@ -186,15 +208,9 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
         return Person(image, open_mask(found(request.mask, beside)))
     if request.estimate:
         guess = warned(image, "give --mask or --iuv where there is one")
-        return Person(image, agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, category=request.category))
+        return Person(image, agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, **request.worn))
     assert request.iuv is not None
-    iuv = np.asarray(read(found(request.iuv, beside), what="body map").convert("RGB"))
-    if iuv.shape != image.shape:
-        raise ValueError(
-            f"the body map {request.iuv} is {iuv.shape[0]}x{iuv.shape[1]} (height x width), the person "
-            f"{image.shape[0]}x{image.shape[1]}: they must be of one size"
-        )
-    return Person(image, agnostic_mask(iuv=iuv, category=request.category))
+    return Person(image, agnostic_mask(iuv=read_iuv(found(request.iuv, beside), image.shape[:2]), **request.worn))
 
 
 def found(name: str, beside: Path | None) -> Path:
@@ -203,14 +219,17 @@ def found(name: str, beside: Path | None) -> Path:
     return beside / name if beside is not None and not path.exists() and (beside / name).exists() else path
 
 
+def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
+    """The person, the mask and the assets of a request's files. ValueError for what cannot be read or does not fit."""
+    return person_of(request, beside), [file.open(file.read(beside)) for file in request.assets]
+
+
 def fit(
-    request: TryOnRequest, composer: "Composer", beside: Path | None = None, progress: Any = None
-) -> tuple["Fitting", Person, list[Asset]]:
-    """The picture of a request, and what it was made of."""
-    person = person_of(request, beside)
-    assets = [file.open(file.read(beside)) for file in request.assets]
+    request: TryOnRequest, composer: "Composer", person: Person, assets: Sequence[Asset], progress: Any = None
+) -> "Fitting":
+    """The picture of a request."""
     [fitting] = composer.try_on(request.prompt, assets, person, **request.settings, progress=progress)
-    return fitting, person, assets
+    return fitting
 
 
 def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]:
@@ -218,16 +237,6 @@ def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]
     names = [request.person, request.mask, request.iuv, *(asset.path for asset in request.assets)]
     paths = {name: found(name, beside) for name in names if name is not None}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-
-
-def save(image: Image.Image, path: Path, info: Any) -> None:
-    """Writes a PNG whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(aside, format="PNG", pnginfo=info)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,6 +274,8 @@ def try_on_pairs(flags: Flags) -> None:
     assert flags.pairs is not None
     if flags.out.suffix and not flags.out.is_dir():
         raise ValueError(f"with --pairs, --out is a folder; got {flags.out}")
+    if flags.sheet is not None:
+        raise ValueError("--sheet shows one request; leave it out with --pairs")
     # All names first, so that a mistake in the list is told before any work.
     pairs = list(read_pairs(flags.pairs, given_by(flags)))
     flags.out.mkdir(parents=True, exist_ok=True)
@@ -275,11 +286,12 @@ def try_on_pairs(flags: Flags) -> None:
         for name, make in left:
             try:
                 request = make()
+                person, assets = opened(request, flags.pairs.parent)
                 if request.model not in composers:
                     composers = {request.model: _load(request.model)}
-                fitting, _, _ = fit(request, composers[request.model], flags.pairs.parent)
+                fitting = fit(request, composers[request.model], person, assets)
                 info = request.metadata(_weights(request.model), digests(request, flags.pairs.parent))
-                save(fitting.image, flags.out / name, info)
+                save_png(fitting.image, flags.out / name, info)
             except ValueError as error:
                 failed[name] = one_line(error)
             bar.update()
@@ -321,11 +333,11 @@ def main(flags: Flags) -> None:
     request = TryOnRequest.from_dict(given_by(flags), "the request")
     for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
         prepare_output(path)
-    person_of(request)
+    person, assets = opened(request)
     composer = _load(request.model)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
-        fitting, person, assets = fit(request, composer, progress=lambda done, _: bar.update(done - bar.n))
-    save(fitting.image, flags.out, request.metadata(_weights(request.model), digests(request)))
+        fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))
+    save_png(fitting.image, flags.out, request.metadata(_weights(request.model), digests(request)))
     print(flags.out)
     if flags.sheet is not None:
         sheet([panels(request, fitting, person, assets)]).save(flags.sheet)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from fcjax.agnostic import CATEGORIES, _filled, _hull, _largest, _widened, agnostic_image, agnostic_mask
+from fcjax.agnostic import (
+    CATEGORIES,
+    _filled,
+    _hull,
+    _largest,
+    _widened,
+    agnostic_image,
+    agnostic_mask,
+    chessboard,
+)
 from fcjax.body import Body
 from fcjax.data.sources.sample import LABELS, Part, to_parts
 
@@ -87,18 +96,51 @@ def test_sleeves_that_the_person_does_not_wear(iuv: np.ndarray):
     np.testing.assert_array_equal(agnostic_mask(parse, unseen), without)
 
 
+@pytest.mark.parametrize("charts", [True, False])
+def test_bare_skin_is_arm_or_leg(iuv: np.ndarray, parse: np.ndarray, charts: bool):
+    """DeepFashion's parse maps have one label for bare skin, VITON-HD's one for each limb."""
+    chart = iuv[..., 0]
+    thighs = np.isin(chart, (7, 8, 9, 10))
+    limbs = np.where(thighs, np.uint8(Part.SKIRT), np.where(np.isin(chart, LEGS), np.uint8(Part.LEFT_LEG), parse))
+    skin = np.where(np.isin(limbs, (Part.LEFT_LEG, Part.LEFT_ARM)), np.uint8(Part.SKIN), limbs)
+    for category in CATEGORIES:
+        masks = [agnostic_mask(worn, iuv=iuv if charts else None, category=category) for worn in (limbs, skin)]
+        shins = [share(mask, chart, (11, 12, 13, 14)) for mask in masks]
+        assert shins[0] == pytest.approx(shins[1], abs=0.05) and (shins[1] > 0.9) == (category != "upper")
+        assert share(masks[1], chart, ARMS) == pytest.approx(share(masks[0], chart, ARMS), abs=0.15)
+
+
+@pytest.mark.parametrize("maps", ["iuv", "parse", "both"])
+def test_hats_and_shoes_for_those_who_wear_none(iuv: np.ndarray, parse: np.ndarray, maps: str):
+    chart = iuv[..., 0]
+    rows, feet = np.arange(256)[:, None], np.isin(chart, FEET)
+    first = np.flatnonzero(np.isin(chart, HEAD).any(axis=1))[0]
+    crown = np.isin(chart, HEAD) & (rows < first + 5)
+    bare = np.select([crown, np.isin(chart, (*LEGS, *FEET))], [Part.HAIR, Part.LEFT_LEG], parse).astype(np.uint8)
+    given = {name: array for name, array in (("iuv", iuv), ("parse", bare)) if maps in (name, "both")}
+    plain, hatted, shod = (agnostic_mask(**given, hat=hat, shoes=shoes) for hat, shoes in ((0, 0), (1, 0), (0, 1)))
+    assert not plain[crown].any() and hatted[crown].all() and hatted[:first].any()
+    assert plain[feet].mean() < 0.05 and shod[feet].mean() > 0.5
+    # The face stays, and so does the body between.
+    assert share(hatted, chart, HEAD) < 0.6 and not (shod & ~plain & (rows < 200)).any()
+
+
 def test_margins_grow(iuv: np.ndarray, parse: np.ndarray):
     areas = [agnostic_mask(parse, category="dress", margin=margin).sum() for margin in (0, 0.02, 0.05)]
     assert areas[0] < areas[1] < areas[2]
 
 
 def test_maps_that_tell_no_mask(iuv: np.ndarray, parse: np.ndarray):
+    torso = np.where(np.isin(iuv[..., 0], TORSO), np.uint8(Part.UPPER), np.uint8(0))
     for arguments, expected in (
         ({}, "needs a parse map or a DensePose map"),
         ({"iuv": iuv, "category": "hat"}, "expected one of upper, lower, dress, outfit"),
         ({"iuv": iuv, "margin": 2}, r"margin .* must lie in \[0, 0.5\]"),
         ({"iuv": iuv, "parse": parse[:-1]}, r"the parse map is \(255, 192\), the DensePose map \(256, 192\)"),
         ({"iuv": np.zeros_like(iuv)}, "show nothing of a person to be repainted for category 'upper'"),
+        ({"parse": np.full_like(parse, Part.SKIRT), "iuv": iuv}, "is kept for category 'upper': nothing is left"),
+        ({"parse": torso, "hat": True}, "a hat is to be put on, but the maps show no head"),
+        ({"parse": torso, "shoes": True}, "shoes are to be put on, but the maps show neither feet nor legs"),
     ):
         with pytest.raises(ValueError, match=expected):
             agnostic_mask(**arguments)
@@ -134,6 +176,9 @@ def test_shapes():
     sizes = np.bincount(labels[blobs])
     np.testing.assert_array_equal(_largest(blobs), labels == sizes.argmax())
     np.testing.assert_array_equal(_filled(blobs), ndimage.binary_fill_holes(blobs))
+    few = rng.random((40, 50)) < 0.01
+    np.testing.assert_array_equal(chessboard(few), ndimage.distance_transform_cdt(~few, "chessboard"))
+    assert (chessboard(np.zeros((4, 5), bool)) == 9).all()
 
 
 def test_labels_of_data_sets():

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fcjax.agnostic import agnostic_image
 from fcjax.body import flip_iuv
 from fcjax.data import decode_record
 from fcjax.data.augment import Augmentation, cropped, mirrored, swap_sides, without_assets
@@ -64,6 +65,15 @@ def test_a_crop_enlarges_what_it_keeps(sample: dict):
     assert np.array_equal(window["iuv"], sample["iuv"][16:48, 12:36].repeat(2, 0).repeat(2, 1))
     assert set(np.unique(window["origins"][..., 0])) <= set(np.unique(sample["origins"][16:48, 12:36, 0]))
     assert np.array_equal(window["canvas0"], sample["canvas0"])
+
+
+def test_a_crop_hides_what_try_on_hides(sample: dict):
+    mask = np.zeros(sample["image"].shape[:2], np.uint8)
+    mask[20:40, 10:30] = 255
+    worn = {**sample, "mask": mask, "agnostic": agnostic_image(sample["image"], mask > 0)}
+    small = cropped(worn, 11, 7, 40, 30)
+    np.testing.assert_array_equal(small["agnostic"], agnostic_image(small["image"], small["mask"] > 0))
+    assert (small["mask"] > 0).any() and not (small["mask"] > 0).all()
 
 
 def test_an_asset_left_out_leaves_no_trace(sample: dict):

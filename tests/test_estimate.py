@@ -79,7 +79,7 @@ def test_programs_guess_where_they_are_told_to(guessed: np.ndarray, tmp_path: Pa
     request = TryOnRequest.from_dict({**asked, "estimate": True, "category": "upper"}, "here")
     with pytest.warns(UserWarning, match="second best: give --mask or --iuv"):
         np.testing.assert_array_equal(person_of(request).mask, mask)
-    with pytest.raises(ValueError, match="guesses what iuv says"):
+    with pytest.raises(ValueError, match="iuv and estimate each say what to repaint"):
         TryOnRequest.from_dict({**asked, "estimate": True, "iuv": "b"}, "here")
     with pytest.raises(ValueError, match="guesses what --keypoints says"):
         main(Request(tmp_path / "person.png", estimate=True, keypoints=tmp_path / "k", out=tmp_path / "mask.png"))

@@ -9,6 +9,7 @@ from PIL import Image
 from fcjax.cli import run
 from fcjax.data import decode_record
 from fcjax.data.sources import VitonHD
+from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb
 from infer.mask import main
 from tests import miniatures
@@ -34,18 +35,21 @@ def made(root: Path, *more: str, maps: tuple[str, ...] = ("parse", "iuv", "keypo
     return open_mask(root / "mask.png")
 
 
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (HEIGHT // 2, WIDTH), (HEIGHT, 2 * WIDTH)])
 @pytest.mark.parametrize("worn", [True, False])
 @pytest.mark.parametrize("maps", [("parse", "iuv", "keypoints"), ("iuv",), ("parse",)])
-def test_it_is_the_mask_that_training_makes(root: Path, maps: tuple[str, ...], worn: bool):
+def test_it_is_the_mask_that_training_makes(root: Path, maps: tuple[str, ...], worn: bool, size: tuple[int, int]):
+    """Also where the model's pictures have another shape."""
     for name in {"parse", "iuv", "keypoints"} - set(maps):
         (root / FILES[name]).rename(root / name)
     sample = VitonHD(root, worn=worn)[0]
-    options = RawOptions(height=HEIGHT, width=WIDTH, layouts=1, need_pose=False)
+    options = RawOptions(height=size[0], width=size[1], layouts=1, need_pose=False)
     trained = decode_record(raw_record(sample, 0, options))["mask"] > 0
     kinds = [asset.kind for asset in sample.assets]
     assert category(kinds) == ("outfit" if worn and "parse" in maps else "upper")
     flags = ["--category", category(kinds), *(["--shoes"] if "shoes" in kinds else [])]
-    np.testing.assert_array_equal(made(root, *flags, maps=maps), trained)
+    used = Person(sample.image, made(root, *flags, maps=maps)).framed(*size)[1]
+    np.testing.assert_array_equal(used, trained)
 
 
 def test_flags_change_the_mask(root: Path):

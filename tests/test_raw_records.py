@@ -191,7 +191,8 @@ def agnostic(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def agnostic_mask(**given: Any) -> np.ndarray:
         asked.append(given)
-        return np.broadcast_to(np.arange(64)[:, None] < 32, (64, 48))
+        height, width = given["iuv"].shape[:2]
+        return np.broadcast_to(np.arange(height)[:, None] < height / 2, (height, width))
 
     def agnostic_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask[..., None], np.uint8(128), image)
@@ -215,10 +216,15 @@ def test_try_on_reads_the_person_without_what_is_tried_on(
     record = record_of(sample, options)
     (asked,) = agnostic
     assert asked["category"] == category and asked["shoes"] == ("shoes" in kinds) and not asked["hat"]
-    assert asked["parse"].shape == (64, 48) and asked["iuv"].shape == (64, 48, 3)
-    np.testing.assert_allclose(asked["keypoints"], [[24, 32, 0.9]])
-    assert (record["agnostic"][:32] == 128).all() and np.array_equal(record["agnostic"][32:], record["image"][32:])
-    assert record["mask"][:32].min() == 255 and record["mask"][32:].max() == 0
+    # At the size of the picture itself, as where the model is used.
+    assert asked["parse"].shape == (100, 60) and asked["iuv"].shape == (100, 60, 3)
+    np.testing.assert_allclose(asked["keypoints"], [[30, 50, 0.9]])
+    # The picture's upper half, of its 38 columns on 48.
+    expected = np.zeros((64, 48), np.uint8)
+    expected[:32, 5:43] = 255
+    np.testing.assert_array_equal(record["mask"], expected)
+    hidden = np.where(expected[..., None] > 0, np.uint8(128), record["image"])
+    np.testing.assert_array_equal(record["agnostic"], hidden)
     sample.assets[0].kind = sample.assets[-1].kind = "bag"
     with pytest.raises(ValueError, match="nothing to try on among bag"):
         record_of(sample, options)

@@ -172,6 +172,22 @@ def alive(process: int) -> bool:
         return False
 
 
+class Stopped(Numbers):
+    """The disk is full before the first sample."""
+
+    def records(self, number: int) -> Iterator[bytes | LeftOut]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_set_is_unfinished_while_shards_are_made_again(whole: Path, job: Numbers):
+    with pytest.raises(OSError, match="shards are finished and stay"):
+        write_set(Stopped(job.made, broken=(10,)), whole, retry=True)
+    with pytest.raises(ValueError, match="index.json|unfinished|no prepared"):
+        read_index(whole)
+    write_set(dataclasses.replace(job, broken=(10,)), whole, retry=True)
+    assert read_index(whole)["count"] == 10
+
+
 def test_shards_that_left_samples_out_are_made_again_when_asked(whole: Path, job: Numbers):
     mended = dataclasses.replace(job, broken=(10,))
     assert write_set(mended, whole)["left_out"] == 5 and made_shards(job) == []

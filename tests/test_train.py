@@ -498,6 +498,14 @@ def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_p
         make_task(dataclasses.replace(config, vae=tmp_path))
 
 
+def test_latents_of_another_size_are_refused(composing):
+    config = composing[0]
+    other = dataclasses.replace(config.model, height=32, width=24, max_assets=2)
+    words = r"do not fit the configuration 'tiny': they have height 64 \(the configuration's: 32\), .*max_assets"
+    with pytest.raises(ValueError, match=words):
+        make_task(dataclasses.replace(config, model=other))
+
+
 def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
     config, task, _ = composing
     task.export(task.parameters, tmp_path)
@@ -512,7 +520,7 @@ def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
         make_task(dataclasses.replace(config, start=tmp_path))
 
 
-def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Path, tmp_path: Path):
+def test_a_composing_run_shows_canvas_pose_truth_and_composition(composing, data: Path, tmp_path: Path):
     config, task, _ = composing
     watched = dataclasses.replace(config, heldout=data / "latents")
     with Log(tmp_path) as log:
@@ -521,11 +529,14 @@ def test_a_composing_run_shows_canvas_truth_and_composition(composing, data: Pat
         watch.draw(12, task.parameters)
     page = np.asarray(Image.open(tmp_path / "samples/00000012.png"))
     height, width = config.model.height, config.model.width
-    assert page.shape == (4 * height, 3 * width, 3)
+    assert page.shape == (4 * height, 4 * width, 3)
     params = {"vae": folder.load_part(data / "model", "vae", config.model.vae)}
     example = task.transform(task.data[1], np.random.default_rng(1))
     [truth] = decode(params, example["latents"][None], config=config.model, dtype=jnp.float32)
-    np.testing.assert_allclose(page[height : 2 * height, width : 2 * width], truth, atol=1)
+    np.testing.assert_allclose(page[height : 2 * height, 2 * width : 3 * width], truth, atol=1)
+    # Left of the truth the UV map, whose points stand where the person does.
+    pose, body = page[height : 2 * height, width : 2 * width], example["uv"][..., 0] >= 0
+    assert pose.shape == truth.shape and (pose.any(axis=-1)).mean() == pytest.approx(body.mean(), abs=0.01)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line["step"] == 12 and 0 < line["heldout_clean_error"] < 100
     assert line["heldout_loss"] == pytest.approx(loss) and "heldout_loss_t800-999" in line

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,7 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
         {**line, "name": "a.png"},
         {**line, "name": "b.png", "mask": "nowhere.png"},
         {**line, "name": "c.png", "seed": 1},
+        {**line, "name": "d.png", "reference_guidance": "2"},
     ]
     (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     arguments = [
@@ -205,10 +207,15 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
     ]
     with pytest.raises(SystemExit) as ended:
         run(tryon.main, arguments)
-    assert ended.value.code == 2 and "1 of 3 pairs failed" in capsys.readouterr().err
-    assert json.loads((files / "made" / "failed.json").read_text()) == {"b.png": "no such mask file: nowhere.png"}
+    assert ended.value.code == 2 and "2 of 4 pairs failed" in capsys.readouterr().err
+    failed = json.loads((files / "made" / "failed.json").read_text())
+    assert failed == {
+        "b.png": "no such mask file: nowhere.png",
+        "d.png": "reference_guidance is '2'; expected a number",
+    }
     first = (files / "made" / "a.png").stat().st_mtime_ns
     Image.fromarray(a_person().mask).save(files / "nowhere.png")
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines[:3])))
     run(tryon.main, arguments)
     assert "1 pictures made, 2 were there" in capsys.readouterr().out
     assert (files / "made" / "a.png").stat().st_mtime_ns == first and not (files / "made" / "failed.json").exists()
@@ -237,9 +244,15 @@ def test_wrong_requests_end_in_one_line(
 
 def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--person", str(files / "person.png"), "--prompt", PROMPT]
-    with pytest.raises(SystemExit):
-        run(tryon.main, [*arguments, "--asset", f"{files / 'shirt.png'}=a red shirt"])
-    assert "give --mask (white is repainted), or --iuv" in capsys.readouterr().err
+    dressed = [*arguments, "--asset", f"{files / 'shirt.png'}=a red shirt"]
+    for more, expected in (
+        ([], "give --mask (white is repainted), or --iuv"),
+        (["--mask", "m.png", "--iuv", "i.png"], "mask and iuv each say what to repaint"),
+        (["--mask", "m.png", "--shoes"], "the one given says what to repaint"),
+    ):
+        with pytest.raises(SystemExit):
+            run(tryon.main, [*dressed, *more])
+        assert expected in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(tryon.main, [*arguments, "--mask", str(files / "mask.png")])
     assert "there is nothing to try on" in capsys.readouterr().err
@@ -272,9 +285,38 @@ def test_a_mask_is_made_of_a_body_map(files: Path):
     person = tryon.person_of(request, files)
     torso = np.isin(body.iuv[..., 0], (1, 2))
     assert person.mask[torso].mean() > 0.95 and not person.mask[np.isin(body.iuv[..., 0], (23, 24))].any()
-    Image.fromarray(body.iuv[:-2]).save(files / "iuv.png")
-    with pytest.raises(ValueError, match="the body map iuv.png is 62x48 .*, the person 64x48"):
+    # As infer.mask reads it: blue first, of half the size; and what is no such map is refused.
+    Image.fromarray(body.iuv[..., ::-1]).save(files / "iuv.png")
+    np.testing.assert_array_equal(tryon.person_of(request, files).mask, person.mask)
+    Image.fromarray(body.iuv[::2, ::2]).save(files / "iuv.png")
+    assert (tryon.person_of(request, files).mask == person.mask).mean() > 0.95
+    Image.fromarray(body.iuv[:-12]).save(files / "iuv.png")
+    with pytest.raises(ValueError, match="iuv.png is 52x48 .*, the picture 64x48"):
         tryon.person_of(request, files)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "iuv.png")
+    with pytest.raises(ValueError, match="iuv.png is no DensePose map"):
+        tryon.person_of(request, files)
+
+
+def test_what_a_made_mask_takes_off(files: Path):
+    body = fcjax.Body(pose="standing").render(64, 48)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "person.png")
+    Image.fromarray(body.iuv).save(files / "iuv.png")
+    asset = tryon.AssetFile(str(files / "shirt.png"), "a red shirt")
+
+    def area(**changed: Any) -> int:
+        return int(
+            tryon.person_of(
+                tryon.TryOnRequest(PROMPT, "person.png", (asset,), iuv="iuv.png", **changed), files
+            ).mask.sum()
+        )
+
+    assert area() < area(shoes=True) < area(shoes=True, hat=True) and area() < area(margin=0.1)
+
+
+def test_flags_of_zero_are_said(files: Path):
+    asked = tryon.given_by(tryon.Flags(feather=0, guidance=0.0, reference_guidance=0.0, seed=0, steps=0))
+    assert asked == {"feather": 0, "guidance": 0.0, "reference_guidance": 0.0, "seed": 0, "steps": 0}
 
 
 def test_conv_in_of_zeros_sees_nobody(tiny_model_folder: Path):

@@ -92,6 +92,12 @@ def _worn(sample: Sample, model: ComposerConfig, latents: bool) -> dict[str, np.
 # Pictures at the resolution of the models' tokens
 
 
+def latent_sizes(model: ComposerConfig) -> dict[str, int]:
+    """What latents, made once, must have in common with the model that is trained on them."""
+    sizes = {name: getattr(model, name) for name in ("height", "width", "max_assets", "pose_patch")}
+    return {**sizes, "matched_rows": model.latent_height >> min(model.unet.attention_levels)}
+
+
 def asset_tokens(sample: Sample, layout: int, model: ComposerConfig) -> Float32[np.ndarray, "a h w"]:
     """Each asset's share of the canvas's tokens."""
     return owned_tokens(sample[f"owners{layout}"], model.max_assets, model.latent_height, model.latent_width)

@@ -12,7 +12,7 @@ from fcjax import folder, trees
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards
 from fcjax.models import composer
-from train.examples import asset_tokens, fitted, matches, person_tokens, pose_points
+from train.examples import asset_tokens, fitted, latent_sizes, matches, person_tokens, pose_points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,13 @@ class LatentShards:
         self.config = config = dataclasses.replace(config, vae=vae)
         self.batch_size, self.samples, self.paths = job.batch_size, index["count"], shards(job.data)
         self.encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
-        sizes = {name: getattr(config, name) for name in ("height", "width", "max_assets", "pose_patch")}
         digest = trees.digest(composer.encoding_parameters(params))
-        self.settings = {**index["settings"], "vae": digest, "encoded": sizes, "pictures": index.get("sha256")}
+        self.settings = {
+            **index["settings"],
+            "vae": digest,
+            "encoded": latent_sizes(config),
+            "pictures": index.get("sha256"),
+        }
 
     @property
     def shards(self) -> int:

@@ -152,10 +152,9 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
         pictures[f"owners{layout}"] = canvas.owners
     kinds = [asset.kind for asset in sample.assets]
     if options.agnostic:
-        points = None if sample.keypoints is None else frame.points(sample.keypoints)
-        # What lies on the canvas is to be put on, shoes and hat too.
-        worn = {"shoes": "shoes" in kinds, "hat": "hat" in kinds}
-        mask = agnostic_mask(parse=parse, keypoints=points, iuv=body, category=category(kinds), **worn)
+        mask = frame.labels(repainted(sample, kinds).astype(np.uint8)) > 0
+        if not mask.any():
+            raise ValueError("what is to be repainted lies outside its crop (--fit letterbox keeps all of it)")
         pictures |= {"agnostic": agnostic_image(image, mask), "mask": 255 * mask.astype(np.uint8)}
     text = {"caption": caption, "phrases": phrases, "kinds": kinds, "layouts": options.layouts}
     return encode_record(pictures, {}, text)
@@ -216,6 +215,14 @@ def _regions(regions: Sequence[np.ndarray | None], frame: Frame) -> UInt8[np.nda
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is to be taken off
+
+
+def repainted(sample: Any, kinds: Sequence[str]) -> Bool[np.ndarray, "h w"]:
+    """The mask for assets of these kinds, at the picture's own size, as `infer.mask` makes it of the same maps."""
+    # What lies on the canvas is to be put on, shoes and hat too.
+    worn = {"shoes": "shoes" in kinds, "hat": "hat" in kinds}
+    parse = None if sample.parse is None else np.asarray(sample.parse, np.uint8)
+    return agnostic_mask(parse=parse, keypoints=sample.keypoints, iuv=sample.iuv, category=category(kinds), **worn)
 
 
 def category(kinds: Sequence[str]) -> str:

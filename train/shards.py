@@ -84,6 +84,9 @@ def write_set(job: Job, out: Path, workers: int = 1, ray: str = "", retry: bool 
 def _write(job: Job, settings: dict[str, Any], out: Path, workers: int, ray: str, retry: bool) -> dict[str, Any]:
     notes = {number: note for number in range(job.shards) if (note := _finished(out, number, retry)) is not None}
     numbers = [number for number in range(job.shards) if number not in notes]
+    if numbers:
+        # A folder without it is an unfinished one.
+        (out / INDEX).unlink(missing_ok=True)
     made = _by_ray(job, out, numbers, ray) if ray else _by_processes(job, out, numbers, workers)
     passed = sum(map(_passed, notes.values()))
     try:
@@ -180,8 +183,12 @@ def _alone(out: Path) -> Iterator[None]:
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The file that was locked may be one that another run has just removed.
+            free = path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))
         except BlockingIOError:
-            raise ValueError(f"another run is writing into {out}: wait for it, or choose another folder") from None
+            free = False
+        if not free:
+            raise ValueError(f"another run is writing into {out}: wait for it, or choose another folder")
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.examples import Transform, example_of
+from train.examples import Transform, example_of, latent_sizes
 from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
@@ -149,6 +149,8 @@ def _compose(config: TrainConfig) -> Task:
     encoded, given = data.index["settings"].get("vae"), trees.digest(encoding)
     if not pictures_given and encoded != given:
         raise ValueError(f"{data.folder} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
+    if not pictures_given:
+        check_sizes(data, model, config.name)
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32)
         if (model.condition, started.condition) == ("tryon", "pose"):
@@ -170,7 +172,7 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The canvas, for try-on the cloth-agnostic person, the true picture, and one composed in 20 DDIM steps."""
+        """Canvas, UV map (for try-on the cloth-agnostic person), true picture, and one composed in 20 DDIM steps."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
         if model.condition == "tryon":
@@ -188,9 +190,12 @@ def _compose(config: TrainConfig) -> Task:
             shown = to_bytes(composer.show_canvas(canvas))
         else:
             shown = decode(params, canvas, config=model, dtype=dtype)
-        names = (*(["person_latents"] if model.condition == "tryon" else []), "latents")
-        given = [decode(params, batch[name], config=model, dtype=dtype) for name in names]
-        return np.stack([shown, *given, composed], axis=1)
+        if model.condition == "tryon":
+            condition = decode(params, batch["person_latents"], config=model, dtype=dtype)
+        else:
+            condition = uv_pictures(batch["uv"], model.height, model.width)
+        truth = decode(params, batch["latents"], config=model, dtype=dtype)
+        return np.stack([shown, condition, truth, composed], axis=1)
 
     prepare = jax.jit(
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),
@@ -200,6 +205,27 @@ def _compose(config: TrainConfig) -> Task:
     loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae), config.remat)
     transform = example_of(model, tokenizer, data.index, config.augment)
     return Task(params, data, transform, example_of(model, tokenizer, data.index), loss, export, columns)
+
+
+def check_sizes(data: Prepared | Mixed, model: ComposerConfig, name: str) -> None:
+    """ValueError where latents were made for a model of other sizes."""
+    encoded = data.index["settings"].get("encoded", {})
+    expected = latent_sizes(model)
+    differ = {key: (size, expected[key]) for key, size in encoded.items() if size != expected[key]}
+    if differ:
+        told = ", ".join(f"{key} {found} (the configuration's: {own})" for key, (found, own) in differ.items())
+        raise ValueError(
+            f"the latents in {data.folder} do not fit the configuration {name!r}: they have {told}; prepare them with "
+            f"train.prepare latents --config {name}"
+        )
+
+
+def uv_pictures(uv: np.ndarray, height: int, width: int) -> np.ndarray:
+    """UV maps (b, y, x, 2), -1 off the body, as pictures uint8 (b, height, width, 3): u red, v green, black around."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), uv.shape[1:3], strict=True))
+    near = np.asarray(uv, np.float32)[:, rows][:, :, columns]
+    colours = np.concatenate([255 * near, np.full((*near.shape[:3], 1), 128, np.float32)], axis=-1)
+    return np.where(near[..., :1] < 0, 0, colours).astype(np.uint8)
 
 
 def channel_weights(vae: Tree) -> np.ndarray | float:

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fcjax.agnostic import agnostic_image
 from fcjax.body import flip_iuv
 
 Sample = dict[str, Any]
 
-# Of the person, and how a crop is brought back to size: colours may be averaged, labels and places must not.
-_AVERAGED = ("image", "agnostic")
+# Of the person, brought back to size after a crop by their nearest pixels: labels and places must not be averaged.
 _LABELLED = ("iuv", "foreground", "regions", "origins", "mask")
 _SIDES = {"left": "right", "right": "left"}
 
@@ -98,12 +98,15 @@ def swap_sides(text: str) -> str:
 def cropped(sample: Sample, top: int, left: int, rows: int, columns: int) -> Sample:
     """That window of the person, brought back to the picture's size. The assets stay as they are."""
     changed = dict(sample)
-    for name in (*_AVERAGED, *_LABELLED):
+    for name in ("image", *_LABELLED):
         if name in sample:
             picture = sample[name]
             window = Image.fromarray(picture[top : top + rows, left : left + columns])
-            how = Image.Resampling.BICUBIC if name in _AVERAGED else Image.Resampling.NEAREST
+            how = Image.Resampling.BICUBIC if name == "image" else Image.Resampling.NEAREST
             changed[name] = np.asarray(window.resize(picture.shape[1::-1], how))
+    if "agnostic" in sample:
+        # Not itself resized, which would mix what the mask hides with what it shows.
+        changed["agnostic"] = agnostic_image(changed["image"], changed["mask"] > 0)
     return changed
 
 
