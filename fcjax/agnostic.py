@@ -93,8 +93,9 @@ def agnostic_mask(
     if not covered.any():
         raise ValueError(f"the maps show nothing of a person to be repainted for category {category!r}")
     pixels = round(margin * len(covered) * (1.0 if parse is not None else LOOSE))
-    hem = None if parse is not None or chart is None else _hem(chart, category, pixels)
-    if hem is not None:
+    hem = None
+    if parse is None and chart is not None:
+        hem = _hem(chart, category, pixels)
         covered |= hem if category == "upper" else _hull(np.isin(chart, _LEG_CHARTS))
     mask = _largest(_filled(_widened(covered, pixels)))
     kept = _kept(parse, keypoints, chart, category)

@@ -73,6 +73,10 @@ class Request:
     """SMPL parameters, .npz or .pkl: poses, or body_pose and global_orient; betas and transl with --smpl."""
     frame: int = 0
     """Which frame of --params."""
+    subject: str | None = None
+    """Whose parameters of --params, where it has several people's (WHAM)."""
+    betas: int | None = None
+    """How many of the betas in --params to use, the first ones; all by default. AMASS has 16, many SMPL files 10."""
     up: Literal["y", "-y", "z"] = "y"
     """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
     smpl: Path | None = None
@@ -92,7 +96,11 @@ def render(request: Request) -> BodyMaps:
         raise ValueError(f"--size is {height} {width}; expected height and width from {SMALLEST} to {LARGEST} pixels")
     if request.pose is not None and request.params is not None:
         raise ValueError("--pose and --params both give a pose; leave one out")
-    parameters = None if request.params is None else read_parameters(request.params, request.frame, request.up)
+    parameters = (
+        None if request.params is None else read_parameters(request.params, request.frame, request.up, request.subject)
+    )
+    if request.betas is not None and request.betas < 0:
+        raise ValueError(f"--betas is how many to use: it must be 0 or more, got {request.betas}")
     if request.uv_processed is not None and request.smpl is None:
         raise ValueError("--uv-processed belongs to SMPL's mesh: give --smpl too")
     if request.image is not None and (request.smpl is None or parameters is None):
@@ -131,9 +139,14 @@ def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
     model = load_smpl(request.smpl or "")
     if parameters is None:
         parameters = Parameters(as_rotation_matrices(named_pose(request.pose or "standing").rotations, 24)[:22])
-    posed = model(
-        parameters.rotations_for(model), parameters.betas, parameters.translation, parameters.expression
-    ).vertices[0]
+    betas, known = parameters.betas, model.shape_count
+    if betas is not None:
+        betas = betas[: request.betas]
+        if len(betas) > known:
+            raise ValueError(
+                f"{request.params} has {len(betas)} betas, {request.smpl} takes {known}: --betas {known} uses the first"
+            )
+    posed = model(parameters.rotations_for(model), betas, parameters.translation, parameters.expression).vertices[0]
     if request.uv_processed is not None:
         if model.name != "SMPL":
             raise ValueError(f"{request.uv_processed} describes SMPL's mesh, {request.smpl} is {model.name}")

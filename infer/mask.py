@@ -69,7 +69,7 @@ def make_mask(request: Request, image: UInt8[ndarray, "h w 3"]) -> Bool[ndarray,
     return agnostic_mask(
         parse=None if request.parse is None else read_parse(request.parse, request.labels, size),
         keypoints=None if request.keypoints is None else read_keypoints(request.keypoints, size),
-        iuv=None if request.iuv is None else read_iuv(request.iuv, size),
+        iuv=None if request.iuv is None else read_iuv(request.iuv, size, parts_alone=True),
         **worn,
     )
 

@@ -84,17 +84,27 @@ class Parameters:
         return rotations
 
 
-def read_parameters(path: Path, frame: int = 0, up: str = "y") -> Parameters:
+def read_parameters(path: Path, frame: int = 0, up: str = "y", subject: str | None = None) -> Parameters:
     """Read one frame of an `.npz` or `.pkl` (the latter without running what it holds).
 
     Args:
         frame: which frame, where there are several.
         up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS); y is up in what is returned.
+        subject: whose, where the file has parameters of several people by name or number (WHAM).
 
     Raises ValueError for keys, shapes and numbers that are no SMPL parameters.
     """
-    arrays = load_arrays(path)
     try:
+        arrays: Mapping[Any, Any] = load_arrays(path)
+    except ValueError as error:
+        if "joblib" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} was written by joblib, which is not read here: write it as a plain pickle first, python -c "
+            f"\"import joblib, pickle; pickle.dump(joblib.load('{path}'), open('plain.pkl', 'wb'))\""
+        ) from error
+    try:
+        arrays = _of_subject(arrays, subject)
         # 4D-Humans keeps them together, as a dictionary or under names with a point.
         nested = arrays.get("pred_smpl_params")
         if isinstance(nested, Mapping):
@@ -126,6 +136,21 @@ def read_parameters(path: Path, frame: int = 0, up: str = "y") -> Parameters:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, Any]:
+    """The arrays of one person. ValueError where it is not told whose, and where there is no such person."""
+    nested = "pred_smpl_params" in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
+    if nested or not arrays:
+        if subject is not None:
+            raise ValueError(f"it holds parameters of one person alone: leave the subject {subject} out")
+        return arrays
+    people = {str(name): value for name, value in arrays.items()}
+    if subject is None and len(people) > 1:
+        raise ValueError(f"it holds several people: choose one of the subjects {', '.join(people)}")
+    if subject is not None and subject not in people:
+        raise ValueError(f"it holds no subject {subject}, but {', '.join(people)}")
+    return people[subject] if subject is not None else next(iter(people.values()))
 
 
 def _face(arrays: Mapping[str, Any], frame: int) -> ndarray | None:
@@ -180,11 +205,15 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
     the file tells no camera.
     """
     source = parameters.source
+    if focal is not None and not focal > 0:
+        raise ValueError(f"focal is a length in pixels: it must be above 0, got {focal:g}")
     if "pred_cam" in source:
         missing = [key for key in ("box_center", "box_size") if key not in source]
         if missing:
             raise ValueError(f"pred_cam is a camera within a box: {', '.join(missing)} must be there, too")
         scale, x, y = source["pred_cam"]
+        if not scale > 0:
+            raise ValueError(f"pred_cam starts with a scale above 0, got {scale:g}")
         length = focal or HUMANS_FOCAL / HUMANS_CROP * max(height, width)
         box = float(source["box_size"][0]) * scale
         across, down = source["box_center"]

@@ -210,7 +210,8 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
         guess = warned(image, "give --mask or --iuv where there is one")
         return Person(image, agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, **request.worn))
     assert request.iuv is not None
-    return Person(image, agnostic_mask(iuv=read_iuv(found(request.iuv, beside), image.shape[:2]), **request.worn))
+    body = read_iuv(found(request.iuv, beside), image.shape[:2], parts_alone=True)
+    return Person(image, agnostic_mask(iuv=body, **request.worn))
 
 
 def found(name: str, beside: Path | None) -> Path:

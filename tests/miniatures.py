@@ -11,6 +11,7 @@ from PIL import Image
 
 from fcjax.body import Body
 from fcjax.data.sources import LABELS, Part
+from fcjax.data.sources.files import CHART_COLOURS
 
 HEIGHT, WIDTH = 128, 96
 COLORS = {
@@ -87,6 +88,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def rendered(charts: np.ndarray) -> np.ndarray:
+    """VITON-HD's rendering of the body's parts."""
+    return np.array(((0, 0, 0), *CHART_COLOURS), np.uint8)[charts]
+
+
 def openpose(points: np.ndarray, body_25: bool = True) -> str:
     """What OpenPose writes: a passer-by that it is less sure of, and the person."""
     if body_25:
@@ -109,7 +115,7 @@ def viton_hd(root: Path, names: Sequence[str] = ("00001_00", "00002_00", "00003_
             save(folder / f"cloth/{name}.jpg", picture)
             save(folder / f"{mask}/{name}.jpg", covered)
             save(folder / f"{parse}/{name}.png", labels(person.parse, "viton-hd"), palette=True)
-            save(folder / f"image-densepose/{name}.jpg", np.uint8(person.iuv * (10, 0, 0)))
+            save(folder / f"image-densepose/{name}.jpg", rendered(person.iuv[..., 0]))
             save(folder / f"image-densepose-iuv/{name}.png", person.iuv)
             write(folder / f"{pose}/{name}_keypoints.json", openpose(person.keypoints))
         lines = (f"{a}.jpg {b}.jpg\n" for a, b in zip(names, [*names[1:], names[0]], strict=True))

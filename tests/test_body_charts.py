@@ -284,6 +284,7 @@ def test_mirroring_a_users_own_charts_needs_its_table(densepose_files):
 
 
 def test_wrong_mat_files_are_refused(densepose_files, tmp_path, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
     uv, symmetry = densepose_files / "UV_Processed.mat", densepose_files / "UV_symmetry_transforms.mat"
     with pytest.raises(ValueError, match=r"no UV_Processed.mat: it lacks All_Faces"):
         load_densepose_charts(symmetry)
@@ -294,6 +295,15 @@ def test_wrong_mat_files_are_refused(densepose_files, tmp_path, monkeypatch):
     (tmp_path / "text.mat").write_bytes(b"hello, this is a text and not a file of that kind" * 9)
     with pytest.raises(ValueError, match=r"not a readable .mat file"):
         load_densepose_charts(tmp_path / "text.mat")
+    (tmp_path / "text.mat").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"not a readable .mat file"):
+        load_densepose_charts(tmp_path / "text.mat")
+    empty = {**scipy_io.loadmat(uv), "All_Faces": np.zeros((0, 3)), "All_FaceIndices": np.zeros((0, 1))}
+    scipy_io.savemat(
+        tmp_path / "empty.mat", {name: array for name, array in empty.items() if not name.startswith("__")}
+    )
+    with pytest.raises(ValueError, match="expected a part for each triangle"):
+        load_densepose_charts(tmp_path / "empty.mat")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(ValueError, match=r"needs scipy: pip install 'fcjax\[densepose\]'"):
         load_densepose_charts(uv)

@@ -48,7 +48,7 @@ def test_bound_blocks_are_those_of_the_paper() -> None:
 
 def test_attention_layers_are_counted_in_forward_order() -> None:
     assert sd15().unet.attention_levels == (0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0)
-    assert mini().unet.attention_levels == (1, 2, 3, 3, 3, 3, 2, 2, 1, 1)
+    assert mini().unet.attention_levels == (1, 2, 3, 3, 3, 3, 2, 2, 1, 1, 0, 0)
 
 
 WRONG_PARTS: list[tuple[type, dict[str, Any], str]] = [

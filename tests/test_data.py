@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fcjax.data import Mixed, Prepared, decode_record, encode_record, read_index, training_batches, write_shard
-from fcjax.data.records import read_shard, shards, write_index
+from fcjax.data.records import RECORD_VERSION, read_shard, shards, write_index
 
 RNG = np.random.default_rng(0)
 
@@ -44,6 +44,17 @@ def test_a_record_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version 0.*version 2.*prepare the data again"):
         decode_record(old)
+
+
+def test_a_damaged_record_is_refused():
+    with pytest.raises(ValueError, match="a record of the prepared set is damaged .*: prepare the data again"):
+        decode_record(b"\x08" + bytes(40))
+
+
+def test_an_empty_set_is_refused(tmp_path: Path):
+    (tmp_path / "index.json").write_text(json.dumps({"version": RECORD_VERSION, "count": 0, "shards": []}))
+    with pytest.raises(ValueError, match="is empty: prepare at least one sample"):
+        Prepared(tmp_path)
 
 
 def test_an_unfinished_preparation_is_refused(tmp_path: Path):

@@ -1,5 +1,6 @@
 """`python -m infer.densepose`: its files, the two bodies, and bad input as one line with exit code 2."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_smpl_with_a_named_pose_and_betas(smpl_file, tmp_path):
     np.savez(tmp_path / "tall.npz", poses=POSES["arms_raised"].rotations, betas=np.array([2.0, 0, 0]))
     tall = render(Request(size=(96, 64), smpl=smpl_file, params=tmp_path / "tall.npz"))
     assert tall.foreground.sum() < named.foreground.sum()  # as high in the picture, hence thinner
+    # AMASS has more betas than many model files know.
+    many = np.array([2.0, 0, 0, *np.ones(397)])
+    np.savez(tmp_path / "many.npz", poses=POSES["arms_raised"].rotations, betas=many)
+    asked = Request(size=(96, 64), smpl=smpl_file, params=tmp_path / "many.npz")
+    with pytest.raises(ValueError, match=r"has 400 betas, .* takes (\d+): --betas \1 uses the first"):
+        render(asked)
+    np.testing.assert_array_equal(render(dataclasses.replace(asked, betas=3)).iuv, tall.iuv)
+    with pytest.raises(ValueError, match="--betas is how many to use"):
+        render(dataclasses.replace(asked, betas=-1))
 
 
 @pytest.fixture(scope="module")

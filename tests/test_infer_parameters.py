@@ -61,6 +61,34 @@ def test_frames(tmp_path):
         read_parameters(tmp_path / "pose.npz", 3)
 
 
+def test_people_of_one_file(tmp_path):
+    """WHAM's own file: a dictionary for each person, by number."""
+    rng = np.random.default_rng(0)
+    people = {number: {"pose": rng.normal(size=(2, 72)) * 0.3, "betas": np.full(10, number)} for number in (0, 3)}
+    path = tmp_path / "wham_output.pkl"
+    path.write_bytes(pickle.dumps(people, 2))
+    read = read_parameters(path, 1, subject="3")
+    np.testing.assert_allclose(read.rotations, rotation_matrices(people[3]["pose"][1].reshape(24, 3)), atol=1e-12)
+    for subject, expected in (
+        (None, "several people: choose one of the subjects 0, 3"),
+        ("1", "no subject 1, but 0, 3"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            read_parameters(path, subject=subject)
+    path.write_bytes(pickle.dumps({0: people[0]}, 2))
+    np.testing.assert_array_equal(read_parameters(path).betas, np.zeros(10))
+    path.write_bytes(pickle.dumps(people[0], 2))
+    with pytest.raises(ValueError, match="of one person alone: leave the subject 0 out"):
+        read_parameters(path, subject="0")
+
+
+def test_a_file_of_joblib_says_how_to_save_it(tmp_path):
+    path = tmp_path / "wham_output.pkl"
+    path.write_bytes(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81.")
+    with pytest.raises(ValueError, match="was written by joblib, which is not read here: write it as a plain pickle"):
+        read_parameters(path)
+
+
 @pytest.mark.parametrize(("up", "axis"), [("z", (0, 0, 1)), ("-y", (0, -1, 0)), ("y", (0, 1, 0))])
 def test_upward_axis(up, axis, tmp_path):
     """A body that stands along the file's upward axis stands along y, and is not mirrored."""
@@ -188,6 +216,8 @@ def test_the_camera_of_4d_humans(tmp_path):
     np.testing.assert_allclose(camera.project(POINTS)[:, :2], seen(POINTS, focal, translation), atol=1e-2)
     with pytest.raises(ValueError, match="box_center, box_size must be there, too"):
         camera_in(tmp_path, {"pred_cam": [scale, x, y]})
+    with pytest.raises(ValueError, match="a scale above 0, got 0"):
+        camera_in(tmp_path, {"pred_cam": [0, x, y], "box_center": [across, down], "box_size": np.array(size)})
 
 
 def test_parameters_of_4d_humans_lie_under_a_name(tmp_path):
@@ -216,5 +246,7 @@ def test_the_camera_of_wham(tmp_path):
 
 
 def test_no_camera(tmp_path):
+    with pytest.raises(ValueError, match="focal is a length in pixels: it must be above 0, got -50"):
+        camera_in(tmp_path, {"trans": np.zeros((1, 3)), "trans_world": np.zeros((1, 3))}, focal=-50.0)
     with pytest.raises(ValueError, match="the parameters tell no camera: expected pred_cam"):
         camera_in(tmp_path, {})

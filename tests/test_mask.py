@@ -42,6 +42,7 @@ def test_it_is_the_mask_that_training_makes(root: Path, maps: tuple[str, ...], w
     """Also where the model's pictures have another shape."""
     for name in {"parse", "iuv", "keypoints"} - set(maps):
         (root / FILES[name]).rename(root / name)
+    (root / "train/image-densepose").rename(root / "rendered")
     sample = VitonHD(root, worn=worn)[0]
     options = RawOptions(height=size[0], width=size[1], layouts=1, need_pose=False)
     trained = decode_record(raw_record(sample, 0, options))["mask"] > 0

@@ -39,9 +39,7 @@ def test_flat_garments_of_another_hand_keep_their_colours(mini: Composer) -> Non
 def test_a_person_is_dressed_anew() -> None:
     tryon = Composer.load("mini-tryon")
     wardrobe = Wardrobe("heldout", height=tryon.config.height, width=tryon.config.width)
-    sample, mask = take_off(
-        next(one for one in map(wardrobe.__getitem__, range(100)) if _top_and_bottom(one)), "outfit"
-    )
+    sample, mask = take_off(next(one for one in map(wardrobe.__getitem__, range(100)) if _in_two_pieces(one)), "outfit")
     # Not the garments taken off, but plain ones of colours that they do not have.
     drawn = DrawnSets(0, 64, 48)[0]
     assets = [Asset(asset.image, asset.phrase) for asset in drawn.assets]

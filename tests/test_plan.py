@@ -111,6 +111,28 @@ def test_a_plan_of_training_on_simulated_devices(config: TrainConfig):
     json.dumps(dataclasses.asdict(found))
 
 
+def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """Without text encoder, reference UNet and pose channels, with a gradient for every weight."""
+    found = forecast.plan_training(config, "cpu:1", "data", 2, "layers", alone=True)
+    assert found.what == "unet" and found.memory_by_kind["frozen"] == 0
+    sizes = jax.tree.map(lambda leaf: leaf.size, forecast.abstract_parameters(config.model)["unet"])
+    unet = config.model.unet
+    extra = (unet.in_channels - config.model.vae.latent_channels) * 9 * unet.block_out_channels[0]
+    assert found.memory_by_kind["trained"] == 4 * (sum(jax.tree.leaves(sizes)) - extra)
+    assert found.flops == 2 * forecast.model_flops(config, alone=True)
+    assert 0 < found.flops / 2 < forecast.model_flops(config) / 2
+
+    def planned(config: TrainConfig, *others: Any, alone: bool) -> forecast.Plan:
+        assert alone and (config.model.height, config.model.width) == (128, 96)
+        return dataclasses.replace(found, strategy=others[1], remat=others[3])
+
+    monkeypatch.setattr(planner, "plan_training", planned)
+    settings = planner.Settings(
+        "tiny", "unet", size=(128, 96), hardware=("cpu:1",), strategy=("fsdp",), remat=("dots",)
+    )
+    assert [(one.strategy, one.remat) for one in planner.plans(settings)] == [("fsdp", "dots")]
+
+
 @pytest.fixture(scope="module")
 def sampling(config: TrainConfig) -> forecast.Plan:
     return forecast.plan_sampling(config.model, "cpu:8", "tensor", 1, steps=5, dtype=jnp.float32)

@@ -13,7 +13,9 @@ from configs import load_config
 from fcjax import folder
 from fcjax.data import Prepared, decode_record, training_batches
 from fcjax.data.augment import Augmentation
+from fcjax.data.sources import Folder
 from fcjax.models.parameters import init_parameters
+from tests import miniatures
 from tests.conftest import TOKENIZER
 from tests.test_train import one_level
 from train import run
@@ -169,19 +171,28 @@ def test_another_source_does_not_continue_a_set(tmp_path: Path):
         write_set(RawJob(Source((a_sample(), a_sample())), "fake", other), tmp_path / "out")
 
 
-def test_a_models_parse_maps_stand_for_the_sets(monkeypatch: pytest.MonkeyPatch):
+def test_a_models_parse_maps_stand_for_the_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Also where there are photographs alone: what is worn and the face are cut out by them."""
+
     class Left:
-        """Says that the left half is the person."""
+        """Says that the left half is the person: a face above a shirt."""
 
         def parse(self, picture: np.ndarray, parts: dict[str, int]) -> np.ndarray:
-            assert parts == {"background": 0, "upper": 5}
-            columns = np.arange(picture.shape[1]) < picture.shape[1] // 2
-            return np.broadcast_to(np.where(columns, np.uint8(5), np.uint8(0)), picture.shape[:2])
+            rows, columns = np.indices(picture.shape[:2])
+            part = np.where(rows < picture.shape[0] // 4, parts["face"], parts["upper"])
+            return np.where(columns < picture.shape[1] // 2, part, 0).astype(np.uint8)
 
     monkeypatch.setattr("train.raw_records.load_parser", lambda name: Left())
-    monkeypatch.setattr("train.raw_records.part_numbers", lambda: {"background": 0, "upper": 5})
-    record = record_of(a_sample(64, 48), dataclasses.replace(SMALL, parse_by="model"))
-    assert record["foreground"][:, :24].min() == 255 and record["foreground"][:, 24:].max() == 0
+    root = tmp_path / "photographs"
+    miniatures.save(root / "images/anna.png", a_sample(64, 48).image)
+    options = dataclasses.replace(SMALL, parse_by="model", need_pose=False, agnostic=True)
+    [record] = RawJob(Folder(root), "folder", options).records(0)
+    assert isinstance(record, bytes)
+    sample = decode_record(record)
+    assert sample["kinds"] == ["top", "face"]
+    assert sample["foreground"][:, :24].min() == 255 and sample["foreground"][:, 24:].max() == 0
+    assert (sample["regions"][20:, :24] == 1).all() and (sample["regions"][:16, :24] == 2).all()
+    assert sample["mask"][30:, :20].min() == 255 and sample["mask"][:14].max() == 0
 
 
 @pytest.fixture

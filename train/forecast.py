@@ -29,12 +29,13 @@ from fcjax.models.attend import attention_kernel
 from fcjax.models.composer import denoising_parameters
 from fcjax.models.layers import Dtype
 from fcjax.models.parameters import abstract_parameters
+from fcjax.models.unet import UNet
 from fcjax.samplers import sampler_table
 from fcjax.sampling import SamplerState, guidance_branches, guided_step, image_keys, make_guidance
 from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, parameter_specs, tree_shardings
 from train.config import TrainConfig
 from train.cost import Collective, collectives_of, flops_of
-from train.step import composing_loss, initial_state, make_step
+from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +112,18 @@ def _without_vae(params: dict[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in params.items() if name != "vae"}
 
 
+def _layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[_Attention]:
+    """A UNet's self-attention layers on those levels, with keys of so many grids."""
+    found = []
+    for level in levels:
+        tokens, heads = (model.latent_height >> level) * (model.latent_width >> level), unet.heads(level)
+        found.append(_Attention(tokens, times * tokens, heads, unet.block_out_channels[level] // heads))
+    return found
+
+
 def _attentions(model: ComposerConfig) -> list[_Attention]:
     """Self-attention of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
-
-    def layers(unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[_Attention]:
-        found = []
-        for level in levels:
-            tokens, heads = (model.latent_height >> level) * (model.latent_width >> level), unet.heads(level)
-            found.append(_Attention(tokens, times * tokens, heads, unet.block_out_channels[level] // heads))
-        return found
-
+    layers = functools.partial(_layers, model)
     if (reference := model.reference_unet) is not None:
         levels = model.unet.attention_levels
         return [*layers(model.unet, levels, 2), *layers(reference, levels[:-1])]
@@ -161,21 +164,65 @@ def _kernels(layers: list[_Attention], hardware: Hardware, products: int) -> flo
 # Training
 
 
-def plan_training(config: TrainConfig, name: str, strategy_name: str, batch: int, remat: Any) -> Plan:
-    """Compiles the step for `batch` samples a device. ValueError where strategy, hardware and model do not suit."""
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """What a step is made of, all of it abstract. attentions: the self-attention of one sample."""
+
+    config: TrainConfig
+    params: dict[str, Any]
+    batch: dict[str, jax.ShapeDtypeStruct]
+    loss: Loss
+    attentions: list[_Attention]
+
+
+def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat: str = "none") -> _Training:
+    """The configuration's own step for so many samples; alone: that of its denoiser as plain Stable Diffusion."""
+    model = config.model
+    if not alone:
+        loss = composing_loss(model, config.loss, dtype, remat=remat)
+        params = _without_vae(abstract_parameters(model))
+        return _Training(config, params, abstract_batch(model, count), loss, _attentions(model))
+    unet = dataclasses.replace(model.unet, in_channels=model.vae.latent_channels)
+    everything = dataclasses.replace(config.optimizer, trainable=((r".*", True),))
+    rows, columns, words = model.latent_height, model.latent_width, model.text_encoder.max_position_embeddings
+    shapes = {"latents": (rows, columns, unet.in_channels), "text": (words, unet.cross_attention_dim)}
+    batch = {name: jax.ShapeDtypeStruct((count, *shape), jnp.float32) for name, shape in shapes.items()}
+    network = UNet(unet, dtype=dtype)
+    params = jax.eval_shape(
+        lambda key, latents, text: network.init(key, latents, jnp.zeros(1), text)["params"],
+        jax.random.key(0),
+        *(jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes.values()),
+    )
+    return _Training(
+        dataclasses.replace(config, optimizer=everything),
+        {"unet": params},
+        batch,
+        denoising_loss(unet, model.diffusion, config.loss, dtype, remat),
+        _layers(model, unet, unet.attention_levels),
+    )
+
+
+def plan_training(
+    config: TrainConfig, name: str, strategy_name: str, batch: int, remat: Any, alone: bool = False
+) -> Plan:
+    """Compiles the step for `batch` samples a device. ValueError where strategy, hardware and model do not suit.
+
+    alone: the denoiser trained as plain Stable Diffusion, all its weights, from latents and text that are prepared.
+    """
     hardware, devices = devices_of(name)
     chosen = strategy(strategy_name)
     sizes, count = axis_sizes(chosen, len(devices)), batch * len(devices)
     config = dataclasses.replace(config, batch_size=count, remat=remat, strategy=strategy_name)
     check(config.model, sizes, count)
     mesh, dtype = make_mesh(chosen, devices), jnp.dtype(config.compute_dtype)
-    params = _without_vae(abstract_parameters(config.model))
+    training = _training(config, count, alone, dtype, remat)
+    config, params = training.config, training.params
     start = functools.partial(initial_state, config.optimizer, config.steps, frozen_dtype=dtype)
     state = jax.eval_shape(start, params)
     shardings = tree_shardings(state, parameter_specs(params, chosen.parameters, sizes), mesh), batch_sharding(mesh)
     state = jax.tree.map(_laid, state, shardings[0])
-    samples = {key: _laid(leaf, shardings[1]) for key, leaf in abstract_batch(config.model, count).items()}
-    step = make_step(config, composing_loss(config.model, config.loss, dtype, remat=remat), shardings)
+    samples = {key: _laid(leaf, shardings[1]) for key, leaf in training.batch.items()}
+    step = make_step(config, training.loss, shardings)
     compiled = _compile(step, (state, samples), mesh, hardware)
     kinds = {
         "trained": _held(state.trained),
@@ -185,27 +232,26 @@ def plan_training(config: TrainConfig, name: str, strategy_name: str, batch: int
         "batch": _held(samples),
         "temporaries": compiled.temporaries,
     }
-    flops = model_flops(config)
+    flops = model_flops(config, alone)
     # Forward two products; backward one of the two passes recomputes the scores for each of its results.
-    kernels = _kernels(_attentions(config.model), hardware, 9)
+    kernels = _kernels(training.attentions, hardware, 9)
     seconds = compiled.seconds(hardware, flops * batch, kernels * batch)
-    return _plan("train", name, strategy_name, remat, batch, kinds, flops, seconds, [compiled])
+    return _plan("unet" if alone else "train", name, strategy_name, remat, batch, kinds, flops, seconds, [compiled])
 
 
-def model_flops(config: TrainConfig) -> float:
-    """A sample's FLOPs in one step, forward and backward, without what is computed anew."""
-    model = config.model
-    params = _without_vae(abstract_parameters(model))
-    state = jax.eval_shape(functools.partial(initial_state, config.optimizer, config.steps), params)
-    loss = composing_loss(model, config.loss, jnp.bfloat16)
+def model_flops(config: TrainConfig, alone: bool = False) -> float:
+    """A sample's FLOPs in one step, forward and backward, without what is computed anew. alone: see `plan_training`."""
+    training = _training(config, 1, alone, jnp.bfloat16)
+    start = functools.partial(initial_state, training.config.optimizer, config.steps)
+    state = jax.eval_shape(start, training.params)
 
     def gradients(trained: Any, frozen: Any, batch: Any) -> Any:
-        return jax.grad(lambda some: loss(trees.merge(some, frozen), batch, jax.random.key(0))[0])(trained)
+        return jax.grad(lambda some: training.loss(trees.merge(some, frozen), batch, jax.random.key(0))[0])(trained)
 
     with attention_kernel("portable"):
-        counted = flops_of(gradients, state.trained, state.frozen, abstract_batch(model, 1))
+        counted = flops_of(gradients, state.trained, state.frozen, training.batch)
     # The portable attention's backward pass computes its scores anew; cross-attention's few keys are not worth the sum.
-    return counted - sum(layer.product for layer in _attentions(model))
+    return counted - sum(layer.product for layer in training.attentions)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

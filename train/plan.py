@@ -2,6 +2,7 @@
 
     JAX_PLATFORMS=cpu python -m train.plan --config sd15 --hardware v5p:2x2x2 h100:8 --strategy data fsdp --batch 4 8
     JAX_PLATFORMS=cpu python -m train.plan --what sample --config sd15 --hardware h100:1 --batch 1 4 --plot plan.png
+    JAX_PLATFORMS=cpu python -m train.plan --what unet --size 512 512 --config sd15 --strategy data --batch 8 32
 
 The real programs are compiled ahead of time for every combination of hardware, strategy, batch (per device) and remat.
 Needs the compilers: `pip install "jax[tpu]"` for TPUs, `pip install "jax[cuda13]"` for GPUs; `--plot` matplotlib.
@@ -17,6 +18,7 @@ from typing import Literal
 
 from configs import load_config
 from fcjax.cli import run
+from train.config import TrainConfig
 from train.forecast import Plan, model_flops, plan_sampling, plan_training
 
 MIB = 2**20
@@ -27,15 +29,17 @@ class Settings:
     """What to compile."""
 
     config: str = "sd15"
-    what: Literal["train", "sample"] = "train"
-    """sample: pictures of one request, with guidance."""
+    what: Literal["train", "unet", "sample"] = "train"
+    """unet: training the denoiser alone, all of it, as plain Stable Diffusion is; sample: pictures, with guidance."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures; the configuration's by default."""
     hardware: tuple[str, ...] = ("v5p:2x2x2",)
     """Kind and size: v5p:4x4x4, v5e:4x4, h100:8, cpu:8 (simulated)."""
     strategy: tuple[str, ...] = ("fsdp",)
     batch: tuple[int, ...] = (8,)
     """Samples, or pictures, per device."""
     remat: tuple[Literal["none", "layers", "dots", "all"], ...] = ("none",)
-    """For training alone."""
+    """For training."""
     steps: int = 20
     """Of sampling."""
     json: Path | None = None
@@ -64,20 +68,28 @@ def _row(one: Plan) -> list[str]:
     ]
 
 
+def _config(settings: Settings) -> TrainConfig:
+    config = load_config(settings.config)
+    if settings.size is None:
+        return config
+    height, width = settings.size
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, height=height, width=width))
+
+
 def plans(settings: Settings) -> Iterable[Plan]:
     """Every combination, one after the other, as they are asked for.
 
     One that does not suit is printed with its reason and left out; ValueError where there is no other.
     """
-    config = load_config(settings.config)
-    remats = settings.remat if settings.what == "train" else ("none",)
+    config = _config(settings)
+    remats = ("none",) if settings.what == "sample" else settings.remat
     grid = list(itertools.product(settings.hardware, settings.strategy, settings.batch, remats))
     for name, chosen, batch, remat in grid:
         try:
-            if settings.what == "train":
-                yield plan_training(config, name, chosen, batch, remat)
-            else:
+            if settings.what == "sample":
                 yield plan_sampling(config.model, name, chosen, batch, steps=settings.steps)
+            else:
+                yield plan_training(config, name, chosen, batch, remat, alone=settings.what == "unet")
         except ValueError as error:
             if len(grid) == 1:
                 raise
@@ -117,8 +129,9 @@ def plot(found: list[Plan], path: Path) -> None:
 def main(settings: Settings) -> None:
     found = []
     print(f"{settings.config}, {settings.what}, all per device", end="")
-    if settings.what == "train":
-        print(f"; a sample's step takes {model_flops(load_config(settings.config)) / 1e12:.2f} TFLOP", end="")
+    if settings.what != "sample":
+        flops = model_flops(_config(settings), alone=settings.what == "unet")
+        print(f"; a sample's step takes {flops / 1e12:.2f} TFLOP", end="")
     print("\n" + " ".join(f"{column:>11}" for column in _COLUMNS), flush=True)
     for one in plans(settings):
         found.append(one)

@@ -107,7 +107,8 @@ class RawJob:
         if self.options.captions_by:
             load_describer(self.options.captions_by)
         if self.options.parse_by:
-            load_parser(self.options.parse_by)
+            # The reader cuts garments and faces out by it, as by the set's own maps.
+            self.data.parser = functools.partial(load_parser(self.options.parse_by).parse, parts=part_numbers())
         for index in shard_range(number, self.options.shard_size, self.samples):
             name = self.data.name(index)
             try:
@@ -130,8 +131,6 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
         raise ValueError("its body map is unknown (--no-need-pose takes such samples with an empty one)")
     if not sample.assets:
         raise ValueError("it has no asset")
-    if options.parse_by:
-        sample = dataclasses.replace(sample, parse=load_parser(options.parse_by).parse(sample.image, part_numbers()))
     parse = None if sample.parse is None else frame.labels(np.asarray(sample.parse, np.uint8))
     caption, phrases = described(sample, options.captions_by)
     assets = [placeable(asset, phrase) for asset, phrase in zip(sample.assets, phrases, strict=True)]
@@ -222,7 +221,8 @@ def repainted(sample: Any, kinds: Sequence[str]) -> Bool[np.ndarray, "h w"]:
     # What lies on the canvas is to be put on, shoes and hat too.
     worn = {"shoes": "shoes" in kinds, "hat": "hat" in kinds}
     parse = None if sample.parse is None else np.asarray(sample.parse, np.uint8)
-    return agnostic_mask(parse=parse, keypoints=sample.keypoints, iuv=sample.iuv, category=category(kinds), **worn)
+    body = sample.parts if sample.iuv is None else sample.iuv
+    return agnostic_mask(parse=parse, keypoints=sample.keypoints, iuv=body, category=category(kinds), **worn)
 
 
 def category(kinds: Sequence[str]) -> str:

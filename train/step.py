@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fcjax import trees
-from fcjax.config import ComposerConfig
+from fcjax.config import ComposerConfig, DiffusionConfig, UNetConfig
 from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clean, training_target
 from fcjax.models import composer
 from fcjax.models.attend import split_heads
 from fcjax.models.layers import Dtype
-from fcjax.models.unet import LAYER_OUTPUT
+from fcjax.models.unet import LAYER_OUTPUT, UNet
 from fcjax.models.vae import VAE
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
@@ -224,6 +224,30 @@ def composing_loss(
             matching = matching_loss(model, [query[:: config.noises] for query in queries], own, batch["matches"])
             total, metrics = total + config.matching * matching, {**metrics, "matching": matching}
         return total, metrics
+
+    return loss
+
+
+def denoising_loss(
+    unet: UNetConfig, diffusion: DiffusionConfig, config: LossConfig, dtype: Dtype, remat: str = "none"
+) -> Loss:
+    """Stable Diffusion's own: a UNet alone. batch: `latents` (b, h, w, c) scaled; `text` (b, k, e), encoded."""
+    schedule = make_alphas_cumprod(diffusion)
+
+    def predict(params: Tree, noisy: Array, timesteps: Array, text: Array) -> Array:
+        return cast(Array, UNet(unet, dtype=dtype).apply({"params": params}, noisy, timesteps, text))
+
+    network = jax.checkpoint(predict, policy=REMAT[remat]) if remat != "none" else predict
+
+    def loss(params: Tree, batch: Mapping[str, Array], key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        time, noises = jax.random.split(key)
+        clean = batch["latents"]
+        timesteps = drawn_timesteps(config, time, len(clean), len(schedule))
+        noise = drawn_noise(config, noises, clean.shape)
+        prediction = network(params["unet"], add_noise(schedule, clean, noise, timesteps), timesteps, batch["text"])
+        target = training_target(diffusion.prediction_type, schedule, clean, noise, timesteps)
+        weight = loss_weight(diffusion.prediction_type, schedule, timesteps, config.min_snr)
+        return jnp.mean(weight * jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))), {}
 
     return loss
 

@@ -60,9 +60,9 @@ def load_densepose_charts(
         raise ValueError(f"{path} is no UV_Processed.mat: it lacks {', '.join(missing)}")
     part, vertices, u, v = (np.asarray(data[key]).ravel() for key in KEYS[1:])
     corners = np.asarray(data["All_Faces"]).astype(np.int64) - 1  # MATLAB counts from 1
-    if corners.ndim != 2 or corners.shape[1:] != (3,) or len(part) != len(corners):
+    if corners.ndim != 2 or corners.shape[1:] != (3,) or len(part) != len(corners) or not len(corners):
         raise ValueError(f"{path}: expected a part for each triangle; got {part.shape} for {corners.shape}")
-    if not len(u) == len(v) == len(vertices) or corners.min() < 0 or corners.max() >= len(vertices):
+    if not len(u) == len(v) == len(vertices) > 0 or corners.min() < 0 or corners.max() >= len(vertices):
         raise ValueError(f"{path}: triangles, vertices ({len(vertices)}), U ({len(u)}) and V ({len(v)}) do not fit")
     if part.min() < 1 or part.max() > 24 or vertices.min() < 1 or vertices.max() > SMPL_VERTICES:
         raise ValueError(f"{path}: expected parts 1..24 and SMPL vertices 1..{SMPL_VERTICES}")
@@ -94,5 +94,5 @@ def _load_mat(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file")
     try:
         return loadmat(path)
-    except (ValueError, TypeError, NotImplementedError, OSError, EOFError) as error:
+    except Exception as error:  # scipy's own errors have no common base
         raise ValueError(f"{path} is not a readable .mat file: {error}") from error

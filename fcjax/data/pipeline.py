@@ -23,9 +23,9 @@ class Prepared:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.index = read_index(folder)
-        self._source: Any = grain.sources.ArrayRecordDataSource(shards(folder))
-        if not len(self._source):
+        if not self.index["count"]:
             raise ValueError(f"the prepared data set {folder} is empty: prepare at least one sample")
+        self._source: Any = grain.sources.ArrayRecordDataSource(shards(folder))
 
     def __len__(self) -> int:
         return len(self._source)

@@ -42,10 +42,13 @@ def encode_record(
 def decode_record(record: bytes) -> dict[str, Any]:
     """Unpacks one sample into a flat dict: pictures and arrays by name, the text entries beside them.
 
-    Raises ValueError for a record of another version.
+    Raises ValueError for a damaged record and for one of another version.
     """
-    tensors = load(record)
-    sample: dict[str, Any] = json.loads(tensors.pop("text").tobytes())
+    try:
+        tensors = load(record)
+        sample: dict[str, Any] = json.loads(tensors.pop("text").tobytes())
+    except Exception as error:  # safetensors' own error has no base of Python's
+        raise ValueError(f"a record of the prepared set is damaged ({error}): prepare the data again") from error
     version = sample.pop("version", None)
     if version != RECORD_VERSION:
         raise ValueError(

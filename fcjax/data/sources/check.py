@@ -22,13 +22,14 @@ def check(
     missing: dict[str, list[str]] = defaultdict(list)
     sizes: dict[str, list[str]] = defaultdict(list)
     broken: list[str] = []
-    shelves: dict[str, Shelf] = {}
+    shelves: dict[str, Shelf] = {}  # by their labels as seen from the set's root
     for index in progress(range(count)):
         name = source.name(index)
         for shelf, stem in source.shelves(index):
-            shelves[shelf.label] = shelf
+            label = _label(source, shelf)
+            shelves[label] = shelf
             if shelf.find(stem) is None:
-                missing[shelf.label].append(stem)
+                missing[label].append(stem)
         try:
             source[index]
         except SampleError as error:
@@ -38,7 +39,7 @@ def check(
     lines = [f"{source.root}: {len(source)} samples, {count} of them looked through"]
     for label, shelf in shelves.items():
         if shelf.folder.name != Path(shelf.folders[0]).name and shelf.folder.is_dir():
-            lines.append(f"{shelf.folder.name}/ is read for {shelf.folders[0]}/")
+            lines.append(f"{shelf.folder.relative_to(source.root)}/ is read for {shelf.folders[0]}/")
         if label in missing:
             names = missing[label]
             lines.append(f"{label}: missing for {len(names)} of {count} ({some(names)}): {shelf.without}")
@@ -58,8 +59,13 @@ def _other_sizes(source: Source, index: int) -> list[tuple[str, str]]:
     for shelf, stem in others:
         size = _size(shelf.find(stem)) if shelf.sized else None
         if picture and size and size != picture:
-            found.append((shelf.label, f"{size[0]}x{size[1]} for {picture[0]}x{picture[1]}"))
+            found.append((_label(source, shelf), f"{size[0]}x{size[1]} for {picture[0]}x{picture[1]}"))
     return found
+
+
+def _label(source: Source, shelf: Shelf) -> str:
+    """The shelf in words, as seen from the set's root: "dresses/dense/*_5.png"."""
+    return (shelf.root / shelf.label).relative_to(source.root).as_posix()
 
 
 def _size(path: Path | None) -> tuple[int, int] | None:

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fcjax.data.sources.files import Shelf, read_iuv, read_json, read_lines, read_parse
-from fcjax.data.sources.sample import RawAsset, RawSample
+from fcjax.data.sources.files import Shelf, read_iuv, read_json, read_lines
+from fcjax.data.sources.sample import RawAsset, RawSample, SampleError
 from fcjax.data.sources.source import Source, checked_root, some
 from fcjax.data.sources.worn import worn_assets
 from fcjax.pictures import open_rgb
@@ -49,7 +49,9 @@ class DeepFashion(Source):
     def read(self, index: int) -> RawSample:
         stem = self.stems[index]
         image = open_rgb(self.image.require(stem))
-        parse = read_parse(self.parse.require(stem), "deepfashion", image.shape[:2])
+        parse = self.parsed(image, self.parse, stem, "deepfashion")
+        if parse is None:
+            raise SampleError(f"no such file: {self.parse.folder / stem}_segm.png")
         dense = self.iuv.find(stem)
         return RawSample(
             image,

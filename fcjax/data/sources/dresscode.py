@@ -13,7 +13,6 @@ from fcjax.data.sources.files import (
     read_keypoints,
     read_labels,
     read_lines,
-    read_parse,
     read_uv,
     resized,
 )
@@ -82,8 +81,8 @@ class DressCode(Source):
         image = open_rgb(room.image.require(person))
         size = image.shape[:2]
         maps: dict[str, Any] = {}
-        if (path := room.parse.find(stem)) is not None:
-            maps["parse"] = read_parse(path, "atr", size)
+        if (parse := self.parsed(image, room.parse, stem, "atr")) is not None:
+            maps["parse"] = parse
         if (path := room.keypoints.find(stem)) is not None:
             maps["keypoints"] = read_keypoints(path, size)
         dense, uv = room.dense.find(stem), room.uv.find(stem)

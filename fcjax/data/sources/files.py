@@ -2,7 +2,6 @@
 
 import functools
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,14 @@ from fcjax.pictures import open_mask, open_rgb, read
 CHARTS = 24
 """DensePose's."""
 _SAME_ASPECT = 0.02
+CHART_COLOURS = (
+    (37, 60, 163), (20, 80, 194), (4, 97, 223), (8, 110, 221), (14, 122, 216), (20, 132, 212), (15, 144, 208),
+    (11, 156, 203), (6, 166, 198), (22, 173, 185), (38, 179, 172), (55, 185, 159), (86, 187, 144), (114, 189, 130),
+    (145, 191, 116), (170, 189, 105), (192, 188, 96), (216, 186, 86), (228, 192, 74), (240, 199, 60), (252, 206, 46),
+    (251, 220, 36), (250, 235, 25), (249, 251, 14),
+)  # fmt: skip
+"""Of charts 1 to 24 in VITON-HD's renderings on black: colour floor(255 i / 24) of MATLAB's map parula."""
+_FAR_COLOUR, _FEW = 40, 0.1
 # Where OpenPose's 25 have its 18: the 9th is the middle of the hips.
 _OF_25 = (*range(8), *range(9, 19))
 # Height and width of the pictures that DressCode's keypoints were found in.
@@ -119,11 +126,12 @@ def read_garment(path: Path, mask: Path | None) -> UInt8[ndarray, "h w c"]:
     return np.dstack([picture, np.where(read_mask(mask, picture.shape[:2]), np.uint8(255), np.uint8(0))])
 
 
-def read_iuv(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w 3"]:
+def read_iuv(path: Path, size: tuple[int, ...], parts_alone: bool = False) -> UInt8[ndarray, "h w 3"]:
     """A DensePose map (part, u, v) at the picture's size, in whichever order its channels are.
 
     The part's channel is the one whose values are all charts: the first, or the last where a program wrote blue first.
-    SampleError where neither is, as in renderings for the eye.
+    parts_alone: masks need no u and v, so a rendering of the parts in VITON-HD's colours is taken too, u and v being 0.
+    SampleError for other pictures.
     """
     image = read(path, what="DensePose map")
     pixels = np.asarray(image)
@@ -131,15 +139,33 @@ def read_iuv(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w 3"]:
         for channels in (pixels[..., :3], pixels[..., 2::-1]):
             if channels[..., 0].max() <= CHARTS:
                 return resized(np.ascontiguousarray(channels), size, path)
-    raise SampleError(f"{path} is no DensePose map: the parts 0 to {CHARTS}, u and v are expected as its channels")
+        if parts_alone and (charts := _rendered_charts(pixels[..., :3])) is not None:
+            return resized(np.stack([charts, 0 * charts, 0 * charts], axis=-1), size, path)
+    also = ", or the parts in VITON-HD's colours" if parts_alone else ""
+    raise SampleError(
+        f"{path} is no DensePose map: the parts 0 to {CHARTS}, u and v are expected as its channels{also}"
+    )
+
+
+def _rendered_charts(pixels: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w"] | None:
+    """The charts whose colours those are; None where many pixels have the colour of none.
+
+    JPEG blurs the edges, so that a pixel there may be taken for another chart.
+    """
+    colours = np.array(((0, 0, 0), *CHART_COLOURS), np.int32)
+    nearest, least = np.zeros(pixels.shape[:2], np.uint8), np.full(pixels.shape[:2], np.iinfo(np.int32).max, np.int32)
+    for chart, colour in enumerate(colours):
+        away = ((pixels - colour) ** 2).sum(-1)
+        nearest, least = np.where(away < least, np.uint8(chart), nearest), np.minimum(away, least)
+    return nearest if (least > _FAR_COLOUR**2).mean() < _FEW else None
 
 
 def read_uv(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w 2"]:
     """The array `uv` of an .npz, (2, h, w) or (h, w, 2) in 0..1 or 0..255, at the picture's size."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             uv = np.asarray(file["uv"])
-    except (KeyError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy raises almost anything for a damaged file
         raise SampleError(f"cannot read {path}: an .npz with the array uv is expected ({error})") from error
     if uv.ndim == 3 and uv.shape[0] == 2:
         uv = np.moveaxis(uv, 0, -1)

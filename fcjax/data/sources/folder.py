@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcjax.data.sources.files import Shelf, read_iuv, read_json, read_keypoints, read_parse
+from fcjax.data.sources.files import Shelf, read_iuv, read_json, read_keypoints
 from fcjax.data.sources.sample import Labels, RawAsset, RawSample, SampleError
 from fcjax.data.sources.source import Source, checked_root, some
 from fcjax.data.sources.worn import worn_assets
@@ -15,7 +15,7 @@ from fcjax.pictures import open_rgb, read, upright
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 _KEYS = {"caption": str, "phrases": dict, "kinds": dict}
-# The last of these words in a phrase tells the kind of an asset of which nothing else does.
+# The last of these words in a phrase tells the kind of an asset of which nothing else does; a face's, if no other does.
 _KINDS = {
     "top": "top shirt t-shirt tee blouse sweater jumper pullover sweatshirt hoodie vest polo",
     "coat": "coat jacket blazer cardigan parka",
@@ -43,9 +43,9 @@ class Folder(Source):
         keypoints/X.json    as OpenPose or DressCode writes it
 
     An asset's phrase, where X.json has none, is its file's name: "1_a_red_t-shirt.png" is "a red t-shirt". Its kind,
-    where X.json has none, is told by the phrase's last word that names one ("a red t-shirt" is a top). A picture
-    without a folder of assets has what its person wears, cut out by the parse map. ValueError for a folder without
-    images/.
+    where X.json has none, is told by the phrase's last word that names one ("a red t-shirt for a man" is a top, "a
+    young man" a face). A picture without a folder of assets has what its person wears, cut out by the parse map.
+    ValueError for a folder without images/, and for two pictures of one name.
     """
 
     def __init__(self, root: str | Path, labels: Labels = "viton-hd"):
@@ -57,6 +57,12 @@ class Folder(Source):
         if not found:
             raise ValueError(f"no picture ({', '.join(ENDINGS)}) in {self.image.folder}")
         self.pictures = {path.stem: path for path in found}
+        twice = [path.name for path in found if self.pictures[path.stem] != path]
+        if twice:
+            raise ValueError(
+                f"{some(twice)} in {self.image.folder}: another picture has that name but for its ending, and would "
+                "have the same assets and maps; rename one"
+            )
         self.stems = list(self.pictures)
         self.text = Shelf(self.root, ("images",), (".json",), "")
         self.parse = Shelf(self.root, ("parse",), (".png",), "no cut-outs of what is worn", sized=True)
@@ -67,8 +73,8 @@ class Folder(Source):
         stem = self.stems[index]
         image = open_rgb(self.pictures[stem])
         maps: dict[str, Any] = {}
-        if (path := self.parse.find(stem)) is not None:
-            maps["parse"] = read_parse(path, self.labels, image.shape[:2])
+        if (parse := self.parsed(image, self.parse, stem, self.labels)) is not None:
+            maps["parse"] = parse
         if (path := self.iuv.find(stem)) is not None:
             maps["iuv"] = read_iuv(path, image.shape[:2])
         if (path := self.keypoints.find(stem)) is not None:
@@ -125,6 +131,8 @@ class Folder(Source):
 
 def _asset(path: Path, text: Mapping[str, Any]) -> RawAsset:
     phrase = text.get("phrases", {}).get(path.name) or re.sub(r"^\d+_", "", path.stem).replace("_", " ").strip()
-    words = [word for word in re.findall(r"[\w-]+", phrase.lower()) if word in _KIND_OF]
-    kind = text.get("kinds", {}).get(path.name) or (_KIND_OF[words[-1]] if words else "other")
+    told = [_KIND_OF[word] for word in re.findall(r"[\w-]+", phrase.lower()) if word in _KIND_OF]
+    kind = text.get("kinds", {}).get(path.name) or next(
+        (one for one in told[::-1] if one != "face"), (*told, "other")[0]
+    )
     return RawAsset(np.asarray(upright(read(path), str(path))), kind, phrase)

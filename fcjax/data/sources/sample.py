@@ -97,13 +97,15 @@ class RawAsset:
 class RawSample:
     """One person with assets; maps have the picture's size, None where the set has none.
 
-    parse: `Part` numbers. keypoints: OpenPose's 18 as (x, y, confidence) in pixels. person: what to call them.
+    parse: `Part` numbers. parts: as iuv with u and v 0, where the set tells no more of the body; enough for masks.
+    keypoints: OpenPose's 18 as (x, y, confidence) in pixels. person: what to call them.
     """
 
     image: UInt8[ndarray, "h w 3"]
     assets: tuple[RawAsset, ...]
     caption: str | None = None
     iuv: UInt8[ndarray, "h w 3"] | None = None
+    parts: UInt8[ndarray, "h w 3"] | None = None
     parse: UInt8[ndarray, "h w"] | None = None
     keypoints: Float[ndarray, "18 3"] | None = None
     person: str = "person"

@@ -2,10 +2,13 @@
 
 import abc
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fcjax.data.sources.files import Shelf
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from fcjax.data.sources.files import Shelf, read_parse
 from fcjax.data.sources.sample import RawSample, SampleError
 
 
@@ -17,6 +20,8 @@ class Source(abc.ABC):
 
     root: Path
     stems: Sequence[str]
+    parser: Callable[[UInt8[ndarray, "h w 3"]], UInt8[ndarray, "h w"]] | None = None
+    """What makes parse maps (`Part` numbers) of pictures in place of the set's own."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -34,6 +39,15 @@ class Source(abc.ABC):
             raise
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise SampleError(" ".join(str(error).split())) from error
+
+    def parsed(
+        self, image: UInt8[ndarray, "h w 3"], shelf: Shelf, stem: str, labels: str
+    ) -> UInt8[ndarray, "h w"] | None:
+        """The picture's parse map: the parser's, else that of the shelf; None where there is neither."""
+        if self.parser is not None:
+            return self.parser(image)
+        path = shelf.find(stem)
+        return None if path is None else read_parse(path, labels, image.shape[:2])
 
     @abc.abstractmethod
     def read(self, index: int) -> RawSample:

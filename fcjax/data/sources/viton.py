@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fcjax.data.sources.files import Shelf, read_garment, read_iuv, read_json, read_keypoints, read_lines, read_parse
+from fcjax.data.sources.files import Shelf, read_garment, read_iuv, read_json, read_keypoints, read_lines
 from fcjax.data.sources.sample import Part, RawAsset, RawSample
 from fcjax.data.sources.source import Source, checked_root, some
 from fcjax.data.sources.worn import region_of, worn_assets
@@ -26,7 +26,7 @@ class VitonHD(Source):
             unpaired list. False takes the second column, for trying on in evaluations.
         worn: what else they wear, cut out by the parse map, and the face are assets too.
 
-    image-densepose/ holds renderings for the eye without u and v, so body maps are read from image-densepose-iuv/.
+    Body maps are read from image-densepose-iuv/: image-densepose/ shows parts without u and v, enough for masks alone.
     ValueError where the folder is none of VITON-HD.
     """
 
@@ -55,18 +55,23 @@ class VitonHD(Source):
         self.iuv = Shelf(
             folder, ("image-densepose-iuv",), (".png",), "no body map: left out unless --no-need-pose", sized=True
         )
+        self.rendered = Shelf(
+            folder, ("image-densepose",), (".jpg", ".png"), "masks know no body but by image-densepose-iuv/", sized=True
+        )
         self.tags = _tags(self.root, split)
 
     def read(self, index: int) -> RawSample:
         stem = self.stems[index]
         image = open_rgb(self.image.require(stem))
         maps: dict[str, Any] = {}
-        if (path := self.parse.find(stem)) is not None:
-            maps["parse"] = read_parse(path, "viton-hd", image.shape[:2])
+        if (parse := self.parsed(image, self.parse, stem, "viton-hd")) is not None:
+            maps["parse"] = parse
         if (path := self.keypoints.find(stem)) is not None:
             maps["keypoints"] = read_keypoints(path, image.shape[:2])
         if (path := self.iuv.find(stem)) is not None:
             maps["iuv"] = read_iuv(path, image.shape[:2])
+        elif (path := self.rendered.find(stem)) is not None:
+            maps["parts"] = read_iuv(path, image.shape[:2], parts_alone=True)
         parse = maps.get("parse")
         assets = [self._top(index, parse)]
         if self.worn and parse is not None:
@@ -82,7 +87,7 @@ class VitonHD(Source):
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
         stem = self.stems[index]
         cloth = stem if self.paired else self.second[index]
-        persons = [(shelf, stem) for shelf in (self.image, self.parse, self.keypoints, self.iuv)]
+        persons = [(shelf, stem) for shelf in (self.image, self.parse, self.keypoints, self.iuv, self.rendered)]
         return [*persons, (self.cloth, cloth), (self.cloth_mask, cloth)]
 
     def oddities(self) -> list[str]:
@@ -101,7 +106,10 @@ class VitonHD(Source):
         if not self.tags:
             found.append(f"no vitonhd_{self.split}_tagged.json: garments are described by their colours alone")
         if (self.root / self.split / "image-densepose").is_dir() and not self.iuv.folder.is_dir():
-            found.append("image-densepose/ shows no u and v: put DensePose maps (part, u, v) into image-densepose-iuv/")
+            found.append(
+                "image-densepose/ shows no u and v: trying on can be learnt so (--no-need-pose), composing needs "
+                "DensePose maps (part, u, v) in image-densepose-iuv/"
+            )
         return found
 
 
