@@ -490,6 +490,34 @@ def test_a_trained_run_is_a_model_folder_that_composes(composing, tmp_path: Path
     assert trees.digest(encoding_parameters(composer.params["vae"])) == task.data.index["settings"]["vae"]
 
 
+def test_prepared_text_trains_as_the_encoder_does(composing, data: Path, tmp_path: Path):
+    config, task, batch = composing
+    task.export(task.parameters, tmp_path / "model")
+    job = LatentsJob(
+        data=data / "pictures", model=tmp_path / "model", out=tmp_path / "latents", batch_size=3, text=True
+    )
+    prepare_latents(job, config.model)
+    config = dataclasses.replace(config, data=job.out, start=job.model)
+    read = make_task(config)
+    rng = np.random.default_rng(0)
+    examples = [read.transform(read.data[index], rng) for index in range(4)]
+    given = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    assert set(given) - set(batch) == {"text"} and given["text"].any()
+    found, expected = (jax.jit(task.loss)(task.parameters, one, KEY)[0] for one in (given, batch))
+    assert float(found) == pytest.approx(float(expected), rel=1e-3)
+    # The captions are not read in the step.
+    unread = jax.jit(task.loss)(task.parameters, {**given, "ids": given["ids"][::-1]}, KEY)[0]
+    assert float(unread) == float(found)
+    with pytest.raises(ValueError, match="but the run starts with .*: prepare the latents without --text"):
+        make_task(dataclasses.replace(config, start=None, seed=5))
+    everything = dataclasses.replace(config.optimizer, trainable=((".*", True),))
+    with pytest.raises(ValueError, match="but the run trains its text encoder"):
+        make_task(dataclasses.replace(config, optimizer=everything))
+    sample = read.data[0]
+    with pytest.raises(ValueError, match="were made of other tokens: train with the tokenizer"):
+        read.transform({**sample, "ids": sample["ids"] + 1}, rng)
+
+
 def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_path: Path):
     config = composing[0]
     other = init_parameters(config.model, jax.random.key(9))["vae"]

@@ -43,6 +43,13 @@ def example_of(
         read = _from_latents if latents else _from_pictures
         shown = _worn(sample, model, latents) if model.condition == "tryon" else _posed(sample, model, latents)
         text = {"ids": tokens.ids, "empty_ids": empty_ids, "spans": tokens.spans}
+        if latents and "embeddings" in sample:
+            if not np.array_equal(tokens.ids, sample["ids"]):
+                raise ValueError(
+                    f"the embeddings of {sample['caption']!r} were made of other tokens: train with the tokenizer of "
+                    "the model folder that the latents were prepared with"
+                )
+            text["text"] = sample["embeddings"].astype(np.float32)
         return {**read(sample, layout, model), **shown, **text}
 
     return transform

@@ -1,17 +1,20 @@
 """A prepared set of pictures as one of latents: encoded once with an autoencoder, so that training need not."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fcjax import folder, trees
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards
 from fcjax.models import composer
+from fcjax.tokenizer import Tokenizer
 from train.examples import asset_tokens, fitted, latent_sizes, matches, person_tokens, pose_points
 
 
@@ -27,13 +30,15 @@ class LatentsJob:
     out: Path
     config: str = "mini"
     batch_size: int = 16
+    text: bool = False
+    """The captions as well, by the text encoder in the model folder: for runs that keep it as it is."""
 
 
 class LatentShards:
     """A shard of latents for each of pictures: latents, token masks and UV points stand for the pictures.
 
-    Of a cloth-agnostic person, where the set has them, there are latents too, and the mask at the model's size.
-    ValueError where the set holds latents already.
+    Of a cloth-agnostic person, where the set has them, there are latents too, and the mask at the model's size; of the
+    captions, where the job says so, their embeddings. ValueError where the set holds latents already.
     """
 
     source = "latents"
@@ -47,13 +52,16 @@ class LatentShards:
         self.config = config = dataclasses.replace(config, vae=vae)
         self.batch_size, self.samples, self.paths = job.batch_size, index["count"], shards(job.data)
         self.encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
-        digest = trees.digest(composer.encoding_parameters(params))
         self.settings = {
             **index["settings"],
-            "vae": digest,
+            "vae": trees.digest(composer.encoding_parameters(params)),
             "encoded": latent_sizes(config),
             "pictures": index.get("sha256"),
         }
+        self.words = None
+        if job.text:
+            self.words = _Words(job.model, config)
+            self.settings["text"] = trees.digest(self.words.params)
 
     @property
     def shards(self) -> int:
@@ -63,17 +71,44 @@ class LatentShards:
     def records(self, number: int) -> Iterator[bytes]:
         """The records of a shard."""
         samples = [decode_record(record) for record in read_shard(self.paths[number])]
-        return _latent_records(samples, self.encode, self.config, self.batch_size)
+        return _latent_records(samples, self.encode, self.words, self.config, self.batch_size)
+
+
+class _Words:
+    """Captions as the text encoder of a model folder reads them."""
+
+    def __init__(self, model: Path, config: ComposerConfig):
+        self.config = dataclasses.replace(config, text_encoder=folder.load_part_config(model, "text_encoder"))
+        self.tokenizer = Tokenizer.load(model / "tokenizer")
+        self.params = folder.load_part(model, "text_encoder", self.config.text_encoder, dtype=jnp.float32)
+        self.encode = jax.jit(lambda ids: composer.encode_prompt({"text_encoder": self.params}, self.config, ids))
+
+    def __call__(self, samples: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Of each sample, its token ids (77,) int32 and embeddings (77, e) float16."""
+        for first in range(0, len(samples), batch_size):
+            part = samples[first : first + batch_size]
+            rows = [
+                self.tokenizer.encode_prompt(one["caption"], one["phrases"], max_assets=self.config.max_assets).ids
+                for one in part
+            ]
+            ids = np.stack([*rows, *rows[-1:] * (batch_size - len(rows))])
+            for row, text in zip(rows, np.asarray(self.encode(ids), np.float16), strict=False):
+                yield {"ids": row, "embeddings": text}
 
 
 def _latent_records(
-    samples: list[dict[str, Any]], encode: Callable[[np.ndarray], Any], config: ComposerConfig, batch_size: int
+    samples: list[dict[str, Any]],
+    encode: Callable[[np.ndarray], Any],
+    words: _Words | None,
+    config: ComposerConfig,
+    batch_size: int,
 ) -> Iterator[bytes]:
     layouts, tried_on = samples[0]["layouts"], "agnostic" in samples[0]
     names = ["image", *(f"canvas{layout}" for layout in range(layouts)), *(["agnostic"] if tried_on else [])]
     latents = {name: _encoded([sample[name] for sample in samples], encode, config, batch_size) for name in names}
-    for number, sample in enumerate(samples):
-        arrays = {name: latents[name][number] for name in names}
+    texts = itertools.repeat({}) if words is None else words(samples, batch_size)
+    for number, (sample, text_arrays) in enumerate(zip(samples, texts, strict=False)):
+        arrays = {name: latents[name][number] for name in names} | text_arrays
         for layout in range(layouts):
             arrays[f"masks{layout}"] = np.round(255 * asset_tokens(sample, layout, config)).astype(np.uint8)
             arrays[f"matches{layout}"] = matches(sample, layout, config)

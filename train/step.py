@@ -159,10 +159,10 @@ def composing_loss(
     remat: what the backward pass computes anew, a key of REMAT.
 
     batch: `latents` (b, h, w, c) scaled and `canvas` as `read_canvas` gives it, or pictures as `with_latents` takes
-    them; `ids`, `empty_ids` (b, 77); `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as
-    `pose_channels` takes them, or for try-on `person_latents` (b, h, w, c) of the cloth-agnostic person and
-    `person_masks` (b, H, W) in [0, 1]; `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss`
-    takes them.
+    them; `ids`, `empty_ids` (b, 77), and of a frozen text encoder maybe `text` (b, 77, e), what it says of `ids`;
+    `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as `pose_channels` takes them, or for
+    try-on `person_latents` (b, h, w, c) of the cloth-agnostic person and `person_masks` (b, H, W) in [0, 1];
+    `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
     Every reference pass serves `config.noises` noise levels of its sample, which are drawn, or given as `timesteps`
     (b, noises); then the metrics have the denoising loss of each as SAMPLE_LOSSES (b * noises).
     """
@@ -178,9 +178,11 @@ def composing_loss(
         batch = with_latents(params, model, batch, dtype)
         samples = batch["latents"].shape[0]
         # The empty prompt is the same in every row.
-        ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
-        embedded = composer.encode_prompt(params, model, ids, dtype=dtype)
+        unread, empty = [] if "text" in batch else [batch["ids"]], batch["empty_ids"][:1]
+        embedded = composer.encode_prompt(params, model, jnp.concatenate([*unread, empty]), dtype=dtype)
         text, no_text = embedded[:-1], embedded[-1:]
+        if "text" in batch:
+            text = batch["text"].astype(no_text.dtype)
         read = network(composer.appearance_features)
         given = {name: batch[name] for name in ("canvas", "spans", "masks")}
         own = read(params, text=text, **given)

@@ -161,6 +161,8 @@ def _compose(config: TrainConfig) -> Task:
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
     params = {part: drawn[part] for part in drawn if part != "vae"}
+    if (made_by := data.index["settings"].get("text")) is not None:
+        check_text(config, params, made_by)
     if pictures_given:
         # A copy, as the step gives its state's memory away.
         params["vae"] = jax.tree.map(jnp.copy, encoding)
@@ -217,6 +219,18 @@ def check_sizes(data: Prepared | Mixed, model: ComposerConfig, name: str) -> Non
         raise ValueError(
             f"the latents in {data.folder} do not fit the configuration {name!r}: they have {told}; prepare them with "
             f"train.prepare latents --config {name}"
+        )
+
+
+def check_text(config: TrainConfig, params: Tree, made_by: str) -> None:
+    """ValueError where prepared embeddings are not those of the run's own text encoder, or do not stay so."""
+    own = trees.digest(params["text_encoder"])
+    trained = trees.match_rules({"text_encoder": params["text_encoder"]}, config.optimizer.trainable)
+    if made_by != own or any(trees.flatten(trained).values()):
+        why = f"the run starts with {own}" if made_by != own else "the run trains its text encoder"
+        raise ValueError(
+            f"{config.data} holds embeddings of the text encoder {made_by}, but {why}: prepare the latents without "
+            "--text, or with the model that the run starts from, and keep its text encoder frozen"
         )
 
 

@@ -49,7 +49,7 @@ class Mixed:
             )
         first = self.sets[0]
         for other in self.sets[1:]:
-            for name in ("vae", "encoded", "height", "width", "layouts"):
+            for name in ("vae", "encoded", "text", "height", "width", "layouts"):
                 expected, found = (one.index["settings"].get(name) for one in (first, other))
                 if expected != found:
                     raise ValueError(
