@@ -96,6 +96,7 @@ def make_album(
     )  # fmt: skip
     keys = jnp.repeat(sampling.keys, count) if same_noise else sampling.keys
     prepared = [_prepared(composer, config, page, number, layout_seed) for number, page in enumerate(pages)]
+    check_bodies(prepared)
     aligned = align and sharing == "correspondence" and count > 1
     modes: list[Sharing] = ["cross_frame", sharing] if aligned else [sharing]
     matches = page_matches(config, prepared)
@@ -133,6 +134,17 @@ def _prepared(composer: Composer, config: ComposerConfig, page: Page, number: in
         raise ValueError(f"page {number + 1}: {error}") from error
     warn(prepared.tokens, f"page {number + 1}: ")
     return prepared
+
+
+def check_bodies(prepared: Sequence[Prepared]) -> None:
+    """ValueError where a page shows another mesh than the first: their places on the body mean different things."""
+    meshes = [page.maps.faces for page in prepared if page.maps is not None]
+    for number, mesh in enumerate(meshes[1:], 2):
+        if not np.array_equal(mesh, meshes[0]):
+            raise ValueError(
+                f"page {number} shows a body of {len(mesh)} triangles, page 1 one of {len(meshes[0])}: pages of one "
+                "person need bodies of one model (all SMPL's, or all the embedded one's)"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Albums: who uses whose keys and values, what alignment changes, and what an album of one page is."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -193,12 +194,15 @@ def test_pages_have_words_and_garments_of_their_own(composer: Composer):
 
 
 def test_albums_that_cannot_be(composer: Composer):
+    maps = Body().render(composer.config.height, composer.config.width)
+    other = dataclasses.replace(maps, faces=maps.faces[:9])
     for given, options, expected in (
         ([], {}, "at least one page"),
         (pages(WALKING), {"sharing": "all"}, "sharing is 'all'; expected one of none, cross_frame, correspondence"),
         (pages(WALKING, WALKING), {"batch_size": 1}, "batch_size must be at least 2"),
         ([*pages(WALKING), Page(Body(), PROMPT, [SHIRT] * 9)], {}, "page 2: at most 3 assets"),
         ([*pages(WALKING), Page(Body().render(64, 64), PROMPT)], {}, "page 2: the body's maps are 64x64"),
+        ([*pages(WALKING, WALKING), Page(other, PROMPT)], {}, "page 3 shows a body of 9 triangles, page 1 one of "),
     ):
         with pytest.raises(ValueError, match=expected):
             make_album(composer, given, steps=1, **options)

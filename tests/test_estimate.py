@@ -9,6 +9,7 @@ from PIL import Image
 
 from fcjax import estimate
 from fcjax.agnostic import agnostic_mask
+from fcjax.cli import run
 from infer.mask import Request, main
 from infer.tryon import TryOnRequest, person_of
 
@@ -89,6 +90,22 @@ def test_without_the_model_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "fcjax\[estimate\]" && pip install --no-deps mediapipe'):
         estimate.estimate(np.zeros((64, 48, 3), np.uint8))
+
+
+def test_a_photograph_without_a_person_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the model says of one: a certainty near 0."""
+
+    def unsure(square: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        assert square.shape == (1, 256, 256, 3) and square.min() >= 0 and square.max() <= 1
+        return np.zeros((39, 5)), 0.02, np.full((256, 256), -9.0)
+
+    monkeypatch.setattr(estimate, "_model", lambda: unsure)
+    Image.new("RGB", (96, 128), (120, 130, 140)).save(tmp_path / "wall.png")
+    with pytest.raises(SystemExit) as ended, pytest.warns(UserWarning, match="second best"):
+        run(main, ["--image", str(tmp_path / "wall.png"), "--estimate", "--out", str(tmp_path / "mask.png")])
+    assert ended.value.code == 2 and not (tmp_path / "mask.png").exists()
+    with pytest.raises(ValueError, match="no person is found in the picture"):
+        estimate.estimate(np.full((128, 96, 3), 127, np.uint8))
 
 
 def test_the_model_finds_a_drawn_person() -> None:

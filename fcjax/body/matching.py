@@ -31,10 +31,10 @@ def match_tokens(
 ) -> Int[ndarray, "t"]:
     """For each of height x width tokens of the picture `iuv` the token of `first` that shows the same place; -1: none.
 
-    Two tokens match where both lie in the same chart and
-    their places on a resting body are no farther apart than FOOTPRINT times the token's own size there: the distance
-    to the farthest of its neighbours in the same chart (of a token without such, the picture's median). The nearest is
-    taken, of equals the first.
+    iuv: part ids 0..24, u and v in 255ths. Two tokens match where both lie in the same chart and their places on a
+    resting body are no farther apart than FOOTPRINT times the token's own size there: the distance to the farthest of
+    its neighbours in the same chart (of a token without such, the picture's median). The nearest is taken, of equals
+    the first.
     """
     # Choice: places on the body at rest rather than (u, v), whose scale differs from chart to chart.
     part, place = token_places(iuv, height, width)

@@ -70,9 +70,10 @@ class SMPL:
     def rest(
         self, betas: ndarray | None = None, expression: ndarray | None = None
     ) -> tuple[Float[ndarray, "b v 3"], Float[ndarray, "b j 3"]]:
-        """Vertices and joints of shaped bodies in the T-pose.
+        """Vertices and joints of shaped bodies in the T-pose, in metres.
 
-        `betas` is (s,) or (b, s) with s up to `shape_count`, left-out ones are zero; None is the mean shape, b = 1.
+        `betas` is (s,) or (b, s) in standard deviations from the mean shape, with s up to `shape_count`; left-out ones
+        are zero, None is the mean shape, b = 1.
         `expression` (SMPL-X) alike. Raises ValueError for more numbers than the file has directions, and for numbers
         that are not finite.
         """
@@ -124,8 +125,8 @@ class SMPL:
         """Pose bodies by linear blend skinning.
 
         Args:
-            rotations: axis-angle (j, 3), (3 j,) or matrices (j, 3, 3) of all joints, relative to each parent, with or
-                without a leading batch; None is the T-pose.
+            rotations: axis-angle in radians (j, 3), (3 j,) or matrices (j, 3, 3) of all joints, relative to each
+                parent, with or without a leading batch; None is the T-pose.
             betas: (s,) or (batch, s), see `rest`.
             translation: (3,) or (batch, 3) metres, added at the end. The root turns about its own joint, so this is
                 not where the pelvis ends up.
