@@ -1,5 +1,6 @@
 """Wardrobe's people as records: the pictures with where they show which garment, the assets on canvases."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from fcjax.data.records import encode_record
 from fcjax.wardrobe import Sample, Wardrobe
 from fcjax.wardrobe.undressing import take_off, worn_kinds
 from train.shards import shard_count, shard_range
+
+UNPARSED = 0.3
+"""The share of try-on samples whose masks follow from the body's map alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +119,19 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
 def taken_off(sample: Sample, rng: np.random.Generator) -> tuple[Sample, Bool[np.ndarray, "h w"]]:
     """`take_off` one garment, or the outfit with shoes and hat, as drawn.
 
-    A sample with no garment to take off has everything that clothes may cover repainted, and no asset.
+    A sample with no garment to take off has everything that clothes may cover repainted, and no asset. The masks of a
+    share of the samples know the body alone, as those of users do who have no parse map.
     """
     kinds = worn_kinds(sample)
     choices: list[Category] = sorted(kind for kind in CATEGORIES if kind in kinds)
     if len(choices) > 1 or not choices or {"shoes", "hat"} & set(kinds):
         choices.append("outfit")
-    return take_off(sample, choices[int(rng.integers(len(choices)))])
+    category = choices[int(rng.integers(len(choices)))]
+    if rng.random() < UNPARSED:
+        # Feet that no picture shows have no place on the body's map; the parse map needs none.
+        with contextlib.suppress(ValueError):
+            return take_off(sample, category, parsed=False)
+    return take_off(sample, category)
 
 
 def _packed(sample: Any) -> np.ndarray:

@@ -27,18 +27,19 @@ _WORN = {
 }
 
 
-def take_off(sample: Sample, category: Category) -> tuple[Sample, Bool[np.ndarray, "h w"]]:
+def take_off(sample: Sample, category: Category, parsed: bool = True) -> tuple[Sample, Bool[np.ndarray, "h w"]]:
     """The sample with those of its assets alone that try-on is to put on, and where the person is repainted for them.
 
     category: the garment that is taken off, or "outfit" for all of them with shoes and hat.
+    parsed: the mask follows from a parse map and the body's, or else from the body's alone, as `infer.tryon --iuv`
+      makes it. ValueError where the body's alone shows nothing of what is taken off.
     """
     kinds = worn_kinds(sample)
     wanted = (*CATEGORIES, "shoes", "hat") if category == "outfit" else (category,)
     chosen = [index for index, kind in enumerate(kinds) if kind in wanted]
     shown = [kinds[index] for index in chosen]
-    mask = agnostic_mask(
-        parse_of(sample, kinds), iuv=sample.maps.iuv, category=category, shoes="shoes" in shown, hat="hat" in shown
-    )
+    parse = parse_of(sample, kinds) if parsed else None
+    mask = agnostic_mask(parse, iuv=sample.maps.iuv, category=category, shoes="shoes" in shown, hat="hat" in shown)
     regions, origins = np.zeros_like(sample.regions), sample.origins
     for number, index in enumerate(chosen, 1):
         regions[sample.regions == index + 1] = number
