@@ -71,8 +71,9 @@ class Asset:
     def open(cls, path: str | Path, phrase: str, whole: bool = False) -> "Asset":
         """Reads a picture of any common format and size and cuts it from its background.
 
-        Transparency is used where there is any. An opaque picture must stand on near-white: what is connected to its
-        border and near that white is cut away with soft edges, so white details inside a garment stay. `whole` takes
+        Transparency is used where a hundredth of the picture or more has it. Any other must stand on near-white: what
+        is connected to its border and near that white is cut away with soft edges, so white details inside a garment
+        stay. `whole` takes
         the picture edge to edge instead (a fabric swatch, a face crop). ValueError for a missing or broken file, an
         empty phrase, a picture with nothing to see, and one with a real background.
         """
@@ -314,9 +315,10 @@ def owned_tokens(
 def token_masks(masks: Float[np.ndarray, "*b a h w"], height: int, width: int) -> Float32[np.ndarray, "*b a h2 w2"]:
     """Each asset's share of each token of a `height` x `width` grid: the mean of its mask over the token's pixels.
 
-    An asset never loses all its tokens at a coarse level: where none of them is covered by SMALLEST_COVERAGE or more,
-    the most covered one (the first, if equal) is kept with its coverage raised to that. Two small assets may meet in
-    one token that way. An empty mask (padding) stays empty.
+    An asset never loses all its tokens: where none of them is covered by SMALLEST_COVERAGE or more, the most covered
+    one (the first, if equal) is kept with its coverage raised to that. Two small assets may meet in one token that way.
+    An empty mask (padding) stays empty. The models are given the grid of their latents; at coarser levels an asset
+    keeps every token that it touches, with its share of it (`fcjax.models.composer.level_masks`).
     """
     *leading, rows, columns = masks.shape
     if height <= 0 or width <= 0 or rows % height or columns % width:

@@ -1,7 +1,7 @@
 """Cutting a picture of an asset from its background: any Pillow mode in, RGBA out.
 
-Transparency is used where there is any. An opaque picture must stand on near-white, which is flooded from the border
-and cut away with soft edges. What a flood cannot know: holes that the border does not reach (between the handles of a
+Transparency is used where a share of the picture has it. Any other picture must stand on near-white, which is flooded
+from the border and cut away with soft edges. What a flood cannot know: holes that the border does not reach (between the handles of a
 bag) stay, white and opaque, and so do cast shadows darker than a twentieth, which pale cloth looks like.
 """
 
@@ -16,6 +16,8 @@ MAX_SIDE = 1024
 
 # A background counts as near-white where all channels are at least this bright and differ by at most this much.
 _NEAR_WHITE_LEVEL, _NEAR_WHITE_TINT = 224, 20
+# A picture of which less is transparent is no cut-out: a few clear pixels are an editor's leavings.
+_CLEAR_SHARE = 0.01
 # Background pixels may differ from the background's own colour by this much in any channel (JPEG noise, soft shadows).
 _BACKGROUND_TOLERANCE = 14
 
@@ -31,8 +33,10 @@ def cut_out(image: Image.Image, name: str, whole: bool) -> UInt8[np.ndarray, "h 
         size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     pixels = np.asarray(image)
-    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
-        return pixels
+    if pixels.shape[2] == 4:
+        if (pixels[..., 3] < 128).mean() >= _CLEAR_SHARE:
+            return pixels
+        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image))
     alpha = np.full(pixels.shape[:2], 255, np.uint8)
     pixels = pixels[..., :3]
     if not whole:

@@ -12,6 +12,8 @@ def read(path: str | Path, at_least: int | None = None, what: str = "picture") -
 
     at_least: a JPEG may be decoded at a fraction of its size, but to no less than so many pixels along each side.
     """
+    if not isinstance(path, (str, Path)) and not hasattr(path, "read"):
+        raise ValueError(f"the {what} must be the name of a file, got {path!r}")
     try:
         with Image.open(path) as file:
             if at_least is not None:

@@ -66,8 +66,10 @@ def prepare(
 
 
 def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:
+    if body is None or isinstance(body, Body):
+        return (body or Body()).render(config.height, config.width)
     if not isinstance(body, BodyMaps):
-        return (Body() if body is None else body).render(config.height, config.width)
+        raise ValueError(f"the body must be a fcjax.Body (Body(pose='walking')) or what it renders, got {body!r}")
     if body.uv.shape[:2] != (config.height, config.width):
         height, width = body.uv.shape[:2]
         raise ValueError(

@@ -92,6 +92,8 @@ class Tokenizer:
         """
         if len(phrases) > max_assets:
             raise ValueError(f"at most {max_assets} assets fit this model's canvas, got {len(phrases)} phrases")
+        if not isinstance(prompt, str):
+            raise ValueError(f"the prompt must be text that describes the picture, got {prompt!r}")
         prompt = _normalised(prompt)
         wanted = [_normalised(phrase) for phrase in phrases]
         if "" in wanted:

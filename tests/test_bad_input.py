@@ -31,6 +31,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (20, 20), "white").save(folder / "white.png")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(folder / "clear.png")
     Image.effect_noise((20, 20), 90).save(folder / "street.png")
+    one_clear = Image.effect_noise((20, 20), 90).convert("RGBA")
+    one_clear.putpixel((0, 0), (0, 0, 0, 0))
+    one_clear.save(folder / "retouched.png")
     (folder / "words.png").write_text("this is no picture")
     (folder / "cut.png").write_bytes((folder / "shirt.png").read_bytes()[:60])
     (folder / "empty.png").touch()
@@ -42,7 +45,9 @@ def refused(composer: Composer, tiny_model_folder: Path, tmp_path: Path, monkeyp
     """Runs the program with these flags and returns its one line; nothing may have been written."""
     load = Composer.load
     # The good model is read once and not for every test.
-    monkeypatch.setattr(Composer, "load", lambda path: composer if path == str(tiny_model_folder) else load(path))
+    monkeypatch.setattr(
+        Composer, "load", lambda path, **how: composer if path == str(tiny_model_folder) else load(path, **how)
+    )
 
     def refuse(*words: object, prompt: str | None = "a woman in a red shirt") -> str:
         out = tmp_path / "out.png"
@@ -75,6 +80,7 @@ def refused(composer: Composer, tiny_model_folder: Path, tmp_path: Path, monkeyp
         ("white.png", "there is nothing to see"),
         ("clear.png", "there is nothing to see"),
         ("street.png", "has a real background"),
+        ("retouched.png", "has a real background"),
     ],
 )
 def test_asset_files(files: Path, refused, name: str, message: str) -> None:
@@ -102,6 +108,20 @@ def test_a_phrase_and_a_file_belong_together(files: Path, refused, words: str, m
         AssetFile.parse(words.format(files))
 
 
+def test_things_of_the_wrong_kind(composer: Composer) -> None:
+    for call, message in (
+        (lambda: fcjax.Asset.open(None, "a red shirt"), "the asset must be the name of a file, got None"),
+        (lambda: fcjax.Asset.open("shirt.png", None), "an asset needs the phrase"),
+        (lambda: composer.compose(None), "the prompt must be text that describes the picture, got None"),
+        (
+            lambda: composer.compose("a woman", body="walking"),
+            r"the body must be a fcjax.Body \(Body\(pose='walking'\)\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_too_many_assets(files: Path, refused, composer: Composer) -> None:
     given = [f"{files}/shirt.png=shirt number {number}" for number in range(4)]
     line = refused(*(word for asset in given for word in ("--asset", asset)))
@@ -125,6 +145,8 @@ SETTINGS = [
     ("seed", -1, "seeds must lie between 0 and 4294967295"),
     ("seed", 2**32, "seeds must lie between 0 and 4294967295"),
     ("sampler", "heun", "sampler must be one of ddim"),
+    ("eta", 1.5, "eta must lie between 0"),
+    ("eta", float("nan"), "eta"),
     ("size", (50, 32), "multiples of 8 for this model, got 50x32; 48x32 would do"),
     ("size", (0, 32), "multiples of 8 for this model"),
     ("layout_seed", -1, "layout_seed"),
@@ -259,6 +281,8 @@ def test_model_folders(tiny_model_folder: Path, tmp_path: Path, refused, make, m
         ('{"prompt": "a", "steps": true}', "steps is True; expected a whole number"),
         ('{"prompt": "a", "guidance": NaN}', "guidance is nan; expected a number"),
         ('{"prompt": "a", "guidance": "2"}', "guidance is '2'; expected a number"),
+        ('{"prompt": "a", "eta": "half"}', "eta is 'half'; expected a number"),
+        ('{"prompt": "a", "dtype": 16}', "dtype is 16; expected a name"),
         ('{"prompt": "a", "size": [64]}', "size is (64,); expected 2 whole numbers"),
         ('{"prompt": "a", "size": 64}', "size is 64; expected 2 whole numbers"),
         ('{"prompt": "a", "boxes": 3}', "boxes"),

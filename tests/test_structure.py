@@ -47,6 +47,16 @@ def test_import_arrows(path: Path):
         assert not any(within(m, "flax") for m in modules), f"{place} imports flax; only fcjax/models may"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "fcjax/models").glob("*.py")), ids=lambda p: p.name)
+def test_models_compute_and_nothing_else(path: Path):
+    """They jit nothing, open no file and print nothing."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    called = {f.attr if isinstance(f, ast.Attribute) else getattr(f, "id", "") for f in calls}
+    assert not called & {"jit", "pmap", "device_put", "open", "print"}
+    # As decorators, too.
+    assert not [node for node in ast.walk(ast.parse(path.read_text())) if getattr(node, "attr", "") in ("jit", "pmap")]
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if p.is_relative_to(ROOT / "fcjax")], ids=lambda p: p.name)
 def test_the_package_needs_no_oracle(path: Path):
     """torch and its kin are extras: what imports them does so inside the function that needs them."""

@@ -22,6 +22,7 @@ from fcjax.config import ComposerConfig
 from fcjax.data import Prepared
 from fcjax.data.augment import Augmentation
 from fcjax.generation import decode
+from fcjax.models import composer
 from fcjax.models.composer import ReferenceFeatures, encode_images, encoding_parameters, pose_channels
 from fcjax.models.parameters import init_parameters
 from fcjax.optim import update_ema
@@ -341,6 +342,32 @@ def test_dropping_everything_makes_the_loss_blind_to_assets_and_pose(composing):
     assert float(loss(params, batch, KEY)[0]) != pytest.approx(float(loss(params, other, KEY)[0]), rel=1e-3)
 
 
+def test_dropped_text_is_dropped_from_the_denoiser_alone(composing, monkeypatch: pytest.MonkeyPatch):
+    """The reference UNet reads the full prompt, in training as in sampling."""
+    config, task, batch = composing
+    read: dict[str, np.ndarray] = {}
+
+    def noting(name: str):
+        function = getattr(composer, name)
+
+        def call(params, **given):
+            read[name] = np.asarray(given["text"])
+            return function(params, **given)
+
+        monkeypatch.setattr(composer, name, call)
+
+    noting("appearance_features")
+    noting("denoise_with_queries")
+    drop = dataclasses.replace(config.loss, drop_text=1.0, drop_reference=0.0, drop_both=0.0, noises=1)
+    composing_loss(config.model, drop, jnp.float32)(task.parameters, {k: jnp.asarray(v) for k, v in batch.items()}, KEY)
+    ids = jnp.concatenate([batch["ids"], batch["empty_ids"][:1]])
+    text = np.asarray(composer.encode_prompt(task.parameters, config.model, ids, dtype=jnp.float32))
+    np.testing.assert_allclose(read["appearance_features"], text[:-1], atol=1e-5)
+    nothing = np.broadcast_to(text[-1:], text[:-1].shape)
+    np.testing.assert_allclose(read["denoise_with_queries"], nothing, atol=1e-5)
+    assert np.abs(text[:-1] - nothing).max() > 1e-2
+
+
 def test_matches_lead_to_the_same_colours_on_the_canvas(composing, data: Path):
     model = composing[0].model
     pictures, latents = Prepared(data / "pictures"), Prepared(data / "latents")
@@ -469,6 +496,18 @@ def test_frozen_parameters_are_kept_in_few_bits_and_have_no_state(composing):
     assert all("/attn" in path or path.startswith(("binder/", "unet/conv_in/")) for path in trained)
     kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if getattr(leaf, "ndim", 0)]
     assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained.values())
+
+
+def test_without_a_moving_average_none_is_kept(composing):
+    config, task, batch = composing
+    optimizer = dataclasses.replace(config.optimizer, ema_decay=0.0, warmup_steps=1)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    state = initial_state(optimizer, 2, jax.tree.map(jnp.copy, task.parameters))
+    for _ in range(2):
+        state, _ = make_step(config, task.loss)(state, batch)
+    assert not jax.tree.leaves(state.average)
+    averaged, last = parameters(state, averaged=True), parameters(state)
+    assert all(trees.flatten(trees.map_paths(lambda _, a, b: a is b, averaged, last)).values())
 
 
 def test_drop_out_gives_each_guidance_branch_its_share(composing):
