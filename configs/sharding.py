@@ -3,19 +3,22 @@
 | name         | batch       | parameters                     | between                           |
 |--------------|-------------|--------------------------------|-----------------------------------|
 | data         | data        | whole on every device          |                                   |
-| fsdp         | fsdp        | split over fsdp                |                                   |
+| fsdp         | data x fsdp | split over fsdp                |                                   |
 | tensor       | data        | heads and channels over tensor | heads, hidden channels            |
-| fsdp_tensor  | fsdp        | both                           | heads, hidden channels            |
+| fsdp_tensor  | data x fsdp | both                           | heads, hidden channels            |
 | sequence     | data        | whole                          | rows of grids, queries            |
 | hybrid       | data x fsdp | split over fsdp                | gradients alone cross the slices  |
 
-`strategy("tensor", tensor=4)` sets sizes; the axis that is -1 takes the devices that are left.
+`strategy("tensor", tensor=4)` sets sizes; the axis that is -1 takes the devices that are left. fsdp takes at most
+FSDP_MOST of them, as far as Stable Diffusion's 320 channels divide, and data what is left: 256 devices are 4 x 64.
 """
 
 import dataclasses
 import difflib
 
 from fcjax.sharding import MESH_AXES, Rule, Strategy
+
+FSDP_MOST = 64
 
 # Norms, biases, and what has too few channels to be worth splitting.
 _VECTORS: tuple[Rule, ...] = ((r".*/(bias|scale)", ()),)
@@ -49,11 +52,11 @@ def _split_channels(fsdp: str | None) -> tuple[Rule, ...]:
 
 STRATEGIES = (
     Strategy("data", (("data", -1),), WHOLE),
-    Strategy("fsdp", (("fsdp", -1),), FSDP),
+    Strategy("fsdp", (("fsdp", -1),), FSDP, most=FSDP_MOST),
     Strategy("tensor", (("data", -1), ("tensor", 2)), (*_split_channels(None), *WHOLE)),
-    Strategy("fsdp_tensor", (("fsdp", -1), ("tensor", 2)), (*_split_channels("fsdp"), *FSDP)),
+    Strategy("fsdp_tensor", (("fsdp", -1), ("tensor", 2)), (*_split_channels("fsdp"), *FSDP), most=FSDP_MOST),
     Strategy("sequence", (("data", -1), ("sequence", 2)), WHOLE),
-    Strategy("hybrid", (("data", 2), ("fsdp", -1)), FSDP, slices=2),
+    Strategy("hybrid", (("data", 2), ("fsdp", -1)), FSDP, slices=2, most=FSDP_MOST),
 )
 _NAMES = {one.name: one for one in STRATEGIES}
 
@@ -73,3 +76,18 @@ def strategy(name: str, **sizes: int) -> Strategy:
         raise ValueError(f"a mesh has the axes {', '.join(MESH_AXES)}, got {', '.join(unknown)}")
     chosen = dict(_NAMES[name].axes) | sizes
     return dataclasses.replace(_NAMES[name], axes=tuple(chosen.items()), slices=slices)
+
+
+def named(text: str) -> Strategy:
+    """The strategy of "fsdp", or with sizes as in "fsdp:data=32" or "hybrid:data=4,slices=4".
+
+    ValueError for an unknown name or axis and for what is no size.
+    """
+    name, _, rest = text.partition(":")
+    sizes: dict[str, int] = {}
+    for part in rest.split(",") if rest else ():
+        axis, _, size = part.partition("=")
+        if not size.removeprefix("-").isdecimal():
+            raise ValueError(f"{text!r}: {part!r} gives an axis no size; write name:axis=size,axis=size")
+        sizes[axis] = int(size)
+    return strategy(name, **sizes)

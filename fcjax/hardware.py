@@ -1,6 +1,7 @@
 """Accelerators by name, and their devices for programs that are compiled where none is."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax.experimental import topologies
 # What NVIDIA's driver says of a GPU, in the words of XLA's compiler.
 _GPU = """
 gpu_device_info {{
-  cuda_compute_capability {{ major: {major} }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: {shared} shared_memory_per_core: {shared_core}
   registers_per_block_limit: 65536 registers_per_core_limit: 65536
@@ -25,6 +26,7 @@ device_description_str: "{name}"
 """
 _H100 = _GPU.format(
     major=9,
+    minor=0,
     shared=232448,
     shared_core=233472,
     cores=132,
@@ -37,6 +39,7 @@ _H100 = _GPU.format(
 )
 _A100 = _GPU.format(
     major=8,
+    minor=0,
     shared=166912,
     shared_core=167936,
     cores=108,
@@ -47,13 +50,33 @@ _A100 = _GPU.format(
     memory=84986691584,
     name="NVIDIA A100-SXM4-80GB",
 )
+_RTX4090 = _GPU.format(
+    major=8,
+    minor=9,
+    shared=101376,
+    shared_core=102400,
+    cores=128,
+    fpus=128,
+    clock=2.52,
+    bandwidth=1008000000000,
+    cache=75497472,
+    memory=25757220864,
+    name="NVIDIA GeForce RTX 4090",
+)
+_GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device as its maker describes it: bytes, FLOP/s in bfloat16 (dense), bytes/s.
+    """One device as its maker describes it: FLOP/s in bfloat16 (dense), bytes/s.
 
-    network: between the devices of a slice or node, into each device; between slices or nodes: `slow_network`.
+    memory: bytes that a program may use. Of a TPU those that its compiler allows; of a GPU 95 % of all, as with
+      XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX takes 75 % by itself).
+    link: into a device by one link: to one neighbour in a TPU's torus, by NVLink to all GPUs of a node.
+    slow_network: into a device between slices or nodes.
+    ring: the length from which a TPU slice's axis has its ends joined.
+    tile: how many numbers of a head its matrix units take at once; shorter heads are filled up to it.
+    clock: cycles/s, by which XLA counts a TPU's kernels.
     attention: the kernel of `fcjax.models.attend` that it runs.
     """
 
@@ -61,40 +84,51 @@ class Hardware:
     memory: float
     flops: float
     bandwidth: float
-    network: float
+    link: float
     slow_network: float = 6.25e9
     attention: str = "portable"
     target: str = ""
     host: tuple[int, ...] = (1, 1, 1)
+    ring: int = 4
+    tile: int = 128
+    clock: float = 1e9
 
 
 _GIB = 2.0**30
+_TORUS: dict[str, Any] = {"attention": "splash", "host": (2, 2, 1), "ring": 4}
+_FLAT: dict[str, Any] = {"attention": "splash", "host": (2, 4, 1), "ring": 16}
 HARDWARE: dict[str, Hardware] = {
-    "v4": Hardware("tpu", 32 * _GIB, 275e12, 1228e9, 300e9, attention="splash", host=(2, 2, 1)),
-    "v5e": Hardware("tpu", 16 * _GIB, 197e12, 819e9, 200e9, attention="splash", host=(2, 4, 1)),
-    "v5p": Hardware("tpu", 95 * _GIB, 459e12, 2765e9, 600e9, attention="splash", host=(2, 2, 1)),
-    "v6e": Hardware("tpu", 32 * _GIB, 918e12, 1640e9, 448e9, attention="splash", host=(2, 4, 1)),
+    "v4": Hardware("tpu", 30.75 * _GIB, 275e12, 1228e9, 50e9, clock=1.05e9, **_TORUS),
+    "v5e": Hardware("tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, clock=1.5e9, **_FLAT),
+    "v5p": Hardware("tpu", 95.73 * _GIB, 459e12, 2765e9, 100e9, clock=1.75e9, **_TORUS),
+    "v6e": Hardware("tpu", 31.24 * _GIB, 918e12, 1640e9, 112e9, tile=256, clock=1.75e9, **_FLAT),
     # A chip is two devices.
-    "tpu7x": Hardware("tpu", 96 * _GIB, 1153e12, 3690e9, 600e9, attention="splash", host=(2, 2, 1)),
-    "h100": Hardware("cuda", 79 * _GIB, 989e12, 3352e9, 450e9, 50e9, "cudnn", _H100),
-    "a100": Hardware("cuda", 79 * _GIB, 312e12, 2039e9, 300e9, 25e9, "cudnn", _A100),
+    "tpu7x": Hardware("tpu", 94.74 * _GIB, 1153e12, 3690e9, 50e9, tile=256, clock=2.2e9, **_TORUS),
+    "h100": Hardware("cuda", 0.95 * 79.1 * _GIB, 989e12, 3352e9, 450e9, 50e9, "cudnn", _H100),
+    "a100": Hardware("cuda", 0.95 * 79.1 * _GIB, 312e12, 2039e9, 300e9, 25e9, "cudnn", _A100),
+    # Without NVLink: PCIe 4.
+    "rtx4090": Hardware("cuda", 0.95 * 23.99 * _GIB, 165e12, 1008e9, 25e9, 3e9, "cudnn", _RTX4090),
     "cpu": Hardware("cpu", 8 * _GIB, 1e12, 20e9, 10e9),
 }
 
 
 def devices_of(name: str) -> tuple[Hardware, list[Any]]:
-    """The devices of "v5p:2x2x4" (chips along each axis), "h100:8" (GPUs), or "cpu:8" (simulated).
+    """The devices of "v5p:2x2x4" (chips along each axis), "v5p:2x2x4:2" (two such slices), "h100:8" (GPUs), "cpu:8"
+    (simulated).
 
     ValueError for a name that is none of these, and, naming what to install, without the compiler.
     """
     kind, _, shape = name.partition(":")
-    sizes = [int(size) if size.isdecimal() else 0 for size in shape.split("x")]
-    if kind not in HARDWARE or min(sizes) < 1 or len(sizes) > (3 if HARDWARE[kind].platform == "tpu" else 1):
+    shape, _, count = shape.partition(":")
+    sizes, slices = [_number(size) for size in shape.split("x")], _number(count or "1")
+    if kind not in HARDWARE or len(sizes) > (3 if HARDWARE[kind].platform == "tpu" else 1) or min(*sizes, slices) < 1:
         raise ValueError(
             f"there is no hardware {name!r}: name one of {', '.join(HARDWARE)} and its size, as v5p:2x2x4, v5e:4x4, "
-            "h100:8 or cpu:8"
+            "v5e:4x4:2 (two slices), h100:8 or cpu:8"
         )
     hardware = HARDWARE[kind]
+    if slices > 1 and hardware.platform != "tpu":
+        raise ValueError(f"{name}: slices are a TPU's; of GPUs every {_GPUS_PER_NODE} are a node, as in h100:16")
     if hardware.platform == "cpu":
         found = jax.devices("cpu")
         if len(found) < sizes[0]:
@@ -104,7 +138,7 @@ def devices_of(name: str) -> tuple[Hardware, list[Any]]:
             )
         return hardware, found[: sizes[0]]
     try:
-        return hardware, list(_topology(kind, hardware, sizes).devices)
+        return hardware, list(_topology(kind, hardware, sizes, slices).devices)
     except Exception as error:
         package = "jax[tpu]" if hardware.platform == "tpu" else "jax[cuda13]"
         raise ValueError(
@@ -112,12 +146,47 @@ def devices_of(name: str) -> tuple[Hardware, list[Any]]:
         ) from error
 
 
-def _topology(kind: str, hardware: Hardware, sizes: list[int]) -> Any:
+def network_rate(hardware: Hardware, group: Sequence[Any], devices: Sequence[Any]) -> float:
+    """Bytes/s into each device of a collective over `group`, some of all `devices`.
+
+    Within a slice: all links that lie along the group, two on an axis that the group fills and whose ends are joined.
+    Across slices or nodes: the slow network, of which a slice's part of the group has all its devices' shares.
+    """
+    islands = {_island(device) for device in group}
+    if len(islands) > 1:
+        return hardware.slow_network * len(group) / len(islands)
+    if hardware.platform != "tpu":
+        return hardware.link
+    links = 0
+    for axis in range(3):
+        along, whole = (len({device.coords[axis] for device in some}) for some in (group, devices))
+        links += 0 if along == 1 else 2 if along == whole >= hardware.ring else 1
+    return hardware.link * max(links, 1)
+
+
+def _island(device: Any) -> int:
+    """The slice or node that a device is of."""
+    if device.platform == "tpu":
+        return getattr(device, "slice_index", None) or 0
+    return device.id // _GPUS_PER_NODE if device.platform != "cpu" else 0
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def _topology(kind: str, hardware: Hardware, sizes: list[int], slices: int) -> Any:
     if hardware.platform == "cuda":
-        nodes = -(-sizes[0] // 8)
-        shape = f"1x{nodes}x{sizes[0] // nodes}"
+        nodes, left = divmod(sizes[0], _GPUS_PER_NODE)
+        if nodes and left:
+            raise ValueError(f"{sizes[0]} GPUs are no whole nodes of {_GPUS_PER_NODE}")
+        shape = f"1x{nodes}x{_GPUS_PER_NODE}" if nodes else f"1x1x{left}"
         return topologies.get_topology_desc("", platform="cuda", topology=shape, target_config=hardware.target)
     sizes = [*sizes, 1, 1][:3]
     bounds = tuple(math.gcd(size, most) for size, most in zip(sizes, hardware.host, strict=True))
     shape = "x".join(str(size) for size in (sizes[:2] if kind in ("v5e", "v6e") else sizes))
-    return topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", chips_per_host_bounds=bounds)
+    given: dict[str, Any] = {"chips_per_host_bounds": bounds} | ({"num_slices": slices} if slices > 1 else {})
+    if kind == "v4":
+        # Both cores of a chip as one device, as they are where there is one.
+        given["chip_config_name"] = "megacore"
+    return topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", **given)

@@ -34,12 +34,15 @@ class Strategy:
     parameters: first-match path rules; the value names the mesh axes of a parameter's LAST dimensions, those before
       are whole. An empty value: the parameter is whole on every device.
     slices: groups of devices behind a slower network; the data axis lies across them.
+    most: the axis that takes the devices left gets the largest size that divides both them and this number; data takes
+    the rest. 0: it takes them all.
     """
 
     name: str
     axes: tuple[tuple[str, int], ...]
     parameters: tuple[Rule, ...]
     slices: int = 1
+    most: int = 0
 
     def __post_init__(self):
         names = [name for name, _ in self.axes]
@@ -48,8 +51,10 @@ class Strategy:
             raise ValueError(f"strategy {self.name!r}: axes must be distinct ones of {MESH_AXES}, got {names}")
         if sum(size == -1 for _, size in self.axes) > 1 or any(size < 1 and size != -1 for _, size in self.axes):
             raise ValueError(f"strategy {self.name!r}: sizes must be positive, one of them at most -1, got {self.axes}")
-        if self.slices < 1:
-            raise ValueError(f"strategy {self.name!r}: slices must be at least 1, got {self.slices}")
+        if self.slices < 1 or self.most < 0:
+            raise ValueError(
+                f"strategy {self.name!r}: slices must be at least 1 and most at least 0, got {self.slices}, {self.most}"
+            )
 
 
 def axis_sizes(strategy: Strategy, devices: int) -> dict[str, int]:
@@ -63,7 +68,9 @@ def axis_sizes(strategy: Strategy, devices: int) -> dict[str, int]:
             f"strategy {strategy.name!r} ({asked}) needs {'a multiple of ' if -1 in sizes.values() else ''}{fixed} "
             f"devices, there are {devices}: change the axes' sizes or the number of devices"
         )
-    sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
+    taken = math.gcd(rest, strategy.most) if strategy.most else rest
+    sizes = {axis: taken if size == -1 else size for axis, size in sizes.items()}
+    sizes["data"] *= rest // taken
     if sizes["data"] % strategy.slices:
         raise ValueError(
             f"strategy {strategy.name!r}: a data axis of {sizes['data']} does not divide over {strategy.slices} slices"
@@ -72,12 +79,21 @@ def axis_sizes(strategy: Strategy, devices: int) -> dict[str, int]:
 
 
 def make_mesh(strategy: Strategy, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a strategy over these devices (all there are). Its axes are Auto: XLA follows the layouts given."""
+    """The mesh of a strategy over these devices (all there are). Its axes are Auto: XLA follows the layouts given.
+
+    The data axis lies across the slices of TPUs that there are; ValueError where it does not divide over them.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(strategy, len(devices))
-    if strategy.slices > 1 and hasattr(devices[0], "slice_index"):
-        within = [sizes[axis] // (strategy.slices if axis == "data" else 1) for axis in MESH_AXES]
-        across = [strategy.slices if axis == "data" else 1 for axis in MESH_AXES]
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"})
+    if slices > 1:
+        if sizes["data"] % slices:
+            raise ValueError(
+                f"strategy {strategy.name!r}: a data axis of {sizes['data']} does not divide over the {slices} slices "
+                f"that there are: give it another size, as in {strategy.name}:data={slices}"
+            )
+        within = [sizes[axis] // (slices if axis == "data" else 1) for axis in MESH_AXES]
+        across = [slices if axis == "data" else 1 for axis in MESH_AXES]
         grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
     else:
         grid = mesh_utils.create_device_mesh([sizes[axis] for axis in MESH_AXES], devices)

@@ -86,10 +86,12 @@ def test_a_hidden_key_is_a_further_number() -> None:
         ("cudnn", 192, 384, 160, "bfloat16", "portable"),
         ("cudnn", 12288, 12288, 512, "bfloat16", "portable"),
         ("cudnn", 3072, 77, 40, "bfloat16", "portable"),
+        ("cudnn", 3072, 6144, 36, "bfloat16", "cudnn"),
         ("splash", 3072, 6144, 40, "bfloat16", "splash"),
         ("splash", 768, 1536, 80, "float32", "splash"),
         ("splash", 3072, 77, 40, "bfloat16", "portable"),
         ("splash", 192, 384, 160, "bfloat16", "portable"),
+        ("splash", 3072, 3072, 520, "bfloat16", "portable"),
         ("portable", 3072, 6144, 40, "bfloat16", "portable"),
     ],
 )
@@ -105,6 +107,30 @@ def test_which_kernel_is_picked(name: str, queries: int, keys: int, size: int, d
     with attention_kernel(name):
         jax.eval_shape(pick, query, key)
     assert picked == [expected, "portable"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("cudnn", 40, "cudnn"),
+        ("cudnn", 36, "portable"),
+        ("cudnn", 128, "cudnn"),
+        ("cudnn", 136, "portable"),
+        ("splash", 36, "splash"),
+        ("splash", 512, "splash"),
+        ("splash", 513, "portable"),
+    ],
+)
+def test_which_heads_suit_a_kernel_without_a_mask(name: str, size: int, expected: str) -> None:
+    """cuDNN refuses heads that are no multiples of 8; with a mask they are brought to one."""
+    tokens = jax.ShapeDtypeStruct((1, 3072, 1, size), jnp.bfloat16)
+    with attention_kernel(name):
+        assert kernels.kernel_of(tokens, tokens, None) == expected
+
+
+def test_blocks_of_wide_heads_are_small_enough_for_their_backward_pass() -> None:
+    assert [kernels._largest_block(3072, size) for size in (40, 256, 512)] == [1024, 1024, 512]
+    assert kernels._largest_block(2304, 512) == 384 and kernels._largest_block(1536, 40) == 768
 
 
 def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:

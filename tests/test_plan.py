@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from PIL import Image
 
 from configs import load_config
 from configs.sharding import strategy
-from fcjax.cli import run
-from fcjax.hardware import HARDWARE, devices_of
+from fcjax.hardware import HARDWARE, devices_of, network_rate
 from fcjax.sharding import make_mesh
 from train import forecast
 from train import plan as planner
@@ -99,13 +99,20 @@ def config() -> TrainConfig:
 def test_a_plan_of_training_on_simulated_devices(config: TrainConfig):
     found = forecast.plan_training(config, "cpu:8", "fsdp", 1, "none")
     kinds = found.memory_by_kind
-    assert found.devices == 8 and found.fits and found.memory == sum(kinds.values()) and kinds["temporaries"] > 0
+    assert found.devices == 8 and found.fits and found.memory == sum(kinds.values()) < found.usable_memory
+    assert kinds["gradients"] == kinds["trained"] and kinds["activations"] > 0 and found.mesh == {"fsdp": 8}
     # Everything is trained; AdamW holds two numbers for each (and two counters).
     assert kinds["average"] == kinds["trained"] and 0 <= kinds["optimizer"] - 2 * kinds["trained"] < 64
     assert kinds["frozen"] == 0
     alone = sum(leaf.size for leaf in jax.tree.leaves(forecast.abstract_parameters(config.model)) if leaf.size) * 4
     assert alone / 8 < kinds["trained"] < alone / 3
     assert {one["kind"] for one in found.collectives} >= {"all-gather"}
+    # No kernels of TPUs, and a roofline of products, other kernels' bytes and the network.
+    assert found.kernel_flops == 0 and found.cycle_seconds is None and found.compiled_bytes
+    assert found.seconds_by_kind["memory"] > 0 and found.seconds == sum(found.seconds_by_kind.values())
+    assert found.seconds_by_kind["collectives"] == pytest.approx(
+        sum(one["bytes"] for one in found.collectives) / HARDWARE["cpu"].link
+    )
     assert found.flops == forecast.model_flops(config)
     assert 0 < found.mfu < 1 and found.samples_per_second == pytest.approx(1 / found.seconds)
     json.dumps(dataclasses.asdict(found))
@@ -130,7 +137,45 @@ def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch:
     settings = planner.Settings(
         "tiny", "unet", size=(128, 96), hardware=("cpu:1",), strategy=("fsdp",), remat=("dots",)
     )
-    assert [(one.strategy, one.remat) for one in planner.plans(settings)] == [("fsdp", "dots")]
+    sized = planner._config(settings)
+    assert [(one.strategy, one.remat) for one in planner.plans(settings, sized)] == [("fsdp", "dots")]
+
+
+def test_any_field_of_the_configuration_can_be_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    seen = []
+    monkeypatch.setattr(planner, "model_flops", lambda config, alone: 1e12)
+    monkeypatch.setattr(planner, "plans", lambda settings, config: seen.append((settings, config)) or [])
+    flags = ["--config", "tiny", "--strategy", "fsdp:data=2", "--task", "tryon", "--accumulate", "2"]
+    planner.main([*flags, "--optimizer.ema-decay", "0", "--optimizer.trainable", "unet/.*", "True", ".*", "False"])
+    [(settings, config)] = seen
+    assert settings.strategy == ("fsdp:data=2",) and config.task == "tryon" and config.accumulate == 2
+    assert config.optimizer.ema_decay == 0 and config.optimizer.trainable == (("unet/.*", True), (".*", False))
+    with pytest.raises(SystemExit) as ended:
+        planner.main(["--config", "tiny", "--optimiser.name", "lion"])
+    assert ended.value.code == 2 and "optimiser" in capsys.readouterr().err
+
+
+def test_what_the_compiler_refuses_does_not_fit(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The bytes are those of XLA's message; there is no time, and the comparison goes on."""
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G."
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    found = forecast.plan_training(config, "cpu:1", "data", 1, "none")
+    assert not found.fits and found.memory == pytest.approx(20.5 * 2**30)
+    assert found.seconds is found.mfu is found.samples_per_second is None and found.seconds_by_kind == {}
+    monkeypatch.setattr(planner, "load_config", lambda name: config)
+    planner.main(["--hardware", "cpu:1", "--strategy", "data", "--batch", "1", "2", "--json", str(tmp_path / "p.json")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("cpu:1")]
+    assert [line[line.index("NO") : -2] for line in lines] == [["NO", *["-"] * 8]] * 2
+    planner.plot([found], tmp_path / "p.png")
+    message = "INTERNAL: the compiler fell over"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="fell over"):
+        forecast.plan_training(config, "cpu:1", "data", 1, "none")
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +207,14 @@ def test_a_comparison_says_what_does_not_suit_and_goes_on(
     monkeypatch.setattr(planner, "plan_sampling", planned)
     arguments = ["--config", "tiny", "--what", "sample", "--hardware", "cpu:8", "--batch", "1", "2"]
     files = ["--json", str(tmp_path / "plans.json"), "--plot", str(tmp_path / "plans.png")]
-    run(planner.main, [*arguments, *files, "--strategy", "tensr", "data"])
+    planner.main([*arguments, *files, "--strategy", "tensr", "data"])
     assert "cpu:8 tensr none x2: there is no sharding strategy 'tensr'; did you mean" in capsys.readouterr().out
     found = json.loads((tmp_path / "plans.json").read_text())
     assert [(one["strategy"], one["batch"]) for one in found] == [("data", 1), ("data", 2)]
     with Image.open(tmp_path / "plans.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
     with pytest.raises(SystemExit) as ended:
-        run(planner.main, [*arguments[:-1], "--strategy", "tensr"])
+        planner.main([*arguments[:-1], "--strategy", "tensr"])
     assert ended.value.code == 2
 
 
@@ -191,13 +236,17 @@ def test_flops_of_stable_diffusion_twice():
 
 
 def test_hardware_that_is_none(capsys: pytest.CaptureFixture[str]):
-    for name in ("v9:2x2", "v5p", "v5p:0x2x2", "h100:2x4", "cpu:two", "v5p:2x2x2x2"):
+    for name in ("v9:2x2", "v5p", "v5p:0x2x2", "h100:2x4", "cpu:two", "v5p:2x2x2x2", "v5p:2x2x2:0"):
         with pytest.raises(ValueError, match=f"there is no hardware '{name}': name one of v4, v5e"):
             devices_of(name)
     with pytest.raises(ValueError, match="cpu:9 needs 9 devices, there are 8: set XLA_FLAGS"):
         devices_of("cpu:9")
+    with pytest.raises(ValueError, match="h100:8:2: slices are a TPU's; of GPUs every 8 are a node, as in h100:16"):
+        devices_of("h100:8:2")
+    with pytest.raises(ValueError, match="12 GPUs are no whole nodes of 8"):
+        devices_of("h100:12")
     with pytest.raises(SystemExit) as ended:
-        run(planner.main, ["--config", "tiny", "--hardware", "v9:1"])
+        planner.main(["--config", "tiny", "--hardware", "v9:1"])
     assert ended.value.code == 2 and "error: there is no hardware 'v9:1'" in capsys.readouterr().err
 
 
@@ -205,15 +254,92 @@ def test_hardware_is_plausible():
     """Memory in bytes, rates per second: no unit is off by a thousand."""
     for name, one in HARDWARE.items():
         assert 1e9 < one.memory < 1e12 and 1e11 < one.flops < 1e16, name
-        assert one.flops > one.bandwidth > one.network > one.slow_network or name == "cpu"
+        assert one.flops > one.bandwidth > one.link > one.slow_network or name == "cpu"
+        assert (one.clock > 1e9) == (one.platform == "tpu"), name
     assert np.all([HARDWARE[name].host for name in HARDWARE])
 
 
+def test_the_network_between_devices():
+    """All links along a group, twice where it fills an axis whose ends are joined; across slices their own network."""
+
+    def chip(x: int, y: int, part: int = 0) -> Any:
+        return types.SimpleNamespace(platform="tpu", coords=(x, y, 0), slice_index=part, id=0)
+
+    line, sheet = [chip(x, 0) for x in range(16)], [chip(x, y) for x in range(16) for y in range(2)]
+    v5e = HARDWARE["v5e"]
+    assert network_rate(v5e, line[:8], sheet) == v5e.link
+    assert network_rate(v5e, line, sheet) == 2 * v5e.link
+    assert network_rate(v5e, sheet, sheet) == 3 * v5e.link
+    others = [chip(x, 0, 1) for x in range(16)]
+    assert network_rate(v5e, [line[0], others[0]], line + others) == v5e.slow_network
+    assert network_rate(v5e, line + others, line + others) == 16 * v5e.slow_network
+    gpus = [types.SimpleNamespace(platform="cuda", id=index) for index in range(16)]
+    assert network_rate(HARDWARE["h100"], gpus[:8], gpus) == HARDWARE["h100"].link
+    assert network_rate(HARDWARE["h100"], gpus[::8], gpus) == HARDWARE["h100"].slow_network
+
+
+def test_kernels_that_run_anew_take_longer():
+    """7 products of a step, 9 where the forward pass is computed twice; heads of 40 fill tiles of 128, or of 256."""
+    layers = [forecast._Attention(3072, 6144, 8, 40)]
+    step = forecast._kernels(layers, HARDWARE["v5p"], forecast.FORWARD + forecast.BACKWARD)
+    assert step.flops == pytest.approx(7 * layers[0].product * 128 / 40)
+    assert step.seconds == pytest.approx(step.flops / HARDWARE["v5p"].flops / forecast.KERNEL_SHARE)
+    anew = forecast._kernels(layers, HARDWARE["v5p"], forecast.FORWARD * 2 + forecast.BACKWARD)
+    assert anew.flops == pytest.approx(9 / 7 * step.flops)
+    assert forecast._kernels(layers, HARDWARE["v6e"], forecast.FORWARD + forecast.BACKWARD).flops == 2 * step.flops
+    assert forecast._kernels(layers, HARDWARE["h100"], forecast.FORWARD).flops == 0
+    # Where little is computed for what is read, the bytes take longer.
+    slow = dataclasses.replace(HARDWARE["v5p"], bandwidth=1e9)
+    assert forecast._kernels(layers, slow, forecast.FORWARD).seconds > 10 * step.seconds
+
+
+def compiled(**fields: Any) -> forecast._Compiled:
+    kinds = {"arguments": 0.0, "temporaries": 0.0, "results": 0.0, "code": 0.0, "flops": None, "bytes": None}
+    rest = {"xla_seconds": None, "cycles": (0.0, 0.0), "traffic": 0.0, "collectives": [], "compile_seconds": 0.0}
+    return forecast._Compiled(**(kinds | rest | fields))
+
+
 def test_what_xla_cannot_time_is_no_time():
-    compiled = forecast._Compiled(0.0, 0.0, None, -0.98, [], 0.0)
-    assert compiled.seconds(HARDWARE["v5p"], 1e12, 0.5)["xla"] == pytest.approx(0.02)
-    known = dataclasses.replace(compiled, xla_seconds=0.3).seconds(HARDWARE["v5p"], 1e12, 0.5)
-    assert known == {"xla": 0.3, "attention": 0.5, "collectives": 0.0}
-    # Without an estimate: the FLOPs at the peak rate, in which attention's are.
-    unknown = dataclasses.replace(compiled, xla_seconds=0.0).seconds(HARDWARE["h100"], 989e9, 0.5)
-    assert unknown == {"xla": pytest.approx(1e-3), "attention": 0.0, "collectives": 0.0}
+    """Every such kernel costs its estimate a second, and loops are in it once; the cycles say how much that is."""
+    v5p = HARDWARE["v5p"]
+    assert compiled(xla_seconds=-0.98, cycles=(0.03 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.02)
+    assert compiled(xla_seconds=-2.9996, cycles=(0.004 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.0004)
+    assert compiled(xla_seconds=-1.7, cycles=(1.4 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
+    assert compiled(xla_seconds=0.3, cycles=(0.8 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.3)
+    assert compiled(xla_seconds=0.3, cycles=(1.4 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
+    looped = compiled(xla_seconds=0.1, cycles=(0.12 * v5p.clock, 0.5 * v5p.clock))
+    assert looped.ideal_seconds(v5p) == pytest.approx(0.1 + 0.38)
+    known = compiled(xla_seconds=0.3).seconds(v5p, 1e12, 0.5, 0.25)
+    assert known == {"compute": 0.3, "memory": 0.0, "attention": 0.5, "collectives": 0.25}
+
+
+def test_a_roofline_stands_where_xla_has_no_time():
+    h100 = HARDWARE["h100"]
+    found = compiled(traffic=3352e9 * 0.009).seconds(h100, 989e9, 0.5, 0.25)
+    assert found == {
+        "compute": pytest.approx(1e-3 / 0.8),
+        "memory": pytest.approx(0.01),
+        "attention": 0.0,
+        "collectives": 0.25,
+    }
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    found = forecast.plan_training(config, "v5e:2x2", "fsdp", 2, "none")
+    assert found.fits and found.devices == 4 and found.memory_by_kind["padding"] > 0
+    assert found.seconds and found.cycle_seconds and found.xla_seconds is not None and found.compiled_bytes
+    assert {one["kind"] for one in found.collectives} >= {"all-gather", "all-reduce"}
+    _, chips = devices_of("v5e:2x2:2")
+    mesh = make_mesh(strategy("hybrid"), chips)
+    assert {chip.slice_index for chip in mesh.devices[0].flat} == {0} and dict(mesh.shape)["fsdp"] == 4
+    with pytest.raises(ValueError, match="no compiler for v5e:3x77"):
+        devices_of("v5e:3x77")
+
+
+def test_flags_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        planner.main(["--config", "tiny", "--hardware", "cpu:2", "--batch-size", "3"])
+    assert ended.value.code == 2 and "the planner takes no --batch-size: give --batch" in capsys.readouterr().err

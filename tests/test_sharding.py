@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import load_config
-from configs.sharding import STRATEGIES, strategy
+from configs.sharding import STRATEGIES, named, strategy
 from fcjax import trees
 from fcjax.config import ComposerConfig
 from fcjax.models.parameters import abstract_parameters, init_parameters
@@ -158,10 +159,48 @@ def test_the_tables_cover_whole_models(preset: Any, name: str) -> None:
     check(config, axis_sizes(chosen, 8) | {"tensor": 1}, BATCH)
 
 
+@pytest.mark.parametrize("devices", [64, 256])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tables_cover_stable_diffusion_on_many_devices(name: str, devices: int) -> None:
+    chosen = strategy(name)
+    sizes = axis_sizes(chosen, devices)
+    assert np.prod(list(sizes.values())) == devices
+    parameter_specs(abstract_parameters(sd15()), chosen.parameters, sizes)
+    check(sd15(), sizes, 2 * devices)
+
+
+def test_fsdp_takes_no_more_than_it_divides() -> None:
+    """Data takes the devices beyond, and those that sizes of one's own leave."""
+
+    def batch_axes(chosen: Strategy, devices: int) -> tuple[int, int]:
+        sizes = axis_sizes(chosen, devices)
+        return sizes["data"], sizes["fsdp"]
+
+    assert [batch_axes(strategy("fsdp"), devices) for devices in (8, 12, 256)] == [(1, 8), (3, 4), (4, 64)]
+    assert batch_axes(named("fsdp:data=32"), 256) == (32, 8)
+    assert batch_axes(named("fsdp:data=-1,fsdp=16"), 256) == (16, 16)
+    assert batch_axes(strategy("fsdp_tensor"), 256) == (2, 64)
+    assert batch_axes(named("hybrid:data=4,slices=4"), 256) == (4, 64)
+    assert batch_axes(strategy("hybrid"), 512) == (8, 64)
+
+
+def test_data_lies_across_slices() -> None:
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=index // 4) for index in range(8)]
+    with pytest.raises(ValueError, match="'fsdp': a data axis of 1 does not divide over the 2 slices .* fsdp:data=2"):
+        make_mesh(strategy("fsdp"), devices)
+
+
+def test_sizes_behind_a_name() -> None:
+    assert named("fsdp") == strategy("fsdp") and named("tensor:tensor=4") == strategy("tensor", tensor=4)
+    for text in ("fsdp:data", "fsdp:data=two", "fsdp:data=2,"):
+        with pytest.raises(ValueError, match=rf"{text!r}: .* gives an axis no size; write name:axis=size"):
+            named(text)
+
+
 def test_what_does_not_fit_is_named() -> None:
     params = abstract_parameters(sd15())
     with pytest.raises(ValueError, match=r"(?s)cannot lie on the mesh.*320 does not divide over 'fsdp' of 256 devices"):
-        parameter_specs(params, strategy("fsdp").parameters, axis_sizes(strategy("fsdp"), 256))
+        parameter_specs(params, strategy("fsdp").parameters, axis_sizes(strategy("fsdp", fsdp=256), 256))
     with pytest.raises(ValueError, match="covered by none of 1 rules"):
         parameter_specs(params, ((r"unet/.*", ()),), axis_sizes(strategy("data"), 8))
     with pytest.raises(ValueError, match="names an axis twice"):
@@ -194,5 +233,7 @@ def test_an_unknown_strategy_or_axis() -> None:
         strategy("fsdp", pipeline=2)
     with pytest.raises(ValueError, match="axes must be distinct"):
         Strategy("mine", (("rows", 2),), ())
+    with pytest.raises(ValueError, match="slices must be at least 1 and most at least 0, got 1, -2"):
+        Strategy("mine", (), (), most=-2)
     with pytest.raises(ValueError, match="one of them at most -1"):
         Strategy("mine", (("data", -1), ("fsdp", -1)), ())

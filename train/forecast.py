@@ -1,11 +1,18 @@
 """What a training step or a picture takes on hardware that need not be there: compiled ahead of time, then read.
 
-- Memory is XLA's `memory_analysis()`: what lies there all the time (by kind, after the shardings) and temporaries, of
-  which gradients are at least the trained parameters again.
-- FLOPs are the model's own, counted in the jaxpr: nothing that a backward pass computes anew.
-- Seconds are XLA's own estimate, where it has one (TPUs), plus what it leaves out: attention kernels (their products at
-  the peak rate, heads padded to the kernel's tiles) and collectives (bytes over the network's rate), nothing of it
-  overlapped. Elsewhere: FLOPs at the peak rate instead of XLA's estimate, which is a bound and no forecast.
+- Memory is XLA's `memory_analysis()`: what lies there all the time, by kind after the shardings, with what tiles pad,
+  and temporaries. Of those, gradients are a number for each trained one, as clipping by the global norm needs all at
+  once; activations are the others at the peak. What the compiler refuses for want of memory does not fit, without time.
+- FLOPs are the model's own, counted in the jaxpr: nothing that a backward pass computes anew, attention kernels' with
+  them. MFU goes by them and by all of the time below.
+- Seconds on TPUs are XLA's own estimate (each kernel's FLOPs or bytes at the peak rates, so an ideal), plus what it
+  leaves out: attention kernels (their products, heads padded to the matrix units' tiles, at KERNEL_SHARE of the peak
+  rate, or their bytes if those take longer) and collectives (bytes over the links that lie along their groups, or the
+  slow network where they cross slices), nothing of it overlapped. `cycle_seconds` has in the ideal's place the cycles
+  that the compiler expects of each kernel as it has laid it out.
+- Elsewhere a roofline stands for XLA's estimate: products and convolutions at PRODUCT_SHARE of the peak rate, after
+  them the bytes that all other kernels read and write at BANDWIDTH_SHARE of the memory's. It leaves out launches and
+  small kernels' tails, so that it is nearer a bound than a forecast.
 """
 
 import dataclasses
@@ -19,11 +26,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from configs.sharding import strategy
+from configs.sharding import named
 from fcjax import generation, trees
 from fcjax.config import ComposerConfig, UNetConfig
 from fcjax.generation import PictureInputs, conditions_of_pictures, denoiser
-from fcjax.hardware import Hardware, devices_of
+from fcjax.hardware import Hardware, devices_of, network_rate
 from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
 from fcjax.models.composer import denoising_parameters
@@ -34,32 +41,49 @@ from fcjax.samplers import sampler_table
 from fcjax.sampling import SamplerState, guidance_branches, guided_step, image_keys, make_guidance
 from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, parameter_specs, tree_shardings
 from train.config import TrainConfig
-from train.cost import Collective, collectives_of, flops_of
+from train.cost import Collective, collectives_of, cycles_of, flops_of, needed_memory, traffic_of
 from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
+
+# Choice: half of what a kernel's products would take at the peak rate is lost to its softmax, which vectors compute.
+KERNEL_SHARE = 0.5
+# What plain products and copies reach of an H100's 989 TFLOP/s and 3.35 TB/s: 798 and 3.0 were measured.
+PRODUCT_SHARE = 0.8
+BANDWIDTH_SHARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Bytes and seconds are one device's, of a training step or of a batch of pictures; a sample is one of either."""
+    """Bytes and seconds are one device's, of a training step or of a batch of pictures; a sample is one of either.
+
+    strategy: with its axes' sizes as asked for, `mesh` with those it has. Times and what follows from them are None for
+    a program that the compiler refuses for want of memory.
+    """
 
     what: str
     hardware: str
     devices: int
     strategy: str
+    mesh: dict[str, int]
     remat: str
     batch: int
     fits: bool
     memory: float
+    usable_memory: float
     memory_by_kind: dict[str, float]
     flops: float
+    # Of the attention kernels, padding and what they compute anew included; XLA counts none of it.
+    kernel_flops: float
+    # As XLA gives them, of a picture's programs together, None where it has none; the seconds without its correction.
     compiled_flops: float | None
-    # As XLA gives it, of a picture's programs together; 0 where it has none.
-    xla_seconds: float
-    seconds: float
+    compiled_bytes: float | None
+    xla_seconds: float | None
+    seconds: float | None
     seconds_by_kind: dict[str, float]
     collectives: list[dict[str, Any]]
-    mfu: float
-    samples_per_second: float
+    mfu: float | None
+    samples_per_second: float | None
+    # The same time with XLA's count of its kernels' cycles in the place of their ideal time; TPUs alone.
+    cycle_seconds: float | None
     compile_seconds: float
 
 
@@ -140,24 +164,43 @@ def _attentions(model: ComposerConfig) -> list[_Attention]:
     return [*denoiser, *[_Attention(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
 
 
-def _kernels(layers: list[_Attention], hardware: Hardware, products: int) -> float:
-    """Seconds of those attention kernels, which XLA's estimate leaves out, at the peak rate.
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """What attention kernels take that XLA's estimate leaves out."""
 
-    products: how many of each layer's size a kernel computes in all.
-    """
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def times(self, count: float) -> "_Kernels":
+        return _Kernels(self.flops * count, self.seconds * count)
+
+
+def _kernels(layers: list[_Attention], hardware: Hardware, passes: Sequence[int]) -> _Kernels:
+    """Of one sample, on a TPU. passes: the products of each kernel that runs for a layer."""
     if hardware.platform != "tpu":
-        return 0.0
-    seconds = 0.0
+        return _Kernels()
+    flops, seconds = 0.0, 0.0
     with attention_kernel(hardware.attention):
         for layer in layers:
             query, key = (
                 jax.ShapeDtypeStruct((1, tokens, layer.heads, layer.size), jnp.bfloat16)
                 for tokens in (layer.queries, layer.keys)
             )
-            if attend.kernel_of(query, key, jax.ShapeDtypeStruct(key.shape[:2], bool)) == hardware.attention:
-                padded = -(-(layer.size + 1) // 128) * 128 / layer.size
-                seconds += products * padded * layer.product / hardware.flops
-    return seconds
+            if attend.kernel_of(query, key, jax.ShapeDtypeStruct(key.shape[:2], bool)) != hardware.attention:
+                continue
+            padded = -(-(layer.size + 1) // hardware.tile) * hardware.tile
+            for products in passes:
+                counted = products * padded / layer.size * layer.product
+                # Queries, outputs or their gradients once; keys and values once for every block of 1,024 queries.
+                tokens = products * layer.queries + 2 * layer.keys * -(-layer.queries // 1024)
+                moved = 2.0 * layer.heads * padded * tokens
+                flops += counted
+                seconds += max(counted / (KERNEL_SHARE * hardware.flops), moved / hardware.bandwidth)
+    return _Kernels(flops, seconds)
+
+
+# Products of the kernel's passes. Backward: the scores, their gradient, and those of queries, keys and values.
+FORWARD, BACKWARD = (2,), (5,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,12 +250,14 @@ def plan_training(
 ) -> Plan:
     """Compiles the step for `batch` samples a device. ValueError where strategy, hardware and model do not suit.
 
+    strategy_name: may have sizes of its axes behind it, as `configs.sharding.named` takes it.
+
     alone: the denoiser trained as plain Stable Diffusion, all its weights, from latents and text that are prepared.
     """
     hardware, devices = devices_of(name)
-    chosen = strategy(strategy_name)
+    chosen = named(strategy_name)
     sizes, count = axis_sizes(chosen, len(devices)), batch * len(devices)
-    config = dataclasses.replace(config, batch_size=count, remat=remat, strategy=strategy_name)
+    config = dataclasses.replace(config, batch_size=count, remat=remat)
     check(config.model, sizes, count)
     mesh, dtype = make_mesh(chosen, devices), jnp.dtype(config.compute_dtype)
     training = _training(config, count, alone, dtype, remat)
@@ -224,19 +269,20 @@ def plan_training(
     samples = {key: _laid(leaf, shardings[1]) for key, leaf in training.batch.items()}
     step = make_step(config, training.loss, shardings)
     compiled = _compile(step, (state, samples), mesh, hardware)
-    kinds = {
+    held = {
         "trained": _held(state.trained),
         "frozen": _held(state.frozen),
         "average": _held(state.average),
         "optimizer": _held(state.optimizer),
         "batch": _held(samples),
-        "temporaries": compiled.temporaries,
     }
-    flops = model_flops(config, alone)
-    # Forward two products; backward one of the two passes recomputes the scores for each of its results.
-    kernels = _kernels(training.attentions, hardware, 9)
-    seconds = compiled.seconds(hardware, flops * batch, kernels * batch)
-    return _plan("unet" if alone else "train", name, strategy_name, remat, batch, kinds, flops, seconds, [compiled])
+    gradients = min(held["trained"], compiled.temporaries)
+    temporaries = {"gradients": gradients, "activations": compiled.temporaries - gradients}
+    # No policy keeps what a kernel gives: the backward pass runs it anew.
+    kernels = _kernels(training.attentions, hardware, (FORWARD if remat == "none" else FORWARD * 2) + BACKWARD)
+    subject = _Subject("unet" if alone else "train", name, strategy_name, remat, batch)
+    kinds, flops = held | compiled.beside(sum(held.values())) | temporaries, model_flops(config, alone)
+    return _plan(subject, mesh, kinds, flops, [(compiled, 1, kernels.times(batch), flops * batch)])
 
 
 def model_flops(config: TrainConfig, alone: bool = False) -> float:
@@ -266,7 +312,7 @@ def plan_sampling(
     One request's conditions, a guided step, and decoding are programs of their own; the step counts `steps` times.
     """
     hardware, devices = devices_of(name)
-    chosen, count = strategy(strategy_name), images * len(devices)
+    chosen, count = named(strategy_name), images * len(devices)
     sizes = axis_sizes(chosen, len(devices))
     check(config, sizes, count)
     mesh = make_mesh(chosen, devices)
@@ -279,19 +325,20 @@ def plan_sampling(
         function, arguments = programs[key]
         compiled[key] = _compile(jax.jit(function), arguments, mesh, hardware)
         passing = max(passing, compiled[key].temporaries + compiled[key].results)
-    kinds = {"weights": _held(params), "conditions": compiled["conditions"].results, "temporaries": passing}
-    seconds = dict.fromkeys(("xla", "attention", "collectives"), 0.0)
+    weights, conditions = _held(params), compiled["conditions"].results
+    kinds = {"weights": weights, "conditions": conditions, "temporaries": passing}
     # A request's conditions are made once and shared; each device still takes the time.
     each = {key: flops_of(*_counted(config, key, dtype)) for key in times}
     shared = {"conditions": 1, "step": images, "decode": images}
     branches = len(guidance_branches(2.0))
     layers = [layer for layer in _attentions(config) if layer.keys == 2 * layer.queries]
-    for key, one in compiled.items():
-        kernels = _kernels(layers, hardware, 2) * branches * images if key == "step" else 0.0
-        found = one.seconds(hardware, each[key] * shared[key], kernels)
-        seconds = {kind: seconds[kind] + times[key] * found[kind] for kind in seconds}
+    step = _kernels(layers, hardware, FORWARD).times(branches * images)
+    parts = [
+        (one, times[key], step if key == "step" else _Kernels(), each[key] * shared[key])
+        for key, one in compiled.items()
+    ]
     flops = sum(each[key] * times[key] * shared[key] for key in times) / images
-    return _plan("sample", name, strategy_name, "none", images, kinds, flops, seconds, list(compiled.values()))
+    return _plan(_Subject("sample", name, strategy_name, "none", images), mesh, kinds, flops, parts)
 
 
 def sampling_programs(
@@ -353,40 +400,78 @@ def _counted(config: ComposerConfig, key: str, dtype: Dtype) -> tuple[Any, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """What a program's compilation says, of one device."""
+    """What a program's compilation says, of one device. refused: for want of memory."""
 
+    arguments: float
     temporaries: float
     results: float
+    code: float
     flops: float | None
-    xla_seconds: float
+    bytes: float | None
+    xla_seconds: float | None
+    cycles: tuple[float, float]
+    traffic: float
     collectives: list[Collective]
     compile_seconds: float
+    refused: bool = False
 
-    def seconds(self, hardware: Hardware, flops: float, kernels: float) -> dict[str, float]:
-        """By what takes them. flops: the model's own, on this device; kernels: seconds of attention kernels."""
-        # XLA counts -1 s where it knows no time for an operation. (Seen on TPUs: -0.981 of a program whose bytes alone
-        # take 0.016 s.) A program takes less than a second, so what stands behind the point is the others' sum.
-        known = self.xla_seconds - min(math.floor(self.xla_seconds), 0)
-        estimated = known > 0
+    def beside(self, held: float) -> dict[str, float]:
+        """Bytes that lie beside the `held` numbers of the arguments: what their tiles pad, and the program."""
+        return {"padding": max(self.arguments - held, 0.0), "program": self.code}
+
+    def seconds(self, hardware: Hardware, flops: float, kernels: float, collectives: float) -> dict[str, float]:
+        """By what takes them. flops: the model's own, on this device; kernels, collectives: their seconds."""
+        if self.xla_seconds:
+            return {
+                "compute": self.ideal_seconds(hardware),
+                "memory": 0.0,
+                "attention": kernels,
+                "collectives": collectives,
+            }
         return {
-            "xla": known if estimated else flops / hardware.flops,
-            "attention": kernels if estimated else 0.0,
-            "collectives": sum(one.bytes for one in self.collectives) / hardware.network,
+            "compute": flops / (PRODUCT_SHARE * hardware.flops),
+            "memory": self.traffic / (BANDWIDTH_SHARE * hardware.bandwidth),
+            "attention": 0.0,
+            "collectives": collectives,
         }
+
+    def ideal_seconds(self, hardware: Hardware) -> float:
+        """XLA's estimate, each kernel's FLOPs or bytes at the peak rates, mended where it is known to be wrong."""
+        once, whole = (cycles / hardware.clock for cycles in self.cycles)
+        assert self.xla_seconds is not None
+        # It takes a second off for some kernels whose time it does not know, fused sums and slices among them. By its
+        # own count of cycles large kernels take at most 2.6 times their ideal (copies do), small ones more. And it
+        # takes a loop's body once.
+        unknown = max(math.ceil(max(once / 3 - 0.1, 0.0) - self.xla_seconds), 0)
+        return self.xla_seconds + unknown + (whole - once)
 
 
 def _compile(function: Any, arguments: tuple[Any, ...], mesh: Mesh, hardware: Hardware) -> _Compiled:
     began = time.perf_counter()
     with jax.set_mesh(mesh), attention_kernel(hardware.attention):
-        compiled = function.lower(*arguments).compile()
+        lowered = function.lower(*arguments)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed, held = needed_memory(str(error)), _held(arguments)
+            if needed is None:
+                raise
+            passed = time.perf_counter() - began
+            return _Compiled(held, needed - held, 0.0, 0.0, None, None, None, (0.0, 0.0), 0.0, [], passed, True)
     passed = time.perf_counter() - began
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
     return _Compiled(
+        arguments=float(memory.argument_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
         results=float(memory.output_size_in_bytes),
+        code=float(memory.generated_code_size_in_bytes),
         flops=cost.get("flops"),
-        xla_seconds=cost.get("optimal_seconds", 0.0),
-        collectives=collectives_of(compiled.as_text() or ""),
+        bytes=cost.get("bytes accessed"),
+        xla_seconds=cost.get("optimal_seconds"),
+        cycles=cycles_of(text),
+        # On a TPU the estimates of time know the bytes.
+        traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
+        collectives=collectives_of(text, mesh.size),
         compile_seconds=passed,
     )
 
@@ -402,38 +487,65 @@ def _held(tree: Any) -> float:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What was asked for."""
+
+    what: str
+    hardware: str
+    strategy: str
+    remat: str
+    batch: int
+
+
 def _plan(
-    what: str,
-    name: str,
-    strategy_name: str,
-    remat: str,
-    batch: int,
+    subject: _Subject,
+    mesh: Mesh,
     kinds: dict[str, float],
     flops: float,
-    seconds: dict[str, float],
-    compiled: list[_Compiled],
+    parts: Sequence[tuple[_Compiled, int, _Kernels, float]],
 ) -> Plan:
-    """flops: a sample's own."""
-    hardware, devices = devices_of(name)
-    memory, whole = sum(kinds.values()), sum(seconds.values())
-    counted = [one.flops for one in compiled if one.flops is not None]
+    """flops: a sample's own. parts: each program, how often it runs, and its kernels and own FLOPs in one run."""
+    hardware, devices = devices_of(subject.hardware)
+    programs = [program for program, *_ in parts]
+    memory, refused = sum(kinds.values()), any(program.refused for program in programs)
+    collectives, spent = [], dict.fromkeys(("compute", "memory", "attention", "collectives"), 0.0)
+    for program, times, kernels, own in parts:
+        timed = [(one, _network_seconds(one, hardware, mesh)) for one in program.collectives]
+        collectives += [dataclasses.asdict(one) | {"runs": times, "seconds": seconds} for one, seconds in timed]
+        found = program.seconds(hardware, own, kernels.seconds, sum(seconds for _, seconds in timed))
+        spent = {kind: spent[kind] + times * found[kind] for kind in spent}
+    whole = None if refused else sum(spent.values())
+    cycles = sum(times * program.cycles[1] for program, times, *_ in parts) / hardware.clock
     return Plan(
-        what=what,
-        hardware=name,
+        **dataclasses.asdict(subject),
         devices=len(devices),
-        strategy=strategy_name,
-        remat=remat,
-        batch=batch,
-        fits=memory <= hardware.memory,
+        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        fits=memory <= hardware.memory and not refused,
         memory=memory,
+        usable_memory=hardware.memory,
         memory_by_kind=kinds,
-        flops=flops * batch,
-        compiled_flops=sum(counted) if len(counted) == len(compiled) else None,
-        xla_seconds=sum(one.xla_seconds for one in compiled),
+        flops=flops * subject.batch,
+        kernel_flops=sum(times * kernels.flops for _, times, kernels, _ in parts),
+        compiled_flops=_sum([program.flops for program in programs]),
+        compiled_bytes=_sum([program.bytes for program in programs]),
+        xla_seconds=_sum([program.xla_seconds for program in programs]),
         seconds=whole,
-        seconds_by_kind=seconds,
-        collectives=[dataclasses.asdict(one) for part in compiled for one in part.collectives],
-        mfu=flops * batch / whole / hardware.flops,
-        samples_per_second=batch / whole,
-        compile_seconds=sum(one.compile_seconds for one in compiled),
+        seconds_by_kind=spent if whole else {},
+        collectives=collectives,
+        mfu=flops * subject.batch / whole / hardware.flops if whole else None,
+        samples_per_second=subject.batch / whole if whole else None,
+        cycle_seconds=whole - spent["compute"] + cycles if whole and cycles else None,
+        compile_seconds=sum(program.compile_seconds for program in programs),
     )
+
+
+def _network_seconds(collective: Collective, hardware: Hardware, mesh: Mesh) -> float:
+    devices = list(mesh.devices.flat)
+    group = [devices[place] for place in collective.members]
+    return collective.bytes / network_rate(hardware, group, devices)
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

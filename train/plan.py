@@ -3,21 +3,28 @@
     JAX_PLATFORMS=cpu python -m train.plan --config sd15 --hardware v5p:2x2x2 h100:8 --strategy data fsdp --batch 4 8
     JAX_PLATFORMS=cpu python -m train.plan --what sample --config sd15 --hardware h100:1 --batch 1 4 --plot plan.png
     JAX_PLATFORMS=cpu python -m train.plan --what unet --size 512 512 --config sd15 --strategy data --batch 8 32
+    JAX_PLATFORMS=cpu python -m train.plan --config sd15 --hardware v5e:16x16 --strategy fsdp:data=32 --accumulate 2
 
 The real programs are compiled ahead of time for every combination of hardware, strategy, batch (per device) and remat.
+Every other field of the configuration can be set as for `train.run`: `--optimizer.ema-decay 0`, `--task tryon`.
 Needs the compilers: `pip install "jax[tpu]"` for TPUs, `pip install "jax[cuda13]"` for GPUs; `--plot` matplotlib.
-`train.forecast` says where each figure comes from.
+`train.forecast` says where each figure comes from. A second planner beside one that compiles for TPUs needs
+ALLOW_MULTIPLE_LIBTPU_LOAD=1.
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from configs import load_config
-from fcjax.cli import run
+from fcjax.cli import exit_codes
+from fcjax.hardware import HARDWARE
 from train.config import TrainConfig
 from train.forecast import Plan, model_flops, plan_sampling, plan_training
 
@@ -34,8 +41,9 @@ class Settings:
     size: tuple[int, int] | None = None
     """Height and width of the pictures; the configuration's by default."""
     hardware: tuple[str, ...] = ("v5p:2x2x2",)
-    """Kind and size: v5p:4x4x4, v5e:4x4, h100:8, cpu:8 (simulated)."""
+    """Kind and size: v5p:4x4x4, v5e:4x4, v5e:4x4:2 (two slices), h100:8, cpu:8 (simulated)."""
     strategy: tuple[str, ...] = ("fsdp",)
+    """Of `configs.sharding`, sizes of axes behind it: fsdp:data=32."""
     batch: tuple[int, ...] = (8,)
     """Samples, or pictures, per device."""
     remat: tuple[Literal["none", "layers", "dots", "all"], ...] = ("none",)
@@ -47,41 +55,87 @@ class Settings:
     """A PNG, SVG or PDF: samples/s and memory of every combination."""
 
 
-_COLUMNS = ("hardware", "strategy", "remat", "batch", "MiB", "held", "temps", "fits", "ms", "xla", "attn", "comm")
+_MEMORY = {
+    "state": ("trained", "frozen", "average", "optimizer", "batch", "weights", "conditions"),
+    "grads": ("gradients",),
+    "acts": ("activations", "temporaries"),
+    "other": ("padding", "program"),
+}
+_SECONDS = ("compute", "memory", "attention", "collectives")
+_COLUMNS = ("hardware", "strategy", "remat", "batch", "MiB", *_MEMORY, "fits", "GB moved", "ms", *_SECONDS)
 _COLUMNS += ("MFU", "samples/s", "compiled in")
 
 
 def _row(one: Plan) -> list[str]:
-    temps = one.memory_by_kind["temporaries"]
-    milliseconds = [1000 * one.seconds_by_kind[kind] for kind in ("xla", "attention", "collectives")]
+    kinds = [sum(one.memory_by_kind.get(kind, 0.0) for kind in group) for group in _MEMORY.values()]
+    times = [one.seconds, *(one.seconds_by_kind.get(kind) for kind in _SECONDS)]
     return [
         one.hardware,
         one.strategy,
         one.remat,
         str(one.batch),
-        *(f"{size / MIB:.0f}" for size in (one.memory, one.memory - temps, temps)),
+        *(f"{size / MIB:.0f}" for size in (one.memory, *kinds)),
         "yes" if one.fits else "NO",
-        *(f"{value:.1f}" for value in (1000 * one.seconds, *milliseconds)),
-        f"{one.mfu:.1%}",
-        f"{one.samples_per_second:.1f}",
+        _number(one.compiled_bytes, "{:.1f}", 1e-9),
+        *(_number(value, "{:.1f}", 1000) for value in times),
+        _number(one.mfu, "{:.1%}"),
+        _number(one.samples_per_second, "{:.1f}"),
         f"{one.compile_seconds:.0f} s",
     ]
 
 
-def _config(settings: Settings) -> TrainConfig:
-    config = load_config(settings.config)
+def _number(value: float | None, form: str, times: float = 1.0) -> str:
+    return "-" if value is None else form.format(value * times)
+
+
+def _notes(one: Plan) -> list[str]:
+    """What no column has room for: the collectives by kind, and the FLOPs that XLA does not count."""
+    sums: dict[str, list[float]] = {}
+    for found in one.collectives:
+        total = sums.setdefault(f"{found['kind']} over {len(found['members'])}", [0.0, 0.0, 0.0])
+        for place, field in enumerate(("count", "bytes", "seconds")):
+            total[place] += found["runs"] * found[field]
+    notes = [
+        f"{kind}: {count:.0f}, {size / 1e9:.2f} GB, {1000 * seconds:.1f} ms"
+        for kind, (count, size, seconds) in sums.items()
+    ]
+    if one.kernel_flops:
+        notes.append(
+            f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP with padding, of which XLA counts none; added here"
+        )
+    if one.cycle_seconds:
+        share = one.flops / one.cycle_seconds / HARDWARE[one.hardware.partition(":")[0]].flops
+        notes.append(f"by the compiler's count of cycles: {one.cycle_seconds * 1000:.1f} ms, MFU {share:.1%}")
+    return notes
+
+
+_PLANNED = {
+    "strategy": "--strategy",
+    "axes": "--strategy NAME:AXIS=SIZE",
+    "devices": "--hardware",
+    "batch_size": "--batch",
+}
+"""Fields of a configuration that the planner's own flags decide."""
+
+
+def _config(settings: Settings, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration as asked for. SystemExit(2) for an override that is none; ValueError for one in vain."""
+    given = load_config(settings.config)
+    config = tyro.cli(TrainConfig, default=given, args=overrides, prog="python -m train.plan")
+    for field, flag in _PLANNED.items():
+        if getattr(config, field) != getattr(given, field):
+            raise ValueError(f"the planner takes no --{field.replace('_', '-')}: give {flag}")
     if settings.size is None:
         return config
     height, width = settings.size
     return dataclasses.replace(config, model=dataclasses.replace(config.model, height=height, width=width))
 
 
-def plans(settings: Settings) -> Iterable[Plan]:
+def plans(settings: Settings, config: TrainConfig) -> Iterable[Plan]:
     """Every combination, one after the other, as they are asked for.
 
     One that does not suit is printed with its reason and left out; ValueError where there is no other.
     """
-    config = _config(settings)
     remats = ("none",) if settings.what == "sample" else settings.remat
     grid = list(itertools.product(settings.hardware, settings.strategy, settings.batch, remats))
     for name, chosen, batch, remat in grid:
@@ -110,9 +164,10 @@ def plot(found: list[Plan], path: Path) -> None:
     rows = range(len(found))
     names = [f"{one.hardware} {one.strategy} {one.remat} x{one.batch}" for one in found]
     bars = speed.barh(
-        rows, [one.samples_per_second for one in found], color=["C0" if one.fits else "C7" for one in found]
+        rows, [one.samples_per_second or 0.0 for one in found], color=["C0" if one.fits else "C7" for one in found]
     )
-    speed.bar_label(bars, [f"{one.mfu:.0%}" if one.fits else "does not fit" for one in found], padding=3)
+    labels = [_number(one.mfu, "{:.0%}") if one.fits else "does not fit" for one in found]
+    speed.bar_label(bars, labels, padding=3)
     speed.set_yticks(rows, names)
     speed.invert_yaxis()
     speed.set_xlabel("samples/s per device (MFU beside)")
@@ -126,22 +181,28 @@ def plot(found: list[Plan], path: Path) -> None:
     figure.savefig(path)
 
 
-def main(settings: Settings) -> None:
-    found = []
-    print(f"{settings.config}, {settings.what}, all per device", end="")
-    if settings.what != "sample":
-        flops = model_flops(_config(settings), alone=settings.what == "unet")
-        print(f"; a sample's step takes {flops / 1e12:.2f} TFLOP", end="")
-    print("\n" + " ".join(f"{column:>11}" for column in _COLUMNS), flush=True)
-    for one in plans(settings):
-        found.append(one)
-        print(" ".join(f"{cell:>11}" for cell in _row(one)), flush=True)
-        # At once, as a later combination may take minutes or not suit.
-        if settings.json:
-            settings.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n")
-    if settings.plot:
-        plot(found, settings.plot)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m train.plan`, then any field of the configuration to override."""
+    with exit_codes():
+        given = sys.argv[1:] if arguments is None else arguments
+        settings, overrides = tyro.cli(Settings, description=__doc__, args=given, return_unknown_args=True)
+        config, found = _config(settings, overrides), []
+        print(f"{settings.config}, {settings.what}, all per device", end="")
+        if settings.what != "sample":
+            flops = model_flops(config, alone=settings.what == "unet")
+            print(f"; a sample's step takes {flops / 1e12:.2f} TFLOP", end="")
+        print("\n" + " ".join(f"{column:>11}" for column in _COLUMNS), flush=True)
+        for one in plans(settings, config):
+            found.append(one)
+            print(" ".join(f"{cell:>11}" for cell in _row(one)), flush=True)
+            for note in _notes(one):
+                print(f"{'':>11} {note}", flush=True)
+            # At once, as a later combination may take minutes or not suit.
+            if settings.json:
+                settings.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n")
+        if settings.plot:
+            plot(found, settings.plot)
 
 
 if __name__ == "__main__":
-    run(main)
+    main()
