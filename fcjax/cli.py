@@ -69,10 +69,16 @@ def _use_compilation_cache() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcjax"
     # What was compiled for one processor may not run on another that shares the home folder.
     folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{_processor():08x}")
-    # For JAX where it is not imported yet, and for processes that this one starts.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+    # JAX by itself keeps what took it a second; most programs of a small model take less, and are many.
+    least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1))
+    for name, value in (
+        ("jax_compilation_cache_dir", folder),
+        ("jax_persistent_cache_min_compile_time_secs", least),
+    ):
+        # For JAX where it is not imported yet, and for processes that this one starts.
+        os.environ[name.upper()] = str(value)
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update(name, value)
 
 
 def _processor() -> int:

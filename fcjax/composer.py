@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import numbers
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from PIL import Image
 from fcjax import folder, pretrained
 from fcjax.assets import AssetCanvas, Placeable
 from fcjax.body import Body, BodyMaps
-from fcjax.config import ComposerConfig
+from fcjax.config import BindingVariant, ComposerConfig, Condition
 from fcjax.generation import Conditions, PictureInputs, conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
 from fcjax.person import Person
@@ -38,8 +39,10 @@ from fcjax.samplers import SamplerTable, sampler_table
 from fcjax.sampling import Branch, Guidance, guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.sharding import Strategy, check, make_mesh, parameter_specs, tree_shardings
 from fcjax.tokenizer import PromptTokens, Tokenizer
+from fcjax.weights import checked_dtype
 
 Progress = Callable[[int, int], bool | None]
+_ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ class Composer:
                 f"{config.text_encoder.vocab_size}: they belong to different models"
             )
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.dtype = _default_dtype() if dtype is None else dtype
+        self.dtype = checked_dtype(_default_dtype() if dtype is None else dtype)
         self.mesh: Mesh | None = None
 
     @classmethod
@@ -92,20 +95,31 @@ class Composer:
         *,
         tokenizer: str | Path | None = None,
         clip_skip: int = 0,
+        condition: Condition | None = None,
+        binding: BindingVariant | None = None,
+        param_dtype: Dtype | None = None,
     ) -> "Composer":
         """Reads a model: "mini" is the one in the package; else a composer's folder, a Stable Diffusion 1.x or 2.x
         folder as diffusers writes it, a single file of Stable Diffusion 1.x, or such a folder's name on the Hub.
 
         What is no composer yet becomes one that composes as Stable Diffusion does until it is trained
         (`fcjax.pretrained`). ValueError says what does not fit.
-        dtype: of computation; by default float32 on a CPU and bfloat16 elsewhere.
+        dtype: of computation: float32, bfloat16 or float16; by default float32 on a CPU and bfloat16 elsewhere.
         tokenizer: its folder, where it is not the model's own.
         clip_skip: how many of the text encoder's last layers to leave out (1 is what others call clip skip 2).
+        condition, binding: what a model of others becomes, as in `fcjax.pretrained.load`.
+        param_dtype: of the parameters, by default that of computation, so that no step casts them. What is saved again
+          without loss needs the file's own.
         """
-        dtype = _default_dtype() if dtype is None else dtype
-        # What computes in float32 would turn bfloat16 weights into float32 ones in every step.
-        stored = jnp.float32 if dtype == jnp.float32 else None
-        model = pretrained.load(pretrained.locate(path), clip_skip=clip_skip, dtype=stored)
+        dtype = checked_dtype(_default_dtype() if dtype is None else dtype)
+        warn_of_slow_bfloat16(dtype)
+        model = pretrained.load(
+            pretrained.locate(path),
+            condition=condition,
+            binding=binding,
+            clip_skip=clip_skip,
+            dtype=dtype if param_dtype is None else param_dtype,
+        )
         where = tokenizer or model.tokenizer
         if where is None:
             raise ValueError(
@@ -144,6 +158,7 @@ class Composer:
         guidance_rescale: float = 0.0,
         num_images: int = 1,
         sampler: str = "ddim",
+        eta: float = 0.0,
         size: tuple[int, int] | None = None,
         boxes: Sequence[Sequence[int]] | None = None,
         layout_seed: int = 0,
@@ -157,6 +172,7 @@ class Composer:
           the two are scaled apart.
         guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
         sampler: one of `fcjax.samplers.SAMPLERS`.
+        eta: of the sampler ddim: 0 is deterministic, 1 ancestral.
         size: height and width in pixels, if not the ones that the model was trained at.
         boxes, layout_seed: where the assets stand on their canvas.
         batch_size: how many images are sampled at once. More is faster on accelerators, but the last bits of an image
@@ -170,7 +186,7 @@ class Composer:
         """
         config = self.config.sized(size)
         sampling = sampling_of(
-            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size
+            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size, eta
         )
         check_whole(layout_seed=layout_seed)
         prepared = prepare(config, self.tokenizer, prompt, assets, body, boxes=boxes, layout_seed=layout_seed)
@@ -194,6 +210,7 @@ class Composer:
         guidance_rescale: float = 0.0,
         num_images: int = 1,
         sampler: str = "ddim",
+        eta: float = 0.0,
         size: tuple[int, int] | None = None,
         boxes: Sequence[Sequence[int]] | None = None,
         layout_seed: int = 0,
@@ -215,7 +232,7 @@ class Composer:
         """
         config = self.config.sized(size)
         sampling = sampling_of(
-            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size
+            config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size, eta
         )
         check_whole(layout_seed=layout_seed)
         if feather is not None:
@@ -295,6 +312,7 @@ def sampling_of(
     guidance_rescale: float,
     num_images: int,
     batch_size: int,
+    eta: float = 0.0,
 ) -> Sampling:
     """What these settings mean; ValueError for those that mean nothing."""
     check_whole(seed=seed, steps=steps, num_images=num_images, batch_size=batch_size)
@@ -303,7 +321,7 @@ def sampling_of(
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),
-        sampler_table(config.diffusion, steps, sampler),
+        sampler_table(config.diffusion, steps, sampler, eta=eta),
         branches,
         make_guidance(branches, guidance, reference_guidance, guidance_rescale),
         min(batch_size, num_images),
@@ -321,6 +339,18 @@ def check_whole(**values: Any) -> None:
 
 def _default_dtype() -> Dtype:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def warn_of_slow_bfloat16(dtype: Dtype) -> None:
+    """Warns where bfloat16 runs on a CPU without the library that makes it fast. Never set here: it is a flag of the
+    whole process's, and changes the last bits of everything that it computes.
+    """
+    slow = dtype == jnp.bfloat16 and jax.default_backend() == "cpu" and _ONEDNN not in os.environ.get("XLA_FLAGS", "")
+    if slow and tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 12):
+        warnings.warn(
+            f"bfloat16 convolutions on a CPU are several times faster with XLA_FLAGS={_ONEDNN}=true in the environment",
+            stacklevel=3,
+        )
 
 
 def warn(tokens: PromptTokens, place: str = "") -> None:

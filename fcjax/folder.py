@@ -13,6 +13,7 @@ A part may lie in another model's folder: "shared" in model_index.json says wher
 
 import dataclasses
 import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ from fcjax.config import (
     VAEConfig,
 )
 from fcjax.models.parameters import NetworkConfig, Parameters, abstract_binder, abstract_part
-from fcjax.weights import Tensors, load_parts, read_json, stored_dtype
+from fcjax.weights import Tensors, checked_dtype, load_parts, read_json
 
 PartConfig = NetworkConfig | BinderConfig | DiffusionConfig
 
@@ -62,6 +63,8 @@ _INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "binder": ["fcjax", "Binder"],
 }
+WEIGHED = tuple(name for name in CLASSES if name != "scheduler")
+"""The parts that have weights."""
 _COMPOSER_KEYS = (
     "height",
     "width",
@@ -213,7 +216,8 @@ _OURS: dict[type, dict[str, Any]] = {
 
 
 def save(path: str | Path, params: Parameters, config: ComposerConfig, *, dtype: Any = jnp.float32) -> None:
-    """Write a model folder; tensors are stored as `dtype` (float32, bfloat16 or float16). `tokenizer/` is not ours."""
+    """Write a model folder; tensors are stored as `dtype` (float32, bfloat16 or float16), or each as it is when it is
+    None. `tokenizer/` is not ours."""
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
     for name in (*config.networks, "binder"):
@@ -294,6 +298,27 @@ def weight_files(path: str | Path) -> list[Path]:
     return [file for name in sorted(_INDEX) for file in sorted(part_folder(path, name).glob("*.safetensors"))]
 
 
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of the weights of a model folder or a single file, by which figures and pictures know their model."""
+    digest = hashlib.sha256()
+    for one in [Path(path)] if Path(path).is_file() else weight_files(path):
+        with one.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weight_patterns(name: str, variant: str) -> tuple[str, ...]:
+    """What the files of a part's weights are called, one file or shards with their index, in one of
+    `fcjax.weights.VARIANTS`."""
+    stem = _stem(name)
+    return (
+        f"{stem}{variant}.safetensors",
+        f"{stem}{variant}-*-of-*.safetensors",
+        f"{stem}{variant}.safetensors.index.json",
+        f"{stem}.safetensors.index{variant}.json",
+    )
+
+
 def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[str]:
     """Leave out of the model folder `path` every part whose files are those of the folder `other`, and say so in its
     model_index.json, as seen from the place `final` where the folder will lie. Returns the parts' names.
@@ -313,11 +338,11 @@ def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[
 
 
 def save_part(path: str | Path, name: str, params: Parameters, config: PartConfig, *, dtype: Any = jnp.float32) -> None:
-    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`."""
-    dtype = stored_dtype(dtype)
+    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`, as `dtype`, or as it is when it is None."""
+    dtype = None if dtype is None else checked_dtype(dtype)
     _write_config(Path(path), name, config)
     stored = {
-        key: np.ascontiguousarray(np.asarray(tensor).astype(dtype))
+        key: np.ascontiguousarray(np.asarray(tensor).astype(dtype or checked_dtype(tensor.dtype)))
         for key, tensor in convert.state_dict(params).items()
     }
     if name == "text_encoder":

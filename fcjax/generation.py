@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from fcjax.config import ComposerConfig
 from fcjax.models import composer as model
@@ -142,12 +143,29 @@ def denoiser(config: ComposerConfig, dtype: Dtype) -> Denoiser:
     return denoise
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def decode(
     params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
 ) -> UInt8[Array, "b H W 3"]:
-    """Latents to pictures of 8 bits."""
-    return to_bytes(model.decode_latents(params, config, latents, dtype=dtype))
+    """Latents to pictures of 8 bits, in one program. ValueError where they hold NaN (not while it is traced)."""
+    return _numbers(*_decode(params, latents, config=config, dtype=dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _decode(
+    params: dict[str, Any], latents: Float[Array, "b h w c"], *, config: ComposerConfig, dtype: Dtype
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, ""]]:
+    """The pictures, and whether all that they were made of are numbers, which 8 bits do not tell any more."""
+    images = model.decode_latents(params, config, latents, dtype=dtype)
+    return to_bytes(images), jnp.isfinite(images).all()
+
+
+def _numbers(pictures: UInt8[Array, "b H W 3"], finite: Bool[Array, ""]) -> UInt8[Array, "b H W 3"]:
+    if not isinstance(finite, Tracer) and not finite:
+        raise ValueError(
+            "the model drew NaN or infinite numbers, no pictures: its weights hold some, or the type that it computes "
+            "in is too small for them (float32 instead of bfloat16 or float16 may help)"
+        )
+    return pictures
 
 
 def to_bytes(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
@@ -155,7 +173,6 @@ def to_bytes(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
     return jnp.round((images + 1.0) * 127.5).astype(jnp.uint8)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def generate(
     params: dict[str, Any],
     conditions: Conditions,
@@ -167,11 +184,29 @@ def generate(
     config: ComposerConfig,
     dtype: Dtype,
 ) -> UInt8[Array, "b H W 3"]:
-    """From noise and conditions to pictures in one program; arguments as `sampling.sample`, b images in all."""
+    """From noise and conditions to pictures in one program; arguments as `sampling.sample`, b images in all.
+
+    ValueError as `decode`.
+    """
+    return _numbers(*_generate(params, conditions, table, guidance, keys, latents, config=config, dtype=dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _generate(
+    params: dict[str, Any],
+    conditions: Conditions,
+    table: SamplerTable,
+    guidance: Guidance,
+    keys: Key[Array, "b"],
+    latents: Float[Array, "b h w c"],
+    *,
+    config: ComposerConfig,
+    dtype: Dtype,
+) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, ""]]:
     clean = sample(
         denoiser(config, dtype), (model.denoising_parameters(params), conditions), table, guidance, keys, latents
     )
-    return decode(params, clean, config=config, dtype=dtype)
+    return _decode(params, clean, config=config, dtype=dtype)
 
 
 def denoise_stepwise(

@@ -6,7 +6,7 @@ binder at zero, the condition's input channels at zero.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from fcjax.config import (
     VAEConfig,
     condition_channels,
 )
+from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.single_file import open_single_file
-from fcjax.weights import Tensors, load_parts
+from fcjax.weights import VARIANTS, Tensors, load_parts
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 PARTS: tuple[str, ...] = ("unet", "vae", "text_encoder")
@@ -35,19 +36,6 @@ MINI = Path(__file__).parent / "mini"
 MINI_TRYON = Path(__file__).parent / "mini_tryon"
 PACKAGED = {"mini": MINI, "mini-tryon": MINI_TRYON}
 """The model folders in the package: one that composes, one that tries on."""
-
-
-_DOWNLOADED = (
-    "model_index.json",
-    "*/config.json",
-    "*/diffusion_pytorch_model.safetensors",
-    "*/diffusion_pytorch_model-*-of-*.safetensors",
-    "*/model.safetensors",
-    "*/model-*-of-*.safetensors",
-    "*/*.safetensors.index.json",
-    "scheduler/*",
-    "tokenizer/*",
-)
 
 
 class Pretrained(NamedTuple):
@@ -59,11 +47,11 @@ class Pretrained(NamedTuple):
     found: str
 
 
-def locate(name: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
+def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     """Where a model is: "mini" and "mini-tryon" are in the package, then any path, then a name on the Hugging Face Hub.
 
-    A name is looked up in the Hub's cache on this machine and else downloaded, but for what none of the patterns
-    `files` names (by default what a composer reads). ValueError where it is neither cached nor reachable.
+    A name is looked up in the Hub's cache on this machine and else downloaded: what the patterns `files` name, by
+    default what a composer reads. ValueError where it is neither cached nor reachable.
     """
     path = Path(name)
     if str(name) in PACKAGED:
@@ -71,16 +59,39 @@ def locate(name: str | Path, files: Sequence[str] = _DOWNLOADED) -> Path:
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
+
+    def download(patterns: Sequence[str]) -> Path:
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(files)))
+        return _download_model(download) if files is None else download(files)
     except Exception as error:  # the library's errors have no common base
         raise ValueError(
             f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); download it where there is a network, then give its folder, or put it "
-            f"where the Hub's cache lies: {Path(HF_HUB_CACHE) / ('models--' + str(name).replace('/', '--'))}"
+            f"{str(error).splitlines()[0]}); download it where there is a network and put it in the folder "
+            f"{path.absolute()}, or anywhere and give that folder"
         ) from error
+
+
+def _download_model(download: Callable[[Sequence[str]], Path]) -> Path:
+    """What a composer reads of a repository, which may hold the same weights in several precisions: of every part the
+    first of `VARIANTS` that is there.
+    """
+    root = download(["model_index.json", "scheduler/*", "tokenizer/*", *(f"{part}/config.json" for part in WEIGHED)])
+
+    def there(part: str, variant: str) -> bool:
+        return any(match for pattern in weight_patterns(part, variant) for match in (root / part).glob(pattern))
+
+    for part in WEIGHED:
+        if not (root / part).is_dir():
+            continue
+        # What was begun, by whomever, is finished before another precision is looked for.
+        begun = [variant for variant in VARIANTS if there(part, variant)]
+        for variant in begun[:1] or VARIANTS:
+            download([f"{part}/{pattern}" for pattern in weight_patterns(part, variant)])
+            if there(part, variant):
+                break
+    return root
 
 
 def load(

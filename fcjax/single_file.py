@@ -55,6 +55,8 @@ class SingleFile(NamedTuple):
 
 def open_single_file(path: Path) -> SingleFile:
     """Opens a file of SD 1.x or of its inpainting model; ValueError for another model, or a network that lacks."""
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise ValueError(f"{path} is a pickle, which can run code: save it as safetensors first")
     tensors = Tensors([path], path)
     present = tensors.shapes
     if any(key.startswith("conditioner.") for key in present):

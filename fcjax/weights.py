@@ -1,14 +1,16 @@
 """Tensors in safetensors files under torch's names: shapes at once, contents one by one.
 
-Files are mapped and each tensor is checked, turned and cast before the next is touched, so that reading holds the part
-and, of one tensor at a time, what is stored and what becomes of it (`benchmarks/loading.py` measures it).
+Files are mapped and each tensor is checked, turned and cast before the next is touched, so that reading holds the
+parameters and one tensor as it is stored (`benchmarks/loading.py` measures it).
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,11 @@ from fcjax import convert, trees
 
 VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 """What stands before `.safetensors` in the files of a part, in the order in which they are looked for."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What parameters are stored and computed in."""
+_STORED = ("F32", "BF16", "F16")  # the same in safetensors' words
+_CHECKED_AT_ONCE = 2**20
+_ALIGNMENT = 64
 
 
 class Tensors:
@@ -25,16 +32,20 @@ class Tensors:
     def __init__(self, files: Iterable[Path], source: Path) -> None:
         self.source = str(source)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self._stored: dict[str, tuple[Any, str]] = {}
         for file in files:
+            if not file.is_file():
+                raise ValueError(f"{source} names {file.name}, which is not there: download it, too")
             try:
                 opened = safe_open(file, "np")
                 keys = list(opened.keys())
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{file} is no readable safetensors file (cut short?): {error}") from error
             for key in keys:
+                described = opened.get_slice(key)
                 self._stored[key] = (opened, key)
-                self.shapes[key] = tuple(opened.get_slice(key).get_shape())
+                self.shapes[key], self.dtypes[key] = tuple(described.get_shape()), described.get_dtype()
 
     @classmethod
     def of_part(cls, folder: Path, stem: str) -> "Tensors":
@@ -46,8 +57,7 @@ class Tensors:
                 return cls([file], file)
             for index in (Path(f"{file}.index.json"), folder / f"{stem}.safetensors.index{variant}.json"):
                 if index.is_file():
-                    shards = read_json(index).get("weight_map", {}).values()
-                    return cls(sorted({folder / shard for shard in shards}), index)
+                    return cls(_shards(index), index)
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickles[0]} is a pickle, which can run code: save it as safetensors first" if pickles else ""
         raise ValueError(f"{folder.parent} has no weights of its {folder.name}: {stem}.safetensors is not there{hint}")
@@ -57,27 +67,41 @@ class Tensors:
         chosen = Tensors((), Path(self.source))
         chosen._stored = {new: self._stored[old] for new, old in names.items()}
         chosen.shapes = {new: shapes.get(new, self.shapes[old]) for new, old in names.items()}
+        chosen.dtypes = {new: self.dtypes[old] for new, old in names.items()}
         return chosen
 
     def read(self, key: str) -> np.ndarray:
         """One tensor; ValueError where it holds values that are not finite."""
         opened, stored = self._stored[key]
         array = opened.get_tensor(stored)
-        if not np.isfinite(array).all():
+        values = array.reshape(-1)
+        # In pieces, as what the check makes is half as large as the tensor.
+        pieces = (values[start : start + _CHECKED_AT_ONCE] for start in range(0, values.size, _CHECKED_AT_ONCE))
+        if not all(np.isfinite(piece).all() for piece in pieces):
             raise ValueError(f"{self.source}: {stored} holds values that are not finite")
         return array.reshape(self.shapes[key])
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f'{index} must map every tensor to its file under "weight_map"')
+    return sorted({index.parent / name for name in names.values()})
+
+
 def load_parts(parts: Mapping[str, tuple[Tensors, Mapping[str, Any]]], dtype: Any = None) -> dict[str, dict[str, Any]]:
     """The parameters of several parts ("unet", "vae", ...), each given as its tensors and its abstract tree, as `dtype`
-    or as they are stored. ValueError lists the missing, unused and mis-shaped keys of all parts at once.
+    or as they are stored. ValueError lists the missing, unused and mis-shaped keys of all parts at once, and those of
+    other dtypes than `DTYPES`.
     """
-    dtype = None if dtype is None else stored_dtype(dtype)
+    dtype = None if dtype is None else checked_dtype(dtype)
     matched, problems = {}, []
     for name, (tensors, abstract) in parts.items():
         module = name.removeprefix("reference_")
         try:
             matched[name] = convert.match_keys(module, tensors.shapes, abstract, tensors.source)
+            _check_dtypes(tensors, matched[name].values())
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -85,21 +109,44 @@ def load_parts(parts: Mapping[str, tuple[Tensors, Mapping[str, Any]]], dtype: An
 
     def read(tensors: Tensors, keys: Mapping[str, str]) -> dict[str, Any]:
         return trees.unflatten(
-            {path: jnp.asarray(convert.from_torch(path, tensors.read(key)), dtype) for path, key in keys.items()}
+            {path: placed(convert.from_torch(path, tensors.read(key))) for path, key in keys.items()}
         )
+
+    def placed(array: np.ndarray) -> jax.Array:
+        values = _empty(array.shape, dtype or array.dtype)
+        values[...] = array
+        # On a CPU the parameter is this very memory.
+        return jax.device_put(values, may_alias=True)
 
     return {name: read(parts[name][0], keys) for name, keys in matched.items()}
 
 
-def stored_dtype(dtype: Any) -> np.dtype:
-    """A dtype that model folders store; ValueError for another."""
-    names = ("float32", "bfloat16", "float16")
+def _check_dtypes(tensors: Tensors, keys: Iterable[str]) -> None:
+    others = {key: tensors.dtypes[key] for key in keys if tensors.dtypes[key] not in _STORED}
+    if others:
+        listed = "".join(f"\n  {key}: {dtype}" for key, dtype in sorted(others.items()))
+        raise ValueError(
+            f"{tensors.source} is quantised, or of another precision; tensors of {', '.join(DTYPES)} are expected, "
+            f"got{listed}"
+        )
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that starts where XLA's buffers may start, so that no copy of it is needed."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def checked_dtype(dtype: Any) -> np.dtype:
+    """A dtype by its name or as it is; ValueError where it is none of `DTYPES`."""
     try:
         resolved = jnp.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         resolved = None
-    if resolved is None or resolved.name not in names:
-        raise ValueError(f"tensors are stored as {', '.join(names)}, got {dtype!r}")
+    if resolved is None or resolved.name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     return resolved
 
 

@@ -80,6 +80,10 @@ class Flags:
     sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
     """ddim, ddpm, euler, euler_karras, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras or
     lcm (for models distilled for it)."""
+    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
+    """Of ddim: 0 is deterministic, 1 ancestral."""
+    dtype: Annotated[str | None, _flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
+    """Of computation."""
     guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
     """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
     reference_guidance: Annotated[float | None, _flag("FLOAT", "as --guidance")] = None
@@ -113,6 +117,8 @@ class Flags:
     """SMPL pose parameters, .npz or .pkl, instead of --pose."""
     frame: int = 0
     """Which frame of --params."""
+    subject: Annotated[str | None, _flag("NAME", "the only one")] = None
+    """Whose parameters of --params, where it has several people's (WHAM)."""
     up: Literal["y", "-y", "z"] = "y"
     """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
 
@@ -136,7 +142,7 @@ def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
     if flags.params is not None:
         if flags.pose is not None:
             raise ValueError("--pose and --params both give a pose; leave one out")
-        shape["joint_rotations"] = read_parameters(flags.params, flags.frame, flags.up).rotations
+        shape["joint_rotations"] = read_parameters(flags.params, flags.frame, flags.up, flags.subject).rotations
     elif flags.pose is not None:
         shape["joint_rotations"] = None
     over["body"] = dataclasses.replace(held.get("body", DEFAULT.body), **shape)
@@ -179,7 +185,7 @@ def make(
     from fcjax.pretrained import locate
 
     if composer is None:
-        composer = Composer.load(request.model)
+        composer = Composer.load(request.model, dtype=request.dtype)
     weights = weights_digest(locate(request.model))
     if expected_weights is not None and weights != expected_weights:
         warnings.warn(f"the weights of {request.model} are not those that made this picture before", stacklevel=2)

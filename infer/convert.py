@@ -61,18 +61,18 @@ def main(request: Request) -> None:
     if tokenizer is None:
         raise ValueError(f"{request.source} holds no tokenizer: give one with --tokenizer FOLDER")
     Tokenizer.load(tokenizer)
-    stored = {leaf.dtype.name for leaf in jax.tree.leaves(model.params["unet"])}
     config = model.config
-    print(f"found: {model.found} ({', '.join(sorted(stored))})")
+    print(f"found: {model.found}")
     for name, part in model.params.items():
-        print(f"  {name:15} {trees.count(part) / 1e6:8.1f} M parameters")
+        dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(part)})
+        print(f"  {name:15} {trees.count(part) / 1e6:8.1f} M parameters  {', '.join(dtypes)}")
     print(
         f"  condition {config.condition}, binding {config.binder.variant}, pictures of {config.height}x{config.width}"
     )
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as aside:
         written = Path(aside) / "model"
-        folder.save(written, model.params, config, dtype=request.dtype or stored.pop())
+        folder.save(written, model.params, config, dtype=None)
         shutil.copytree(tokenizer, written / "tokenizer")
         if request.shared_with is not None:
             shared = folder.share_parts(written, request.shared_with, destination)

@@ -3,9 +3,10 @@
 python -m infer.export mini outputs/exported
 python outputs/exported/run.py --out picture.png
 
-From a request's arrays to pictures in one function: text, asset canvas and pose in, reference pass, guided sampling,
-decoding. Steps (to a bound), sampler, guidance scales, seeds, prompt, assets and body are data to it. It takes any
-number of requests and makes their pictures one after another, or, with --batch-size, so many at once.
+From a request's arrays to pictures in one function: text, asset canvas and pose (or person and mask, for a model that
+tries on) in, reference pass, guided sampling, decoding. Steps (to a bound), sampler, guidance scales, seeds, prompt,
+assets and body or person are data to it. It takes any number of requests and makes their pictures one after another,
+or, with --batch-size, so many at once.
 
 OUT/sampling.jaxexport   the function, StableHLO (jax.export: readable by jax for 6 months to come)
 OUT/weights.safetensors  its first argument
@@ -31,6 +32,8 @@ from infer import exported
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer
+    from fcjax.config import ComposerConfig
+    from fcjax.person import Person
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Request:
     branches: Literal[1, 2, 3] = 2
     """Of guidance: 1 none, 2 one scale, 3 scales of their own for text and assets."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of computation."""
+    """Of computation, and of the weights."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures, if not the model's own."""
     prompt: str = "a woman in blue jeans"
@@ -71,7 +74,7 @@ def main(request: Request) -> None:
     from fcjax import trees
     from fcjax.composer import Composer
 
-    composer = Composer.load(request.model, dtype=jax.numpy.dtype(request.dtype))
+    composer = Composer.load(request.model, dtype=request.dtype)
     arguments = example_arguments(composer, request)
     serialized, kernel = export(composer, request, arguments)
     request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def example_arguments(composer: "Composer", request: Request) -> dict[str, Any]:
     from fcjax.sampling import make_guidance
 
     config = composer.config.sized(request.size)
-    inputs = prepare(config, composer.tokenizer, request.prompt).arrays
+    inputs = prepare(config, composer.tokenizer, request.prompt, shown=_example_person(config)).arrays
     count = request.batch_size or 1
     inputs = {name: array if name == "empty_ids" else np.repeat(array, count, 0) for name, array in inputs.items()}
     scales = {1: (1.0, None), 2: (1.5, None), 3: (1.5, 2.0)}[request.branches]
@@ -114,6 +117,18 @@ def example_arguments(composer: "Composer", request: Request) -> dict[str, Any]:
         "guidance": {name: np.asarray(value) for name, value in guidance._asdict().items()},
         "seeds": np.arange(count, dtype=np.uint32),
     }
+
+
+def _example_person(config: "ComposerConfig") -> "Person | None":
+    """Whom a try-on model's example dresses: nobody in particular, repainted in the middle."""
+    from fcjax.person import Person
+
+    if config.condition != "tryon":
+        return None
+    height, width = config.height, config.width
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : -height // 4, width // 4 : -width // 4] = True
+    return Person(np.full((height, width, 3), 128, np.uint8), mask)
 
 
 def _branches(request: Request) -> tuple[Any, ...]:

@@ -3,13 +3,15 @@
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # The numbers in these tests are a CPU's. Programs that tests start inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Nor do tests fill the user's cache with programs.
 os.environ["FCJAX_COMPILATION_CACHE"] = "off"
-# Most of their programs run once or twice: optimising them would take longer.
+# Most of their programs run once or twice: optimising them would take longer. Those of `optimised` are as users' are.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # Meshes need devices; what asks for none runs on the first.
@@ -21,13 +23,71 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck
+from tests.published import stand_in
 
 # Shapes in annotations of what JAX traces are checked in every call; this must come before these are imported. (The
 # NumPy rooms take what users give and check it themselves.)
 CHECKED = ["fcjax.models", "fcjax.diffusion", "fcjax.samplers", "fcjax.sampling", "fcjax.generation"]
 install_import_hook(CHECKED, f"{tests.typecheck.__name__}.checked")
 
+
+# torchmetrics imports it where it is there, and fails with it.
+stand_in("torch_fidelity")
+
 TOKENIZER = Path(__file__).parents[1] / "fcjax" / "mini" / "tokenizer"
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Programs are compiled as users run them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    # What was compiled before would be taken again.
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Holds an array against a reference's; the figure stands in the summary of the tests."""
+    from tests import oracles
+
+    def check(ours: Any, theirs: Any, *, most: float, what: str = "") -> None:
+        record(request.node, oracles.relative_error(ours, theirs), most, what)
+
+    return check
+
+
+@pytest.fixture
+def gradient_parity(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """The same of gradients, {name: array}."""
+    from tests import oracles
+
+    def check(ours: Any, theirs: Any, *, most: float = 1e-3) -> None:
+        record(request.node, oracles.gradient_error(ours, theirs), most, f"of {len(theirs)} gradients")
+
+    return check
+
+
+def record(test: pytest.Item, error: float, most: float, what: str) -> None:
+    test.user_properties.append(("parity", f"{error:.1e} (at most {most:.0e}) {what}".rstrip()))
+    assert error <= most, f"{what}: {error}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How far every network is from the reference that it is held against."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    figures = [
+        f"{report.nodeid}: {value}"
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "parity" and report.when == "call"
+    ]
+    if figures:
+        terminalreporter.section("largest errors, relative to the reference's scale")
+        for figure in sorted(figures):
+            terminalreporter.line(figure)
 
 
 @pytest.fixture(scope="session")

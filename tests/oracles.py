@@ -154,3 +154,23 @@ def relative_error(ours: Any, theirs: Any) -> float:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def gradient_error(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest of all parameters' errors, each relative to its gradient's scale."""
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    largest = max(np.abs(expected).max() for expected in theirs.values())
+    # What has no gradient but rounding (a bias in front of a group norm of one channel) is measured on the whole scale.
+    errors = [
+        np.abs(ours[key] - expected).max() / max(np.abs(expected).max(), 1e-3 * largest)
+        for key, expected in theirs.items()
+    ]
+    return float(np.max(errors))
+
+
+def torch_gradients(module: Any) -> dict[str, np.ndarray]:
+    """After a backward pass; 0 where nothing depends on a parameter."""
+    return {
+        key: np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+        for key, parameter in module.named_parameters()
+    }

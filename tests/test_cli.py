@@ -106,21 +106,50 @@ import sys
 from fcjax.cli import run
 def program() -> None:
     import jax
-    print(jax.config.jax_compilation_cache_dir)
+    print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
 run(program, [])
 """
 
 
+HITS = """
+from fcjax.cli import run
+def program() -> None:
+    import jax
+    hits = []
+    jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+    jax.jit(lambda x: jax.numpy.sin(x) + 1)(2.0)
+    print("hits", sum("cache_hits" in event for event in hits))
+run(program, [])
+"""
+
+
+def test_a_second_process_takes_what_the_first_compiled(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"FCJAX_COMPILATION_CACHE": str(tmp_path / "cache")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+    def started(**more: str) -> str:
+        command = [sys.executable, "-c", HITS]
+        done = subprocess.run(command, env={**environment, **more}, check=True, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1]
+
+    assert started() == "hits 0" and any((tmp_path / "cache").iterdir())
+    assert started() != "hits 0"
+    assert started(FCJAX_COMPILATION_CACHE="off") == "hits 0"
+
+
 @pytest.mark.parametrize("first", ["", "import jax"], ids=["before jax", "after jax"])
 def test_programs_keep_what_they_compile(first: str, tmp_path: Path) -> None:
-    def used(**environment: str) -> str:
+    def used(**environment: str) -> list[str]:
         kept = {key: value for key, value in os.environ.items() if "COMPILATION_CACHE" not in key}
         code = COMPILING.format(first=first)
         command = [sys.executable, "-c", code]
         given = {**kept, "XDG_CACHE_HOME": str(tmp_path), **environment}
-        return subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout.split()
 
-    assert Path(used()).parent == tmp_path / "fcjax"
-    assert used(FCJAX_COMPILATION_CACHE=str(tmp_path / "mine")) == str(tmp_path / "mine")
-    assert used(FCJAX_COMPILATION_CACHE="off") == "None"
-    assert used(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax")) == str(tmp_path / "jax")
+    folder, least = used()
+    assert Path(folder).parent == tmp_path / "fcjax" and least == "0.1"
+    mine = str(tmp_path / "mine")
+    assert used(FCJAX_COMPILATION_CACHE=mine, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="3") == [mine, "3.0"]
+    assert used(FCJAX_COMPILATION_CACHE="off") == ["None", "1.0"]
+    assert used(JAX_COMPILATION_CACHE_DIR=mine) == [mine, "1.0"]

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -81,6 +82,14 @@ def test_a_seed_makes_the_same_image_again(composer: Composer) -> None:
     assert image.shape == (32, 32, 3) and image.dtype == np.uint8 and image.std() > 1
     np.testing.assert_array_equal(image, picture(composer, seed=5))
     assert np.abs(image - picture(composer, seed=6).astype(int)).max() > 3
+
+
+def test_eta_adds_noise_of_the_seed(composer: Composer) -> None:
+    ancestral = picture(composer, eta=1.0)
+    assert np.array_equal(ancestral, picture(composer, eta=1.0))
+    assert not np.array_equal(ancestral, picture(composer)) and not np.array_equal(
+        ancestral, picture(composer, eta=0.5)
+    )
 
 
 def test_image_i_of_a_call_is_the_image_of_its_seed(composer: Composer) -> None:
@@ -182,7 +191,7 @@ def test_data_does_not_recompile(composer: Composer, compilations: list[str], pr
     compilations.clear()
     settings = {"steps": 4, "seed": 9, "guidance": 3.0, "sampler": "dpmpp_2m", "layout_seed": 2}
     composer.compose(PROMPT, [SHIRT, JEANS], progress=progress, **settings)
-    composer.compose("a man", body=Body(pose="walking", gender=1), steps=3, progress=progress)
+    composer.compose("a man", body=Body(pose="walking", gender=1), steps=3, eta=1.0, progress=progress)
     Composer(composer.config, composer.params, composer.tokenizer).compose("a man", steps=1, progress=progress)
     assert not compilations
 
@@ -232,6 +241,8 @@ def test_a_request_survives_json() -> None:
         reference_guidance=2.0,
         size=(64, 48),
         boxes=((0, 0, 8, 8), (8, 8, 16, 16)),
+        eta=0.5,
+        dtype="bfloat16",
     )
     assert ComposeRequest.from_dict(json.loads(json.dumps(request.asdict()))) == request
 
@@ -348,6 +359,44 @@ def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: P
     np.testing.assert_allclose(request.body.rotations.reshape(-1), poses[1], atol=1e-6)
     with pytest.raises(ValueError, match="--pose and --params both give a pose"):
         compose.requested(_flags([*given, "--pose", "walking"]))
+    people = {name: {"pose": poses + number} for number, name in enumerate(("ann", "ben"))}
+    (files / "pose.pkl").write_bytes(pickle.dumps(people, 2))
+    given[-1] = str(files / "pose.pkl")
+    request, _ = compose.requested(_flags([*given, "--subject", "ben"]))
+    np.testing.assert_allclose(request.body.rotations, 1, atol=1e-6)
+    with pytest.raises(ValueError, match="choose one of the subjects ann, ben"):
+        compose.requested(_flags(given))
+
+
+def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
+    poses = np.zeros((2, 72))
+    poses[1, 3:6] = (-0.6, 0, 0)
+    np.savez(files / "pose.npz", poses=poses)
+    path = files / "request.json"
+
+    def read(**body: object) -> np.ndarray:
+        path.write_text(json.dumps({"prompt": "a woman", "body": {"weight": 0.8, **body}}))
+        request, _ = ComposeRequest.read(path)
+        assert request.body.weight == 0.8
+        # A picture's own request needs no file.
+        assert ComposeRequest.from_dict(json.loads(json.dumps(request.asdict()))) == request
+        return request.body.rotations
+
+    np.testing.assert_allclose(read(params="pose.npz", frame=1).reshape(-1), poses[1], atol=1e-9)
+    upright = read(params="pose.npz", up="z")
+    np.testing.assert_allclose(upright[0], (-np.pi / 2, 0, 0), atol=1e-6)
+    for body, expected in (
+        ({"params": "pose.npz", "pose": "walking"}, "params and pose both give a pose"),
+        ({"frame": 1}, "frame tell of a file of SMPL parameters: name it as params"),
+        ({"params": "pose.npz", "frame": 2}, "there is no frame 2 of poses"),
+        ({"params": "pose.npz", "frame": 1.5}, "frame is 1.5; expected a whole number"),
+        ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
+        ({"params": "pose.npz", "subject": 0}, "subject is 0; expected a name"),
+        ({"params": 3}, "params is 3; expected a file's name"),
+        ({"params": "none.npz"}, "none.npz"),
+    ):
+        with pytest.raises((ValueError, OSError), match=expected):
+            read(**body)
 
 
 def _flags(words: list[str]) -> compose.Flags:

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
+from fcjax.person import Person
 from fcjax.preparation import prepare
 from fcjax.samplers import sampler_table
 from fcjax.sampling import FULL, UNCONDITIONAL, make_guidance
 from infer import export, exported
+from tests import oracles
 
 PROMPT = "a woman in blue jeans"
 
@@ -77,6 +80,45 @@ def test_what_was_exported_is_said(written: Path) -> None:
         "sampling.jaxexport",
         "weights.safetensors",
     ]
+
+
+def test_a_tryon_model_equals_the_live_function(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Of another person than the example's, who is seen in the picture."""
+    composer = Composer.load(tiny_model_folder, condition="tryon")
+    kernel = composer.params["unet"]["conv_in"]["kernel"]
+    composer.params["unet"]["conv_in"]["kernel"] = 0.2 * oracles.normal(1, *kernel.shape)
+    composer.save(tmp_path / "tryon")
+    export_model(tmp_path / "tryon", tmp_path / "out", "--branches", 1, "--platforms", "cpu", "--batch-size", 1)
+    height, width = composer.config.height, composer.config.width
+    mask = np.zeros((height, width), bool)
+    mask[height // 2 :] = True
+    person = Person(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8), mask)
+    inputs = prepare(composer.config, composer.tokenizer, PROMPT, shown=person).arrays
+    _, table, guidance, seeds = arguments_of(tmp_path / "out")
+    sample = exported.load(tmp_path / "out")
+    [picture] = sample(inputs, table, guidance, seeds)
+    [live] = composer.try_on(PROMPT, [], person, guidance=1.0, raw=True)
+    assert np.abs(np.asarray(picture, int) - np.asarray(live.image, int)).max() <= 1
+    [example] = sample(*arguments_of(tmp_path / "out"))
+    assert np.abs(np.asarray(picture, int) - np.asarray(example, int)).max() > 8
+
+
+@pytest.mark.slow
+# On a CPU there is a faster way for it, which is no matter here.
+@pytest.mark.filterwarnings("ignore:bfloat16 convolutions on a CPU")
+def test_three_branches_in_bfloat16(tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half"
+    export_model(tiny_model_folder, out, "--branches", 3, "--dtype", "bfloat16", "--platforms", "cpu")
+    weights = load_file(out / "weights.safetensors")
+    assert {array.dtype.name for array in weights.values()} == {"bfloat16"}
+    [picture] = exported.load(out)(*arguments_of(out))
+    composer = Composer.load(tiny_model_folder, "bfloat16")
+    [live] = composer.compose(PROMPT, guidance=1.5, reference_guidance=2.0)
+    difference = np.abs(np.asarray(picture, int) - np.asarray(live.image, int))
+    [other] = Composer.load(tiny_model_folder).compose(PROMPT, guidance=1.5, reference_guidance=2.0)
+    # Programs round bfloat16 in other places: less far apart than the precisions are.
+    assert difference.mean() <= np.abs(np.asarray(other.image, int) - np.asarray(live.image, int)).mean()
+    assert difference.mean() <= 1
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_every_variant_and_dtype(variant: BindingVariant, tmp_path: Path) -> Non
     wider = trees.flatten(folder.load(tmp_path, dtype=jnp.float32)[1])
     for path, leaf in trees.flatten(params).items():
         np.testing.assert_allclose(wider[path], leaf, rtol=2**-8)
-    with pytest.raises(ValueError, match="stored as float32, bfloat16, float16, got 'bf16'"):
+    with pytest.raises(ValueError, match="must be one of float32, bfloat16, float16; got 'bf16'"):
         folder.save(tmp_path, params, config, dtype="bf16")
 
 

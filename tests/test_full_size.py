@@ -1,9 +1,10 @@
 """Stable Diffusion's networks at full size against diffusers and transformers, on torch's own random weights.
 
-Minutes and about 8 GB each: `make test-all`. The largest error, relative to the output's scale, is printed.
+Minutes and about 8 GB each: `make test-all`. Programs are optimised as users' are.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from fcjax.presets import sd15
 from tests import oracles
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 
 UNETS = {
     "sd15": (UNetConfig(), 859_520_964),
@@ -45,14 +46,8 @@ def parameters_of(module, name: str, config) -> dict:
     return convert.from_state_dict(name, state, abstract_part(config))
 
 
-def check(name: str, ours: jax.Array, theirs: torch.Tensor) -> None:
-    error = oracles.relative_error(ours, oracles.to_array(theirs))
-    print(f"{name}: {error:.1e}")
-    assert error <= 2e-4
-
-
 @pytest.mark.parametrize("kind", UNETS)
-def test_unet(kind: str) -> None:
+def test_unet(kind: str, parity) -> None:
     config, count = UNETS[kind]
     torch.manual_seed(0)
     module = oracles.torch_unet(config).eval()
@@ -64,28 +59,29 @@ def test_unet(kind: str) -> None:
         theirs = module(oracles.to_tensor(sample), torch.tensor([500]), oracles.to_tensor(text)).sample
     del module
     ours = jax.jit(UNet(config).apply)({"params": params}, sample, jnp.asarray([500.0]), text)
-    check(kind, ours, theirs)
+    parity(ours, oracles.to_array(theirs), most=2e-4)
 
 
-def test_vae() -> None:
+def test_vae(parity) -> None:
     config = sd15().vae
     torch.manual_seed(0)
     module = oracles.torch_vae(config).eval()
     params = {"params": parameters_of(module, "vae", config)}
     images, latents = oracles.normal(1, 1, 128, 96, 3), oracles.normal(2, 1, 16, 12, 4)
-    vae = VAE(config)
+    encode, decode = (jax.jit(functools.partial(VAE(config).apply, method=way)) for way in (VAE.encode, VAE.decode))
     with torch.no_grad():
-        posterior = module.encode(oracles.to_tensor(images)).latent_dist
-        check("encode", vae.apply(params, images, method=VAE.encode)[0], posterior.mean)
-        check("decode", vae.apply(params, latents, method=VAE.decode), module.decode(oracles.to_tensor(latents)).sample)
+        mean = module.encode(oracles.to_tensor(images)).latent_dist.mean
+        decoded = module.decode(oracles.to_tensor(latents)).sample
+    parity(encode(params, images)[0], oracles.to_array(mean), most=2e-4, what="encode")
+    parity(decode(params, latents), oracles.to_array(decoded), most=2e-4, what="decode")
 
 
 @pytest.mark.parametrize(("kind", "config"), [("ViT-L/14", TextConfig()), ("OpenCLIP-H", OPEN_CLIP_H)])
-def test_text_encoder(kind: str, config: TextConfig) -> None:
+def test_text_encoder(kind: str, config: TextConfig, parity) -> None:
     torch.manual_seed(0)
     module = oracles.torch_text_encoder(config).eval()
     params = parameters_of(module, "text_encoder", config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size - 2, (2, 77))
-    ours = TextEncoder(config).apply({"params": params}, jnp.asarray(ids))
+    ours = jax.jit(TextEncoder(config).apply)({"params": params}, jnp.asarray(ids))
     with torch.no_grad():
-        check(kind, ours, module(torch.tensor(ids)).last_hidden_state)
+        parity(ours, module(torch.tensor(ids)).last_hidden_state, most=2e-4)

@@ -106,7 +106,7 @@ def test_prompt_assets_steps_scales_and_seeds_do_not_recompile(model) -> None:
         )
 
     def programs() -> int:
-        return prepare._cache_size() + generation.generate._cache_size() + generation.decode._cache_size()
+        return prepare._cache_size() + generation._generate._cache_size() + generation._decode._cache_size()
 
     first = picture(inputs, 3, "ddim", 2.0, 0.0, 0)
     count = programs()
@@ -123,3 +123,16 @@ def test_prompt_assets_steps_scales_and_seeds_do_not_recompile(model) -> None:
     ):
         assert not np.array_equal(picture(*changed), first)
         assert programs() == count, changed[1:]
+
+
+def test_nan_is_no_picture(model) -> None:
+    """8 bits would show it as black."""
+    config, params, _ = model
+    shape = (1, config.latent_height, config.latent_width, config.vae.latent_channels)
+    assert generation.decode(params, jnp.zeros(shape), config=config, dtype=FLOAT32).dtype == np.uint8
+    broken = jnp.zeros(shape).at[0, 0, 0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="the model drew NaN or infinite numbers, no pictures"):
+        generation.decode(params, broken, config=config, dtype=FLOAT32)
+    # While a program is traced, as for exports, there are no numbers to look at.
+    traced = jax.jit(lambda latents: generation.decode(params, latents, config=config, dtype=FLOAT32))
+    assert traced(jnp.zeros(shape)).shape[-1] == 3

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_full_size_has_the_keys_of_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_equals_transformers(act: str) -> None:
+def test_equals_transformers(act: str, parity) -> None:
     torch = pytest.importorskip("torch")
     config = dataclasses.replace(SMALL, hidden_act=act)
     params = oracles.random_part(config)
@@ -54,7 +55,24 @@ def test_equals_transformers(act: str) -> None:
     ours = TextEncoder(config).apply({"params": params}, jnp.asarray(_ids()))
     with torch.no_grad():
         theirs = module(torch.tensor(_ids())).last_hidden_state
-    assert oracles.relative_error(ours, theirs) <= 1e-4
+    parity(ours, theirs, most=1e-4)
+
+
+def test_gradients_equal_torch_autograd(gradient_parity) -> None:
+    """Of every parameter."""
+    torch = pytest.importorskip("torch")
+    params, target = oracles.random_part(SMALL), oracles.normal(1, 2, 11, SMALL.hidden_size)
+    module = oracles.load_into(oracles.torch_text_encoder(SMALL), params)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.sum((TextEncoder(SMALL).apply({"params": params}, jnp.asarray(_ids())) - target) ** 2)
+
+    hidden = module(torch.tensor(_ids())).last_hidden_state
+    ((hidden - torch.tensor(np.asarray(target))) ** 2).sum().backward()
+    theirs = {convert.current_key("text_encoder", key): grad for key, grad in oracles.torch_gradients(module).items()}
+    gradient_parity(convert.state_dict(gradient(params)), theirs)
 
 
 def test_a_token_sees_none_behind_it() -> None:

@@ -37,7 +37,7 @@ def test_full_size_has_the_keys_of_the_checkpoint() -> None:
     [SMALL, dataclasses.replace(SMALL, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False)],
     ids=["sd", "plain"],
 )
-def test_equals_diffusers(config: VAEConfig) -> None:
+def test_equals_diffusers(config: VAEConfig, parity) -> None:
     torch = pytest.importorskip("torch")
     params = oracles.random_part(config)
     module = oracles.load_into(oracles.torch_vae(config), params)
@@ -47,9 +47,27 @@ def test_equals_diffusers(config: VAEConfig) -> None:
     with torch.no_grad():
         posterior = module.encode(oracles.to_tensor(images)).latent_dist
         expected = module.decode(oracles.to_tensor(latents)).sample
-    assert oracles.relative_error(mean, oracles.to_array(posterior.mean)) <= 1e-4
-    assert oracles.relative_error(log_variance, oracles.to_array(posterior.logvar)) <= 1e-4
-    assert oracles.relative_error(decoded, oracles.to_array(expected)) <= 1e-4
+    parity(mean, oracles.to_array(posterior.mean), most=1e-4, what="mean")
+    parity(log_variance, oracles.to_array(posterior.logvar), most=1e-4, what="log-variance")
+    parity(decoded, oracles.to_array(expected), most=1e-4, what="decoded")
+
+
+def test_gradients_equal_torch_autograd(gradient_parity) -> None:
+    """Of every parameter: the mean's reconstruction, and the log-variance."""
+    pytest.importorskip("torch")
+    params, images = oracles.random_part(SMALL), oracles.normal(1, 1, 16, 8, 3)
+    module = oracles.load_into(oracles.torch_vae(SMALL), params)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        decoded, _, log_variance = VAE(SMALL).apply({"params": params}, images)
+        return jnp.sum((decoded - images) ** 2) + jnp.sum(log_variance**2)
+
+    posterior = module.encode(oracles.to_tensor(images)).latent_dist
+    decoded = module.decode(posterior.mean).sample
+    (((decoded - oracles.to_tensor(images)) ** 2).sum() + (posterior.logvar**2).sum()).backward()
+    gradient_parity(convert.state_dict(gradient(params)), oracles.torch_gradients(module))
 
 
 def test_patches_of_pixels_go_in_and_come_out_in_place() -> None:

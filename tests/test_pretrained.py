@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 import shutil
 from pathlib import Path
@@ -16,55 +15,17 @@ from safetensors.numpy import load_file, save_file
 
 from fcjax import convert, folder, pretrained, single_file, trees
 from fcjax.cli import run
-from fcjax.composer import Composer
+from fcjax.composer import Composer, warn_of_slow_bfloat16
 from fcjax.config import Condition, TextConfig, UNetConfig, VAEConfig
 from fcjax.models import composer
 from fcjax.models.unet import UNet
-from fcjax.presets import sd15, tiny
+from fcjax.presets import sd15
 from fcjax.tokenizer import Tokenizer
 from infer import convert as convert_program
 from infer.request import weights_digest
 from tests import oracles
 from tests.conftest import TOKENIZER
-
-LATENT = 4
-
-
-def sd_parts(in_channels: int = LATENT) -> dict[str, Any]:
-    """Configs of small networks that only say what Stable Diffusion's files say."""
-    small = tiny()
-    vocabulary = Tokenizer.load(TOKENIZER).vocab_size
-    marks = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-    return {
-        "unet": dataclasses.replace(small.unet, ff_mult=4, in_channels=in_channels),
-        "vae": small.vae,
-        "text_encoder": dataclasses.replace(small.text_encoder, vocab_size=vocabulary, **marks),
-    }
-
-
-def save_stable_diffusion(path: Path, kind: str, in_channels: int) -> dict[str, Any]:
-    """A folder as diffusers writes it, of random weights, which are returned."""
-    parts = sd_parts(in_channels)
-    params = {name: oracles.random_part(part) for name, part in parts.items()}
-    for name, part in parts.items():
-        folder.save_part(path, name, params[name], part)
-    scheduler = {
-        "_class_name": "PNDMScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "clip_sample": False,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-    }
-    (path / "scheduler").mkdir()
-    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    shutil.copytree(TOKENIZER, path / "tokenizer")
-    (path / "model_index.json").write_text(json.dumps({"_class_name": kind, "safety_checker": [None, None]}))
-    return params
+from tests.stable_diffusion import LATENT, ldm_unet_key, ldm_vae_key, save_stable_diffusion, sd_parts
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +122,56 @@ def test_files_of_half_precision_are_found(stable, tmp_path: Path) -> None:
         pretrained.load(path)
 
 
+def mixed(path: Path, source: Path) -> Path:
+    """A copy of a folder whose UNet is of half precision and whose VAE has a bfloat16 tensor."""
+    shutil.copytree(source, path)
+    unet, vae = (path / name / "diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
+    save_file({key: tensor.astype(np.float16) for key, tensor in load_file(unet).items()}, unet)
+    tensors = load_file(vae)
+    save_file({**tensors, "decoder.conv_out.bias": tensors["decoder.conv_out.bias"].astype(jnp.bfloat16)}, vae)
+    return path
+
+
+def dtypes_of(tree: Any) -> set[str]:
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+def test_parameters_lie_in_the_dtype_of_computation(stable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or as is asked: a float32 folder takes no more of a card than the bfloat16 that it computes in."""
+    monkeypatch.setattr("fcjax.composer.jax.__version__", "0.10.0")  # a later one has something to say of CPUs
+    path = mixed(tmp_path / "mixed", stable[0])
+    for dtype in ("float32", "bfloat16", jnp.float16):
+        loaded = Composer.load(path, dtype)
+        assert loaded.dtype == dtype and dtypes_of(loaded.params) == {jnp.dtype(dtype).name}
+    assert dtypes_of(Composer.load(path, "bfloat16", param_dtype="float32").params) == {"float32"}
+    assert Composer.load(path).dtype == jnp.float32
+    for settings in ({"dtype": "bf16"}, {"dtype": "int8"}, {"dtype": float}, {"param_dtype": "fp16"}):
+        with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16; got"):
+            Composer.load(path, **settings)
+    with pytest.raises(ValueError, match="dtype must be one of .*; got 'fp32'"):
+        Composer(loaded.config, loaded.params, loaded.tokenizer, "fp32")
+
+
+def test_what_a_model_of_others_becomes_is_chosen_when_loading(stable) -> None:
+    config = Composer.load(stable[0], condition="tryon", binding="smallest").config
+    assert config.condition == "tryon" and config.binder.variant == "smallest" and config.unet.in_channels == 9
+    assert Composer.load(stable[0]).config.condition == "pose"
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("version", ["0.11.9", "0.12.0", "1.0.0.dev1"])
+def test_slow_bfloat16_is_warned_of(version: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a faster way: newer versions of JAX on a CPU, whose flag is not set."""
+    monkeypatch.setattr("fcjax.composer.jax.__version__", version)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true" if onednn else "")
+    warn_of_slow_bfloat16(jnp.dtype("float32"))
+    if version == "0.11.9" or onednn:
+        warn_of_slow_bfloat16(jnp.dtype("bfloat16"))
+    else:
+        with pytest.warns(UserWarning, match="XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true"):
+            warn_of_slow_bfloat16(jnp.dtype("bfloat16"))
+
+
 def test_folders_that_are_none_of_these(stable, tmp_path: Path) -> None:
     path = Path(shutil.copytree(stable[0], tmp_path / "model"))
     shutil.rmtree(path / "vae")
@@ -189,57 +200,6 @@ UNET_CONFIG = UNetConfig(
     layers_per_block=1,
 )
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64), layers_per_block=1)
-
-
-def ldm_unet_key(key: str, config: UNetConfig) -> str:
-    """A key of diffusers under the name that the original code's loops give it."""
-    layers, parts = config.layers_per_block, key.split(".")
-    ends = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "input_blocks.0.0",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2",
-    }
-    stem, leaf = key.rsplit(".", 1)
-    if stem in ends:
-        return f"{ends[stem]}.{leaf}"
-    if parts[0] == "mid_block":
-        place, inside = {"attentions.0": 1, "resnets.0": 0, "resnets.1": 2}[".".join(parts[1:3])], parts[3:]
-        prefix, kind = f"middle_block.{place}", parts[1]
-    else:
-        level, kind, layer, inside = int(parts[1]), parts[2], int(parts[3]), parts[4:]
-        side = "input" if parts[0] == "down_blocks" else "output"
-        block = 1 + level * (layers + 1) + layer if side == "input" else level * (layers + 1) + layer
-        if kind == "downsamplers":
-            return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{parts[-1]}"
-        if kind == "upsamplers":
-            attention = config.up_block_types[level].startswith("CrossAttn")
-            return f"output_blocks.{level * (layers + 1) + layers}.{2 if attention else 1}.conv.{parts[-1]}"
-        prefix = f"{side}_blocks.{block}.{int(kind == 'attentions')}"
-    if kind == "resnets":
-        ours = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
-        ours |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-        inside = [ours[inside[0]], *inside[1:]]
-    return ".".join([prefix, *inside])
-
-
-def ldm_vae_key(key: str, levels: int) -> str:
-    for ours, theirs in (
-        ("mid_block.resnets.0", "mid.block_1"),
-        ("mid_block.resnets.1", "mid.block_2"),
-        ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
-        ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
-        ("mid_block.attentions.0.to_", "mid.attn_1."),
-        ("conv_norm_out", "norm_out"),
-        ("conv_shortcut", "nin_shortcut"),
-        ("downsamplers.0", "downsample"),
-        ("upsamplers.0", "upsample"),
-        ("down_blocks", "down"),
-        ("resnets", "block"),
-    ):
-        key = key.replace(ours, theirs)
-    return re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +268,32 @@ def test_all_that_a_single_file_lacks_is_listed_at_once(single, tmp_path: Path) 
     assert "down_blocks.0.resnets.0.conv1.bias" in str(error.value) and "lora.weight" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_damaged_weights(kind: str, stable, single, tmp_path: Path) -> None:
+    """Cut short, and with a value that is none, in a folder and in a single file."""
+    if kind == "folder":
+        path = Path(shutil.copytree(stable[0], tmp_path / "model"))
+        file, key = path / "text_encoder" / "model.safetensors", "text_model.final_layer_norm.bias"
+    else:
+        path = file = Path(shutil.copy(single[0], tmp_path / "model.safetensors"))
+        key = single_file.VAE + "quant_conv.bias"
+    tensors, whole = load_file(file), file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=re.escape(f"{file} is no readable safetensors file (cut short?)")):
+        pretrained.load(path)
+    tensors[key] = np.full_like(tensors[key], np.nan)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}: {re.escape(key)} holds values that are not finite"):
+        pretrained.load(path)
+
+
+def test_a_pickle_is_called_one(tmp_path: Path) -> None:
+    file = tmp_path / "v1-5-pruned-emaonly.ckpt"
+    file.write_bytes(b"PK")
+    with pytest.raises(ValueError, match="emaonly.ckpt is a pickle, which can run code: save it as safetensors first"):
+        pretrained.load(file)
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
@@ -348,6 +334,19 @@ def test_the_program_converts_and_says_what_it_found(stable, tmp_path: Path, cap
     assert Tokenizer.load(out / "tokenizer").vocab_size == Tokenizer.load(TOKENIZER).vocab_size
 
 
+def test_the_program_keeps_what_every_tensor_is_stored_as(stable, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "converted"
+    convert_model(mixed(tmp_path / "mixed", stable[0]), out)
+    printed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "M parameters" in line}
+    assert printed["unet"].endswith("  float16") and printed["vae"].endswith("  bfloat16, float32")
+    params = folder.load(out)[1]
+    assert dtypes_of(params["unet"]) == dtypes_of(params["reference_unet"]) == {"float16"}
+    assert dtypes_of(params["text_encoder"]) == {"float32"} and dtypes_of(params["binder"]) == {"float16"}
+    vae = trees.flatten(params["vae"])
+    assert dtypes_of(vae.pop("decoder/conv_out/bias")) == {"bfloat16"} and dtypes_of(vae) == {"float32"}
+    np.testing.assert_array_equal(vae["encoder/conv_in/kernel"], stable[1]["vae"]["encoder"]["conv_in"]["kernel"])
+
+
 def test_the_program_names_what_another_folder_holds(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "tryon"
     convert_model(tiny_model_folder, tmp_path / "whole")
@@ -371,44 +370,21 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
     for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
         file = broken / part / f"{stem}.safetensors"
         tensors = load_file(file)
-        tensors["further.weight"] = tensors.pop(sorted(tensors)[0])
+        first, second, *_ = sorted(tensors)
+        tensors["further.weight"] = tensors.pop(first)
+        tensors[second] = np.ones((2, 1), np.float32)
         save_file(tensors, file)
     lonely = Path(shutil.copy(single[0], tmp_path))
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out"
     line = refused(broken, out)
     # Of both parts at once.
-    assert line.count("further.weight") == 2 and "2 keys" not in line and "the unet" in line and "the text_enc" in line
+    assert line.count("1 keys missing, 1 unused, 1 of another shape missing: ") == 2 and "the text_encoder" in line
+    assert line.count("unused: further.weight of another shape: ") == 2 and line.count(": (2, 1) in the file, (") == 2
     assert "give one with --tokenizer" in refused(lonely, out)
     assert "exists already; give a new folder" in refused(stable[0], broken)
     assert "inpainting" not in refused(tmp_path / "nowhere", out)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The Hub
-
-
-def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = {}
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked[name] = allow_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert pretrained.locate("stable-diffusion-v1-5/stable-diffusion-v1-5") == tmp_path
-    assert "*/diffusion_pytorch_model.safetensors" in asked["stable-diffusion-v1-5/stable-diffusion-v1-5"]
-    assert pretrained.locate("mini") == pretrained.MINI and pretrained.locate("a/b/c") == Path("a/b/c")
-    assert pretrained.locate(tmp_path) == tmp_path and len(asked) == 1
-
-
-def test_a_hub_name_that_is_not_cached_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    where = re.escape(str(tmp_path / "models--nobody--nothing"))
-    with pytest.raises(ValueError, match=f"nobody/nothing is no path, and not to be had .* {where}"):
-        pretrained.locate("nobody/nothing")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        convert_model(stable[0], out, "--dtype", "bf16")
+    assert exit_.value.code == 2 and "invalid choice 'bf16' for argument '--dtype'" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def torch_inputs(config: ComposerConfig, channels: int) -> tuple[Any, Any, Any]:
     return oracles.normal(1, 2, 8, 6, channels), jnp.asarray([3.0, 900.0]), text
 
 
-def test_a_composer_computes_what_diffusers_computes(written: Written) -> None:
+def test_a_composer_computes_what_diffusers_computes(written: Written, parity) -> None:
     config, params, *_ = pretrained.load(written.path, dtype="float32")
     velocity = config.unet.use_linear_projection
     assert config.diffusion.prediction_type == ("v_prediction" if velocity else "epsilon")
@@ -108,9 +108,8 @@ def test_a_composer_computes_what_diffusers_computes(written: Written) -> None:
         "decode": vae.apply({"params": params["vae"]}, sample, method=VAE.decode),
         "text": encoder.apply({"params": params["text_encoder"]}, jnp.asarray(ids)),
     }
-    errors = {name: oracles.relative_error(ours[name], oracles.to_array(expected[name])) for name in ours}
-    print(errors)
-    assert max(errors.values()) <= 1e-4
+    for name, theirs in expected.items():
+        parity(ours[name], oracles.to_array(theirs), most=1e-4, what=name)
 
 
 def test_diffusers_opens_what_the_program_converted(written: Written, tmp_path: Path) -> None:
@@ -135,7 +134,7 @@ def test_diffusers_opens_what_the_program_converted(written: Written, tmp_path: 
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1])
-def test_clip_skip_equals_diffusers(written: Written, clip_skip: int) -> None:
+def test_clip_skip_equals_diffusers(written: Written, clip_skip: int, parity) -> None:
     """As StableDiffusionPipeline.encode_prompt has it: an earlier layer's output through the final norm."""
     config, params, *_ = pretrained.load(written.path, clip_skip=clip_skip)
     assert config.text_encoder.num_hidden_layers == written.text_encoder.config.num_hidden_layers - clip_skip
@@ -146,7 +145,7 @@ def test_clip_skip_equals_diffusers(written: Written, clip_skip: int) -> None:
     with torch.no_grad():
         hidden = written.text_encoder(torch.tensor(ids), output_hidden_states=True).hidden_states
         theirs = final(hidden[-(clip_skip + 1)])
-    assert oracles.relative_error(ours, theirs) <= 1e-4
+    parity(ours, theirs, most=1e-4)
     layers = written.text_encoder.config.num_hidden_layers
     for wrong in (-1, layers):
         with pytest.raises(ValueError, match=f"clip_skip must lie between 0 and {layers - 1} .* got {wrong}"):
