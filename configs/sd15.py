@@ -1,5 +1,6 @@
 """The paper's model, from Stable Diffusion 1.5's weights, on data that you prepare."""
 
+import dataclasses
 from pathlib import Path
 
 from fcjax import presets
@@ -41,4 +42,25 @@ def compose() -> TrainConfig:
         log_every=50,
         watch_every=1000,
         checkpoint_every=1000,
+    )
+
+
+def tryon() -> TrainConfig:
+    """The same parameters of a model that tries on, from where `compose` ended, as the paper fine-tunes it.
+
+    python -m train.prepare viton-hd SRC data/viton
+    python -m train.prepare latents --config sd15_tryon --data data/viton --model outputs/sd15 \\
+        --out data/latents_sd15_tryon
+    python -m train.run --config sd15_tryon --out runs/sd15_tryon --strategy fsdp
+
+    `--start outputs/sd15` starts from a composer that was never trained.
+    """
+    return dataclasses.replace(
+        compose(),
+        name="sd15_tryon",
+        task="tryon",
+        data=Path("data/latents_sd15_tryon"),
+        start=Path("runs/sd15/model"),
+        # Choice: the paper is silent; what is kept of the person need not be learnt anew.
+        steps=20_000,
     )

@@ -6,7 +6,7 @@ album.pictures[0].image.save("page.png")
 
 What makes the pages one person's, without training (the paper's section on albums): from the second page on, tokens
 use keys and values of the first page's instead of their own. "cross_frame" exchanges all of them, "correspondence"
-those that show the same place of the body. With `align` the album is made twice, and the faces of the cross-frame one
+those that show the same place of the body, and then the album is made twice (`align`): the faces of a cross-frame one
 are put into the other's latents.
 """
 
@@ -58,7 +58,7 @@ def make_album(
     pages: Sequence[Page],
     *,
     sharing: Sharing = "correspondence",
-    align: bool = True,
+    align: bool | None = None,
     same_noise: bool = True,
     seed: int = 0,
     steps: int = 20,
@@ -66,6 +66,7 @@ def make_album(
     reference_guidance: float | None = None,
     guidance_rescale: float = 0.0,
     sampler: str = "ddim",
+    eta: float = 0.0,
     size: tuple[int, int] | None = None,
     layout_seed: int = 0,
     batch_size: int = 4,
@@ -74,17 +75,25 @@ def make_album(
     """An album of one person.
 
     sharing: how the pages use the first one's keys and values.
-    align: put the faces of a cross-frame album into this one (for "correspondence" alone; twice the time).
+    align: put the faces of a cross-frame album into this one, in twice the time: by default of "correspondence", for
+      which alone it has a meaning.
     same_noise: all pages start from the noise of `seed`; else page i from that of `seed + i`.
     batch_size: pages sampled at once, the first included; it is part of every batch. Memory grows with it.
     progress(done, steps): after every step, all batches counted; returning False raises SamplingCancelledError.
 
-    One page is what `Composer.compose` makes of it. Other arguments, warnings and errors as there.
+    One page is what `Composer.compose` makes of it. Other arguments, warnings and errors as there; ValueError as well
+    for a composer that was spread over several devices.
     """
     if not pages:
         raise ValueError("an album needs at least one page")
-    if sharing not in get_args(Sharing):
-        raise ValueError(f"sharing is {sharing!r}; expected one of {', '.join(get_args(Sharing))}")
+    check_sharing(sharing, align)
+    if composer.config.condition != "pose":
+        raise ValueError(
+            f"albums are composed from bodies, and this model's condition is {composer.config.condition!r}: load one "
+            "that composes"
+        )
+    if composer.mesh is not None:
+        raise ValueError("albums are made on one device: give the composer that was loaded, not the one of `spread`")
     config = composer.config.sized(size)
     check_whole(layout_seed=layout_seed)
     count = len(pages)
@@ -92,12 +101,12 @@ def make_album(
         raise ValueError(f"batch_size must be at least 2, the first page and another, got {batch_size}")
     sampling = sampling_of(
         config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, 1 if same_noise else count,
-        batch_size,
+        batch_size, eta,
     )  # fmt: skip
     keys = jnp.repeat(sampling.keys, count) if same_noise else sampling.keys
     prepared = [_prepared(composer, config, page, number, layout_seed) for number, page in enumerate(pages)]
     check_bodies(prepared)
-    aligned = align and sharing == "correspondence" and count > 1
+    aligned = (sharing == "correspondence" if align is None else align) and count > 1
     modes: list[Sharing] = ["cross_frame", sharing] if aligned else [sharing]
     matches = page_matches(config, prepared)
     # The first page is in every batch; the last one is filled up with repetitions.
@@ -127,6 +136,16 @@ def make_album(
     return Album(pictures, np.array([shares(sharing, match) for match in matches]))
 
 
+def check_sharing(sharing: str, align: bool | None) -> None:
+    """ValueError for an unknown way of sharing, and for alignment with another than that which it belongs to."""
+    if sharing not in get_args(Sharing):
+        raise ValueError(f"sharing is {sharing!r}; expected one of {', '.join(get_args(Sharing))}")
+    if align and sharing != "correspondence":
+        raise ValueError(
+            f"align puts faces into an album that is made by correspondence; with sharing {sharing!r} leave it out"
+        )
+
+
 def _prepared(composer: Composer, config: ComposerConfig, page: Page, number: int, layout_seed: int) -> Prepared:
     try:
         prepared = prepare(config, composer.tokenizer, page.prompt, page.assets, page.body, layout_seed=layout_seed)
@@ -141,8 +160,10 @@ def check_bodies(prepared: Sequence[Prepared]) -> None:
     meshes = [page.maps.faces for page in prepared if page.maps is not None]
     for number, mesh in enumerate(meshes[1:], 2):
         if not np.array_equal(mesh, meshes[0]):
+            counts = f"{len(mesh)} triangles, page 1 one of {len(meshes[0])}"
+            same = f"{len(mesh)} triangles between other vertices than those of page 1"
             raise ValueError(
-                f"page {number} shows a body of {len(mesh)} triangles, page 1 one of {len(meshes[0])}: pages of one "
+                f"page {number} shows a body of {same if len(mesh) == len(meshes[0]) else counts}: pages of one "
                 "person need bodies of one model (all SMPL's, or all the embedded one's)"
             )
 
@@ -177,8 +198,7 @@ def page_matches(config: ComposerConfig, prepared: Sequence[Prepared]) -> list[P
 
 
 def _iuv(prepared: Prepared) -> np.ndarray:
-    if prepared.maps is None:
-        raise ValueError("albums are composed from bodies; this model tries on")
+    assert prepared.maps is not None
     return prepared.maps.iuv
 
 

@@ -12,9 +12,11 @@ python -m infer.album --request album.json --out outputs/album
 }
 
 "turntable": 8 in place of "pages" makes eight views around the album's body. A page has its own prompt, assets and
-parts of the body where it names them, else the album's. Further keys are those of `fcjax.make_album`. Written are
-page_1.png ..., each of which holds the request, a contact sheet, and album.json with the shares of tokens that look at
-the first page. Asset files may lie beside the request.
+parts of the body where it names them, else the album's. A pose may be a frame of a file of SMPL parameters (AMASS,
+4D-Humans, WHAM, SMPLify-X): {"body": {"params": "walk.npz", "frame": 12, "up": "z", "subject": "0"}}, all but params
+as the case needs it; with params in the album's body, pages can name frames alone. Further keys are those of
+`fcjax.make_album`. Written are page_1.png ..., each of which holds the request, a contact sheet, and album.json with
+the shares of tokens that look at the first page. Files may lie beside the request.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -34,13 +36,16 @@ from fcjax.cli import run
 from infer.compose import prepare_folder, save_png
 from infer.densepose import preview
 from infer.request import (
+    POSE_FILE,
     AssetFile,
     asset_files,
     asset_problems,
+    body_problems,
     changed,
     check,
     check_whole_numbers,
     key_problems,
+    make_body,
     png_metadata,
     tuples,
     weights_digest,
@@ -72,7 +77,7 @@ class AlbumRequest:
     pages: tuple[PageRequest, ...]
     model: str = "mini"
     sharing: "Sharing" = "correspondence"
-    align: bool = True
+    align: bool | None = None
     same_noise: bool = True
     seed: int = 0
     steps: int = 20
@@ -80,41 +85,50 @@ class AlbumRequest:
     reference_guidance: float | None = None
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
+    eta: float = 0.0
     size: tuple[int, int] | None = None
     layout_seed: int = 0
     batch_size: int = 4
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "sampler", "sharing"):
+        for name in ("model", "sampler", "sharing", *(["dtype"] if self.dtype is not None else [])):
             check(name, getattr(self, name), str, "a name")
         for name in ("seed", "steps", "layout_seed", "batch_size"):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
-        for name in ("align", "same_noise"):
+        for name in ("same_noise", *(["align"] if self.align is not None else [])):
             check(name, getattr(self, name), bool, "true or false")
         if self.reference_guidance is not None:
             check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("guidance", "guidance_rescale"):
+        for name in ("guidance", "guidance_rescale", "eta"):
             check(name, getattr(self, name), numbers.Real, "a number")
         if self.size is not None:
             check_whole_numbers("size", self.size, 2, "height and width")
-        from fcjax.album import Sharing
+        from fcjax.album import check_sharing
 
-        if self.sharing not in get_args(Sharing):
-            raise ValueError(f"sharing is {self.sharing!r}; expected one of {', '.join(get_args(Sharing))}")
+        check_sharing(self.sharing, self.align)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `fcjax.make_album`."""
         fields = (field.name for field in dataclasses.fields(self))
-        return {name: getattr(self, name) for name in fields if name not in ("pages", "model")}
+        return {name: getattr(self, name) for name in fields if name not in ("pages", "model", "dtype")}
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"model": self.model, "pages": [page.asdict() for page in self.pages], **self.settings}
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "pages": [page.asdict() for page in self.pages],
+            **self.settings,
+        }
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], source: str) -> "AlbumRequest":
-        """The request of plain data; ValueError names every unknown key at once, and `source`."""
+    def from_dict(cls, given: Mapping[str, Any], source: str, beside: Path | None = None) -> "AlbumRequest":
+        """The request of plain data; ValueError names every unknown key at once, and `source`.
+
+        beside: a folder where bodies' files may lie as well.
+        """
         if not isinstance(given, Mapping):
             raise ValueError(f"{source} must be a JSON object with pages, not {type(given).__name__}")
         common = {name: given[name] for name in ("prompt", "assets", "body") if name in given}
@@ -131,7 +145,7 @@ class AlbumRequest:
             problems += _page_problems(page, f"pages[{number}].")
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
-        made = tuple(_page(common, page, f"{source}: pages[{number}]") for number, page in enumerate(pages))
+        made = tuple(_page(common, page, f"{source}: pages[{number}]", beside) for number, page in enumerate(pages))
         try:
             return cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
         except ValueError as error:
@@ -143,7 +157,7 @@ class AlbumRequest:
         if not path.is_file():
             raise ValueError(f"no such request file: {path}")
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path), path.parent)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
 
@@ -162,23 +176,26 @@ def _page_problems(given: Mapping[str, Any], prefix: str) -> Iterator[str]:
     # Nothing is missing: what a page leaves out the album may say.
     yield from key_problems(PageRequest, {"prompt": "", **given}, prefix)
     yield from asset_problems(given, prefix)
-    body = given.get("body", {})
-    if isinstance(body, Mapping):
-        yield from key_problems(Body, body, f"{prefix}body.")
-    else:
-        yield f"{prefix}body must be an object such as {{'pose': 'walking'}}"
+    yield from body_problems(given, prefix)
 
 
-def _page(common: Mapping[str, Any], given: Mapping[str, Any], place: str) -> PageRequest:
+def _page(common: Mapping[str, Any], given: Mapping[str, Any], place: str, beside: Path | None) -> PageRequest:
     """A page with what the album says for all."""
-    whole = {**common, **given, "body": {**common.get("body", {}), **given.get("body", {})}}
+    whole = {**common, **given, "body": _merged(common.get("body", {}), given.get("body", {}))}
     prompt = whole.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{place} has no prompt, nor has the album")
     try:
-        return PageRequest(prompt, asset_files(whole), Body(**whole["body"]))
+        return PageRequest(prompt, asset_files(whole), make_body(whole["body"], beside))
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A page's body over the album's, of whose pose nothing is left where the page has one."""
+    poses = {"pose", "joint_rotations", "params"}
+    replaced = {*poses, *POSE_FILE} if poses & own.keys() else set()
+    return {**{name: value for name, value in common.items() if name not in replaced}, **own}
 
 
 @dataclass(frozen=True)
@@ -193,10 +210,14 @@ class Flags:
     sharing: Annotated[str | None, tyro.conf.arg(metavar="none|cross_frame|correspondence")] = None
     """How pages use the keys and values of the first."""
     align: bool | None = None
-    """Put the faces of a cross-frame album into this one."""
+    """Put the faces of a cross-frame album into this one (default: where pages share by correspondence)."""
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 ancestral."""
+    dtype: str | None = None
+    """Of computation (default: float32 on a CPU, else bfloat16)."""
     size: tuple[int, int] | None = None
     """Height and width of the pages."""
     batch_size: int | None = None
@@ -226,7 +247,8 @@ def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[lis
         charts = preview(picture.maps)
         body = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
         garments: list[Panel] = [(asset.phrase, asset.image) for asset in given.assets]
-        label = f"{page.body.pose}, {100 * matched[0]:.0f} % of its tokens matched"
+        pose = "own pose" if page.body.joint_rotations is not None else page.body.pose
+        label = f"{pose}, {100 * matched[0]:.0f} % of its tokens matched"
         made.append([*garments, (label, body), (page.prompt, picture.image)])
     return made
 
@@ -249,7 +271,7 @@ def main(flags: Flags) -> None:
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
 
-    composer = Composer.load(request.model)
+    composer = Composer.load(request.model, dtype=request.dtype)
     with tqdm(unit="step", desc="album") as bar:
 
         def advance(done: int, steps: int) -> None:

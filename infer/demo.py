@@ -20,12 +20,12 @@ from PIL import Image
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
-from fcjax.data.captioner import listed
 from fcjax.wardrobe import Sample, Wardrobe
 from fcjax.wardrobe.undressing import take_off
 from infer import album, tryon
 from infer.compose import make, panels, prepare_folder, save
 from infer.request import AssetFile, ComposeRequest, changed
+from infer.sets import worn_by
 from infer.sheet import Panel, sheet
 
 POSES = ("catwalk", "one_hand_on_hip")
@@ -122,7 +122,7 @@ def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryo
         model=model,
         person=str(flags.out / "person.png"),
         mask=str(flags.out / "mask.png"),
-        prompt=_worn_by(other, files),
+        prompt=worn_by(other.subject, [file.phrase for file in files]),
         asset=tuple(f"{flags.out / file.path}={file.phrase}" for file in files),
         seed=flags.seed,
         steps=flags.steps,
@@ -136,7 +136,8 @@ def write_album(sample: Sample, other: Sample, flags: Flags) -> Path:
     )
     face, garments = files[_face(sample)], _garments(other, others)
     pages: list[dict[str, Any]] = [{"body": {"pose": pose}} for pose in ALBUM_POSES]
-    pages[-1] |= {"prompt": _worn_by(sample, garments), "assets": [changed(file) for file in (face, *garments)]}
+    prompt = worn_by(sample.subject, [file.phrase for file in garments])
+    pages[-1] |= {"prompt": prompt, "assets": [changed(file) for file in (face, *garments)]}
     content = {
         "prompt": sample.caption,
         "assets": [changed(file) for file in files],
@@ -158,13 +159,6 @@ def _face(sample: Sample) -> int:
 
 def _garments(sample: Sample, files: tuple[AssetFile, ...]) -> list[AssetFile]:
     return [file for file, asset in zip(files, sample.assets, strict=True) if asset.kind != "face"]
-
-
-def _worn_by(sample: Sample, garments: list[AssetFile]) -> str:
-    """A prompt: the sample's person in the garments."""
-    phrase = sample.assets[_face(sample)].phrase
-    subject = f"a person with {phrase}" if "face" in phrase else phrase
-    return f"{subject} wearing {listed([file.phrase for file in garments])}"
 
 
 def _composed(requests: list[ComposeRequest], flags: Flags) -> list[list[Panel]]:

@@ -15,12 +15,14 @@ metres and normals; preview.png shows parts with squares of u and v beside the a
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+import tyro
+from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image
 
@@ -77,6 +79,9 @@ class Request:
     """Whose parameters of --params, where it has several people's (WHAM)."""
     betas: int | None = None
     """How many of the betas in --params to use, the first ones; all by default. AMASS has 16, many SMPL files 10."""
+    beta: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NUMBER=VALUE puts a value in the place of one of the betas, in standard deviations, on the same pose; may be
+    repeated. In the official SMPL files 0 is mostly height and 1 mostly weight; which way, preview.png shows."""
     up: Literal["y", "-y", "z"] = "y"
     """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
     smpl: Path | None = None
@@ -99,6 +104,8 @@ def render(request: Request) -> BodyMaps:
     parameters = (
         None if request.params is None else read_parameters(request.params, request.frame, request.up, request.subject)
     )
+    if request.beta and request.smpl is None:
+        raise ValueError("--beta shapes your own SMPL body: give --smpl, too, or use --height, --weight and their like")
     if request.betas is not None and request.betas < 0:
         raise ValueError(f"--betas is how many to use: it must be 0 or more, got {request.betas}")
     if request.uv_processed is not None and request.smpl is None:
@@ -146,6 +153,7 @@ def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
             raise ValueError(
                 f"{request.params} has {len(betas)} betas, {request.smpl} takes {known}: --betas {known} uses the first"
             )
+    betas = with_betas(betas, request.beta, known)
     posed = model(parameters.rotations_for(model), betas, parameters.translation, parameters.expression).vertices[0]
     if request.uv_processed is not None:
         if model.name != "SMPL":
@@ -165,6 +173,28 @@ def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
     frame = frame_full if full else frame_upper
     camera = frame(shown, *request.size, view=asked.view, elevation=asked.elevation, distance=asked.distance)
     return mesh_maps(posed, faces, charts, camera, *request.size)
+
+
+def with_betas(betas: Float[ndarray, "s"] | None, edits: Sequence[str], known: int) -> Float[ndarray, "b"] | None:
+    """The betas, zeros up to `known` where there are none, with those that NUMBER=VALUE names put in their places.
+
+    ValueError for other words, and for a number that is not known.
+    """
+    if not edits:
+        return betas
+    whole = np.zeros(known)
+    if betas is not None:
+        whole[: len(betas)] = betas
+    for words in edits:
+        number, _, value = words.partition("=")
+        try:
+            place, amount = int(number), float(value)
+        except ValueError:
+            raise ValueError(f"--beta is {words!r}; expected NUMBER=VALUE, such as 0=2") from None
+        if not 0 <= place < known or not np.isfinite(amount):
+            raise ValueError(f"--beta is {words!r}; expected a finite value of one of the betas 0 to {known - 1}")
+        whole[place] = amount
+    return whole
 
 
 def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:

@@ -23,6 +23,8 @@ from fcjax.body.smpl import SMPL, load_arrays
 POSE_JOINTS = {24: "SMPL", 22: None, 52: "SMPL+H", 55: "SMPL-X"}
 BODY_JOINTS = (23, 21)  # the same without the root
 SHARED_JOINTS = 22
+VPOSER_CODE = 32
+"""Numbers of a pose in VPoser's latent space, which SMPLify-X writes where it fitted with it."""
 FACE_KEYS = ("jaw_pose", "leye_pose", "reye_pose")
 HANDS = ("left_hand_pose", "right_hand_pose")
 SMPLX_KEYS = (*FACE_KEYS, *HANDS, "expression")
@@ -257,6 +259,12 @@ def _joints(arrays: Mapping[str, Any], key: str, counts: tuple[int, ...], frame:
                 return as_rotation_matrices(_frame(frames, frame, key), count)
         if _one_matrix(array, count):
             return as_rotation_matrices(array[None], 1)
+    if key == "body_pose" and array.shape[-1:] == (VPOSER_CODE,):
+        raise ValueError(
+            f"body_pose holds {VPOSER_CODE} numbers a frame, which are VPoser's code of a pose, not the pose: decode "
+            "them with the VPoser of the fit (human_body_prior: vposer.decode(body_pose, output_type='aa')) and save "
+            "the 63 numbers that it gives as body_pose"
+        )
     expected = " or ".join(f"{count} joints" for count in counts)
     raise ValueError(f"{key} has shape {array.shape}; expected axis-angle vectors or matrices of {expected}")
 

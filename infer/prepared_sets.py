@@ -1,8 +1,9 @@
 """Sets to compose or to try on from a prepared data set: its people and poses, their own garments or another's.
 
-Assets are cut from the stored canvas 0. Where the data set does not say where a garment is worn, or where the garments
-are another sample's, its region is the part of the body that such a thing covers; what two assets would cover is
-counted for neither.
+Assets are cut from the stored canvas 0. Where the data set does not say where a garment is worn, its region is the part
+of the body that such a thing covers; what two assets would cover is counted for neither. Another sample's garment is
+looked for where the person's own of the same place is, but for what it leaves bare on the other. Of try-on, regions
+lie inside the mask.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from fcjax.assets import Asset, Box
 from fcjax.body import BodyMaps, atlas_uv
 from fcjax.body.camera import Camera
 from fcjax.body.charts import face_of
+from fcjax.body.matching import match_tokens
 from fcjax.body.rasterizer import Fragments
 from fcjax.data import Prepared
 from fcjax.data.kinds import CATEGORY_OF
@@ -25,9 +27,11 @@ from fcjax.frame import Frame
 from fcjax.metrics import Palette, Target, asset_palette, face_palette
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
-from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet
+from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet, worn_by
 
 Pairing = Literal["paired", "unpaired"]
+COARSE = 2
+"""Pixels along a side of the squares in which two people's bodies are compared."""
 FEET, HEAD = (5, 6), (23, 24)
 """DensePose's parts."""
 _PARTS: Mapping[str, tuple[int, ...]] = {
@@ -46,7 +50,7 @@ class PreparedSets:
 
     pairing: "paired" has its own garments, and its picture is the truth; "unpaired" those of another sample, chosen by
     the seed, and no truth. A set that was prepared with unpaired garments keeps those. For try-on, garments go to
-    people who wear the same kinds; `without_partner` are the samples for which there is no such other.
+    people whose own cover the same of the body; `without_partner` are the samples for which there is no such other.
     """
 
     def __init__(
@@ -75,9 +79,10 @@ class PreparedSets:
         """Every sample takes the garments of the next one in a random order of those of its kind."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for index in np.random.default_rng(seed).permutation(len(self.data)):
-            kinds = tuple(sorted(self.data[int(index)]["kinds"])) if self.task == "tryon" else ()
-            groups.setdefault(kinds, []).append(int(index))
-        self.without_partner = sorted(group[0] for group in groups.values() if len(group) == 1)
+            worn = tuple(sorted(worn_of(self.data[int(index)]))) if self.task == "tryon" else ("anything",)
+            groups.setdefault(worn, []).append(int(index))
+        # Who has nothing to take off (a group of its own) has nothing to give.
+        self.without_partner = sorted([*groups.pop((), []), *(own[0] for own in groups.values() if len(own) == 1)])
         partner = {
             index: group[(place + 1) % len(group)]
             for group in groups.values()
@@ -87,7 +92,7 @@ class PreparedSets:
         if not partner:
             raise ValueError(
                 f"no two samples of {self.data.folder} can exchange garments: a larger set is needed"
-                + (", or one of people who wear the same kinds" if self.task == "tryon" else "")
+                + (", or one of people whose garments cover the same" if self.task == "tryon" else "")
             )
         self.indices = sorted(partner)
         self.donors = [partner[index] for index in self.indices]
@@ -101,28 +106,30 @@ class PreparedSets:
         return Frame.of(image.shape[:2], self.height, self.width).picture(image)
 
     def __getitem__(self, index: int) -> EvaluationSet:
-        sample, donor = self.data[self.indices[index]], self.data[self.donors[index]]
+        sample = self.data[self.indices[index]]
+        donor = sample if self.donors[index] == self.indices[index] else self.data[self.donors[index]]
         frame = Frame.of(sample["image"].shape[:2], self.height, self.width)
         assets, boxes = assets_of(donor)
         kinds, iuv = tuple(donor["kinds"]), frame.labels(sample["iuv"])
-        own = self.pairing == "paired"
-        stored = frame.labels(stored_regions(sample))
-        if not own:
-            stored = renumbered(stored, sample["kinds"], kinds)
-        image = frame.picture(sample["image"])
-        person = None
+        regions = self._regions(sample, donor)
+        image, prompt, person = frame.picture(sample["image"]), donor["caption"], None
         if self.task == "tryon":
             person = Person(image, frame.labels(sample["mask"]) > 0)
+            regions[~person.mask] = 0
+            if donor is not sample:
+                # Choice: data sets but Wardrobe do not say who a picture shows.
+                prompt = worn_by(sample.get("subject", "a person"), donor["phrases"])
         target = Target(
             kinds=kinds,
             palettes=palettes_of(assets, kinds),
-            regions=completed(stored, iuv[..., 0], kinds),
-            truth=image if own else None,
+            regions=regions,
+            truth=image if self.pairing == "paired" else None,
+            iuv=iuv if self.pairing == "paired" else None,
             person=None if person is None else person.image,
             mask=None if person is None else person.mask,
         )
         return EvaluationSet(
-            donor["caption"],
+            prompt,
             assets,
             maps_of(iuv),
             target,
@@ -130,6 +137,20 @@ class PreparedSets:
             boxes if donor["canvas0"].shape[:2] == (self.height, self.width) else None,
             person,
         )
+
+    def _regions(self, sample: Mapping[str, Any], donor: Mapping[str, Any]) -> Int8[ndarray, "h w"]:
+        """Where the person wears, or would wear, which of the donor's assets."""
+        maps, worn = [], worn_of(donor)
+        for one in (sample, donor):
+            frame = Frame.of(one["image"].shape[:2], self.height, self.width)
+            maps.append((frame.labels(one["iuv"]), frame.labels(stored_regions(one))))
+        (iuv, stored), (others_iuv, others) = maps
+        if self.pairing == "unpaired":
+            stored = renumbered(stored, worn_of(sample), worn)
+        regions = completed(stored, iuv[..., 0], worn)
+        if donor is sample:
+            return regions
+        return without_bare(regions, iuv, completed(others, others_iuv[..., 0], worn), others_iuv)
 
 
 def assets_of(sample: Mapping[str, Any]) -> tuple[tuple[Asset, ...], tuple[Box, ...]]:
@@ -159,17 +180,41 @@ def palettes_of(assets: Sequence[Asset], kinds: Sequence[str]) -> tuple[Palette,
 
 
 def stored_regions(sample: Mapping[str, Any]) -> UInt8[ndarray, "h w"]:
-    """Where the person wears which asset, as far as the record tells: Wardrobe's says it of flat garments' places."""
-    return sample["regions"] if "regions" in sample else np.ascontiguousarray(sample["origins"][..., 0])
+    """Where the person wears which asset, as far as the record tells. ValueError for a record of before there were."""
+    if "regions" not in sample:
+        raise ValueError(
+            f"the sample {sample['caption']!r} does not say where its garments are worn: prepare the set anew"
+        )
+    return sample["regions"]
 
 
-def renumbered(regions: UInt8[ndarray, "h w"], kinds: Sequence[str], others: Sequence[str]) -> UInt8[ndarray, "h w"]:
-    """The regions of assets of `kinds` as those of other assets of the same kinds, 0 where there is none."""
-    table = np.zeros(len(kinds) + 1, np.uint8)
-    for number, kind in enumerate(kinds, 1):
-        if kind in others:
-            table[number] = list(others).index(kind) + 1
+def worn_of(sample: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the garment of each asset covers, a swatch's too; data sets without swatches tell it by the kind."""
+    return tuple(sample.get("worn", sample["kinds"]))
+
+
+def renumbered(regions: UInt8[ndarray, "h w"], worn: Sequence[str], others: Sequence[str]) -> UInt8[ndarray, "h w"]:
+    """The regions of what is worn as those of another's that covers the same, 0 where that is none or one of two."""
+    table = np.zeros(len(worn) + 1, np.uint8)
+    for number, covers in enumerate(worn, 1):
+        if worn.count(covers) == others.count(covers) == 1:
+            table[number] = others.index(covers) + 1
     return table[regions]
+
+
+def without_bare(
+    regions: Int8[ndarray, "h w"],
+    iuv: UInt8[ndarray, "h w 3"],
+    others: Int8[ndarray, "h w"],
+    others_iuv: UInt8[ndarray, "h w 3"],
+) -> Int8[ndarray, "h w"]:
+    """The regions without the places of the body where the other, seen there, does not wear that asset."""
+    size = regions.shape[0] // COARSE, regions.shape[1] // COARSE
+    found = match_tokens(iuv, others_iuv, *size)
+    worn = Frame.of(others.shape, *size).labels(others).reshape(-1)
+    seen = np.where(found >= 0, worn[found], np.int8(-1)).reshape(size)
+    theirs = Frame.of(size, *regions.shape).labels(seen)
+    return np.where((theirs >= 0) & (theirs != regions), np.int8(0), regions)
 
 
 def completed(

@@ -7,7 +7,9 @@
   "seed": 0
 }
 
-Whatever is left out has its default. A PNG's own request also holds the SHA-256 of every asset file, or the files.
+Whatever is left out has its default. In place of a pose, a body may name a file of SMPL parameters, which may lie
+beside the request, as {"params": "walk.npz", "frame": 12, "up": "z", "subject": "0"} (all but params may be left out).
+A PNG's own request also holds the SHA-256 of every asset file, or the files, and a file's pose as joint_rotations.
 """
 
 import base64
@@ -28,9 +30,12 @@ from PIL import Image, PngImagePlugin
 import fcjax
 from fcjax.assets import Asset
 from fcjax.body import Body
+from infer.parameters import UPRIGHT, read_parameters
 
 KEY = "fcjax"
 """The PNG text chunk that holds {"fcjax": version, "weights": digest, "request": {...}}, JSON."""
+POSE_FILE = ("params", "frame", "up", "subject")
+"""Keys of a body whose pose a file of SMPL parameters gives."""
 MOST_TEXT = 48 * 2**20
 """Pillow reads at most 64 MiB of text from a PNG."""
 
@@ -126,8 +131,10 @@ class ComposeRequest:
     guidance_rescale: float = 0.0
     num_images: int = 1
     sampler: str = "ddim"
+    eta: float = 0.0
     size: tuple[int, int] | None = None
     layout_seed: int = 0
+    dtype: str | None = None
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -135,11 +142,11 @@ class ComposeRequest:
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         for name in ("seed", "steps", "num_images", "layout_seed"):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
-        for name in ("guidance", "guidance_rescale"):
+        for name in ("guidance", "guidance_rescale", "eta"):
             check(name, getattr(self, name), numbers.Real, "a number")
         if self.reference_guidance is not None:
             check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("model", "sampler"):
+        for name in ("model", "sampler", *(["dtype"] if self.dtype is not None else [])):
             check(name, getattr(self, name), str, "a name")
         if self.size is not None:
             check_whole_numbers("size", self.size, 2, "height and width")
@@ -152,7 +159,8 @@ class ComposeRequest:
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.compose`."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in given.items() if name not in ("prompt", "assets", "model", "body")}
+        others = ("prompt", "assets", "model", "dtype", "body")
+        return {name: value for name, value in given.items() if name not in others}
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for JSON, without what is at its default (the seed is always said)."""
@@ -167,20 +175,20 @@ class ComposeRequest:
         return said
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], source: str = "the request") -> "ComposeRequest":
-        """The request of plain data; ValueError names every unknown or missing key at once, and `source`."""
+    def from_dict(
+        cls, given: Mapping[str, Any], source: str = "the request", beside: Path | None = None
+    ) -> "ComposeRequest":
+        """The request of plain data; ValueError names every unknown or missing key at once, and `source`.
+
+        beside: a folder where the body's file may lie as well.
+        """
         if not isinstance(given, Mapping):
             raise ValueError(f"{source} must be a JSON object with a prompt, not {type(given).__name__}")
-        problems = [*key_problems(cls, given, ""), *asset_problems(given)]
-        body = given.get("body", {})
-        if isinstance(body, Mapping):
-            problems += key_problems(Body, body, "body.")
-        else:
-            problems.append("body must be an object such as {'pose': 'walking'}")
+        problems = [*key_problems(cls, given, ""), *asset_problems(given), *body_problems(given)]
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         try:
-            values = {**given, "assets": asset_files(given), "body": Body(**body)}
+            values = {**given, "assets": asset_files(given), "body": make_body(given.get("body", {}), beside)}
             for name in ("size", "boxes"):
                 values[name] = tuples(values.get(name))
             return cls(**values)
@@ -196,27 +204,13 @@ class ComposeRequest:
         if content.startswith(b"\x89PNG"):
             return cls._read_png(path)
         try:
-            return cls.from_dict(json.loads(content), str(path)), None
+            return cls.from_dict(json.loads(content), str(path), path.parent), None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is neither JSON nor a PNG of fcjax: {error}") from error
 
     @classmethod
     def _read_png(cls, path: Path) -> tuple["ComposeRequest", str | None]:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                text = getattr(image, "text", {})
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"cannot read {path} as a PNG: {error}") from error
-        if KEY not in text:
-            raise ValueError(
-                f"{path} holds no request: it was not made by fcjax, or another program dropped its metadata"
-            )
-        try:
-            held = json.loads(text[KEY])
-            request, weights = held["request"], held.get("weights")
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise ValueError(f"the metadata of {path} is not what fcjax writes: {error}") from error
+        request, weights = read_png_metadata(path)
         return cls.from_dict(request, str(path)), weights
 
     def metadata(self, weights: str) -> PngImagePlugin.PngInfo:
@@ -238,15 +232,28 @@ def png_metadata(request: Mapping[str, Any], weights: str) -> PngImagePlugin.Png
     return info
 
 
+def read_png_metadata(path: Path) -> tuple[Any, str | None]:
+    """The request and the digest that `png_metadata` put into a PNG. ValueError for another file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = getattr(image, "text", {})
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as a PNG: {error}") from error
+    if KEY not in text:
+        raise ValueError(f"{path} holds no request: it was not made by fcjax, or another program dropped its metadata")
+    try:
+        held = json.loads(text[KEY])
+        return held["request"], held.get("weights")
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"the metadata of {path} is not what fcjax writes: {error}") from error
+
+
 def weights_digest(model: Path) -> str:
     """SHA-256 of the weights of a model folder or a single file, by which a picture knows the model that made it."""
     from fcjax import folder
 
-    digest = hashlib.sha256()
-    for path in [model] if model.is_file() else folder.weight_files(model):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return folder.weights_digest(model)
 
 
 def _sha256(content: bytes) -> str:
@@ -279,6 +286,45 @@ def asset_files(given: Mapping[str, Any]) -> tuple[AssetFile, ...]:
                 check(f"an asset's {name}", asset[name], kind, expected)
         files.append(AssetFile(**asset))
     return tuple(files)
+
+
+def body_problems(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What is wrong with a request's body."""
+    body = given.get("body", {})
+    if isinstance(body, Mapping):
+        yield from key_problems(Body, {key: body[key] for key in body if key not in POSE_FILE}, f"{prefix}body.")
+    else:
+        yield f"{prefix}body must be an object such as {{'pose': 'walking'}}"
+
+
+def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
+    """A request's body, which has no `body_problems`; its pose may be one frame of a file. ValueError for wrong values.
+
+    beside: a folder where the file may lie as well.
+    """
+    file = {name: given[name] for name in POSE_FILE if name in given}
+    fields = {name: value for name, value in given.items() if name not in file}
+    if not file:
+        return Body(**fields)
+    if "params" not in file:
+        raise ValueError(f"{' and '.join(file)} tell of a file of SMPL parameters: name it as params")
+    others = [name for name in ("pose", "joint_rotations") if name in fields]
+    if others:
+        raise ValueError(f"params and {others[0]} both give a pose; leave one out")
+    path, frame, up, subject = file["params"], file.get("frame", 0), file.get("up", "y"), file.get("subject")
+    check("params", path, str, "a file's name")
+    check("frame", frame, numbers.Integral, "a whole number")
+    if up not in UPRIGHT:
+        raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
+    if subject is not None:
+        check("subject", subject, str, "a name such as '0'")
+    return Body(**fields, joint_rotations=read_parameters(found(path, beside), frame, up, subject).rotations)
+
+
+def found(name: str, beside: Path | None) -> Path:
+    """The file, which may also lie in the folder `beside`."""
+    path = Path(name)
+    return beside / name if beside is not None and not path.exists() and (beside / name).exists() else path
 
 
 def check(name: str, value: Any, kind: type, expected: str) -> None:

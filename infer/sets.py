@@ -1,6 +1,7 @@
 """The sets that `infer.evaluate` composes: assets with their prompt and pose, and what the picture is held against."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from fcjax.assets import Asset, Box, Placeable
 from fcjax.body import Body, BodyMaps
+from fcjax.data.captioner import listed
 from fcjax.metrics import Target, asset_palette, face_palette, is_plain, palette_distance
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
@@ -51,6 +53,11 @@ class EvaluationSet:
         return tuple(Asset(asset.image, phrase) for asset, phrase in zip(self.assets, phrases, strict=True))
 
 
+def worn_by(subject: str, phrases: Sequence[str]) -> str:
+    """A prompt: the subject in what the phrases say."""
+    return f"{subject} wearing {listed(phrases)}"
+
+
 class WardrobeSets:
     """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size.
 
@@ -80,6 +87,7 @@ class WardrobeSets:
             regions=sample.regions,
             patterns=tuple(asset.pattern for asset in sample.assets),
             truth=sample.image,
+            iuv=sample.maps.iuv,
             foreground=sample.foreground if is_plain(sample.backdrop) else None,
         )
         return EvaluationSet(sample.caption, sample.assets, sample.maps, target, sample.pose)

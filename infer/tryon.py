@@ -1,11 +1,14 @@
 """Try garments on a person's picture: whole outfits in one pass, everything outside the mask as it was.
 
-python -m infer.tryon --model FOLDER --person person.png --mask mask.png --prompt "a woman in a striped shirt"
+python -m infer.tryon --person person.png --mask mask.png --prompt "a woman in a striped shirt"
 --asset top.png="a striped shirt" --out out.png
 
-White in the mask is repainted. Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) and
---category say what to repaint; with nothing but the photograph, --estimate guesses the body, which is second best
-(fcjax.estimate says what to install). The result has the size of the person's own picture.
+The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted.
+Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) and --category say what to repaint; with
+nothing but the photograph, --estimate guesses the body, which is second best (fcjax.estimate says what to install). The
+result has the size of the person's own picture, which is read as its EXIF turns it. Masks and maps must be of the
+turned picture: one of the picture as the camera stored it is told by its shape, but not where the turn is by half or
+the picture square. Turn such a picture for good before its maps are made.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -13,7 +16,8 @@ Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line 
  "assets": [{"path": "dress.jpg", "phrase": "a red dress"}]}
 
 with any other flag as a further key; flags say what lines leave out. Files may lie beside the list. Pictures that are
-there already stay, so that a stopped run goes on; what fails is listed in FOLDER/failed.json, and the rest is made.
+there already stay, so that a stopped run goes on, and are refused where another request, another file or other weights
+made them; what fails is listed in FOLDER/failed.json, and the rest is made.
 """
 
 import dataclasses
@@ -44,8 +48,10 @@ from infer.request import (
     changed,
     check,
     check_whole_numbers,
+    found,
     key_problems,
     png_metadata,
+    read_png_metadata,
     tuples,
     weights_digest,
 )
@@ -78,8 +84,10 @@ class TryOnRequest:
     reference_guidance: float | None = None
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
+    eta: float = 0.0
     size: tuple[int, int] | None = None
     layout_seed: int = 0
+    dtype: str | None = None
     feather: int | None = None
     raw: bool = False
 
@@ -91,13 +99,15 @@ class TryOnRequest:
         for name in ("mask", "iuv"):
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
+        if self.dtype is not None:
+            check("dtype", self.dtype, str, "a name")
         for name in ("seed", "steps", "layout_seed"):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
         if self.feather is not None:
             check("feather", self.feather, numbers.Integral, "a whole number")
         if self.reference_guidance is not None:
             check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("guidance", "guidance_rescale", "margin"):
+        for name in ("guidance", "guidance_rescale", "eta", "margin"):
             check(name, getattr(self, name), numbers.Real, "a number")
         for name in ("raw", "estimate", "shoes", "hat"):
             check(name, getattr(self, name), bool, "true or false")
@@ -122,7 +132,8 @@ class TryOnRequest:
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.try_on`."""
         files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "margin", "shoes", "hat", "model")
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in files}
+        others = (*files, "dtype")
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
 
     @property
     def worn(self) -> dict[str, Any]:
@@ -137,10 +148,14 @@ class TryOnRequest:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         return cls(**{**given, "assets": asset_files(given), "size": tuples(given.get("size"))})
 
-    def metadata(self, weights: str, digests: Mapping[str, str]) -> Any:
-        """The PNG's text: the request, and the SHA-256 of every file that it names."""
+    def asdict(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """Plain data for JSON: what is not at its default, and the SHA-256 of every file that the request names."""
         said = {**changed(self), "assets": [changed(asset) for asset in self.assets], "model": self.model}
-        return png_metadata({**said, "seed": self.seed, "sha256": digests}, weights)
+        return {**said, "seed": self.seed, "sha256": dict(digests)}
+
+    def metadata(self, weights: str, digests: Mapping[str, str]) -> Any:
+        """The PNG's text, see `asdict`."""
+        return png_metadata(self.asdict(digests), weights)
 
 
 @dataclass(frozen=True)
@@ -154,13 +169,14 @@ class Flags:
     pairs: Path | None = None
     """A file with one request a line."""
     model: str | None = None
-    """A model folder whose condition is tryon."""
+    """A model folder whose condition is tryon (default: mini-tryon, the one in the package)."""
     person: str | None = None
     """The person's picture, of any size."""
     mask: str | None = None
     """Of the person's size; white is repainted."""
     iuv: str | None = None
-    """The person's body map (part ids, u, v), from which a mask is made where there is none."""
+    """The person's body map (part ids, u, v), from which a mask is made where there is none; of the picture as its EXIF
+    turns it."""
     estimate: bool = False
     """The body is guessed from the photograph alone."""
     category: Category | None = None
@@ -181,6 +197,10 @@ class Flags:
     reference_guidance: float | None = None
     guidance_rescale: float | None = None
     sampler: str | None = None
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 ancestral."""
+    dtype: str | None = None
+    """Of computation (default: float32 on a CPU, else bfloat16)."""
     size: tuple[int, int] | None = None
     """Height and width at which the model works."""
     layout_seed: int | None = None
@@ -212,12 +232,6 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     assert request.iuv is not None
     body = read_iuv(found(request.iuv, beside), image.shape[:2], parts_alone=True)
     return Person(image, agnostic_mask(iuv=body, **request.worn))
-
-
-def found(name: str, beside: Path | None) -> Path:
-    """The file, which may also lie in the folder `beside`."""
-    path = Path(name)
-    return beside / name if beside is not None and not path.exists() and (beside / name).exists() else path
 
 
 def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
@@ -280,18 +294,20 @@ def try_on_pairs(flags: Flags) -> None:
     # All names first, so that a mistake in the list is told before any work.
     pairs = list(read_pairs(flags.pairs, given_by(flags)))
     flags.out.mkdir(parents=True, exist_ok=True)
-    left = [(name, make) for name, make in pairs if not (flags.out / name).exists()]
+    beside, weights = flags.pairs.parent, _Weights()
+    left = left_to_make(pairs, flags.out, beside, weights)
     failed: dict[str, str] = {}
-    composers: dict[str, Composer] = {}
+    composers: dict[tuple[str, str | None], Composer] = {}
     with tqdm(total=len(pairs), initial=len(pairs) - len(left), unit="pair") as bar:
         for name, make in left:
             try:
                 request = make()
-                person, assets = opened(request, flags.pairs.parent)
-                if request.model not in composers:
-                    composers = {request.model: _load(request.model)}
-                fitting = fit(request, composers[request.model], person, assets)
-                info = request.metadata(_weights(request.model), digests(request, flags.pairs.parent))
+                person, assets = opened(request, beside)
+                model = request.model, request.dtype
+                if model not in composers:
+                    composers = {model: _load(*model)}
+                fitting = fit(request, composers[model], person, assets)
+                info = request.metadata(weights[request.model], digests(request, beside))
                 save_png(fitting.image, flags.out / name, info)
             except ValueError as error:
                 failed[name] = one_line(error)
@@ -306,11 +322,66 @@ def try_on_pairs(flags: Flags) -> None:
     print(f"{len(left)} pictures made, {len(pairs) - len(left)} were there: {flags.out}")
 
 
-def _load(model: str) -> "Composer":
+def left_to_make(
+    pairs: Sequence[tuple[str, Callable[[], TryOnRequest]]], out: Path, beside: Path, weights: "_Weights"
+) -> list[tuple[str, Callable[[], TryOnRequest]]]:
+    """The pairs without a picture in the folder, or with a request that cannot be met.
+
+    ValueError names pictures that are there and that their line does not ask for, and in what they differ.
+    """
+    left, others = [], {}
+    for name, make in pairs:
+        if not (out / name).exists():
+            left.append((name, make))
+            continue
+        try:
+            request = make()
+            asked = request.asdict(digests(request, beside)), weights[request.model]
+        except (ValueError, OSError):
+            # What is wrong with it is said when its turn comes.
+            left.append((name, make))
+            continue
+        differ = differences(out / name, *asked)
+        if differ:
+            others[name] = differ
+    if others:
+        name, differ = next(iter(others.items()))
+        raise ValueError(
+            f"{len(others)} pictures in {out} are not what the list asks for; the first, {name}, was made with another "
+            f"{', '.join(differ)}: remove them, or name another --out"
+        )
+    return left
+
+
+def differences(path: Path, asked: Mapping[str, Any], weights: str) -> list[str]:
+    """In what the request inside a PNG, its files or the weights that met it are not those that are asked for."""
+    try:
+        held, made_by = read_png_metadata(path)
+    except ValueError:
+        return ["program"]
+    asked = json.loads(json.dumps(asked))
+    if not isinstance(held, Mapping):
+        return ["program"]
+    keys = sorted((held.keys() | asked.keys()) - {"sha256"})
+    told = [key for key in keys if held.get(key) != asked.get(key)]
+    before = held.get("sha256", {})
+    told += [f"file {name}" for name, digest in asked["sha256"].items() if before.get(name, digest) != digest]
+    return told + ["weights"] * (made_by != weights)
+
+
+class _Weights(dict[str, str]):
+    """The digest of the weights of each model that is asked for."""
+
+    def __missing__(self, model: str) -> str:
+        self[model] = _weights(model)
+        return self[model]
+
+
+def _load(model: str, dtype: str | None) -> "Composer":
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
 
-    return Composer.load(model)
+    return Composer.load(model, dtype=dtype)
 
 
 def _weights(model: str) -> str:
@@ -335,7 +406,7 @@ def main(flags: Flags) -> None:
     for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
         prepare_output(path)
     person, assets = opened(request)
-    composer = _load(request.model)
+    composer = _load(request.model, request.dtype)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))
     save_png(fitting.image, flags.out, request.metadata(_weights(request.model), digests(request)))

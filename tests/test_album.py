@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.album import album_programs, compiled_memory
+from configs.sharding import strategy
+from fcjax import pretrained
 from fcjax.album import Page, exchange, face_tokens, make_album, page_matches
 from fcjax.assets import Asset
 from fcjax.body import Body
-from fcjax.body.matching import match_tokens, token_places
+from fcjax.body.matching import FOOTPRINT, match_tokens, token_places
 from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.models.attention import Attention, Correspondence
@@ -65,6 +68,36 @@ def test_matches_are_of_one_chart_and_one_place():
     apart = np.linalg.norm(place.reshape(-1, 3)[here] - first_place.reshape(-1, 3)[found[here]], axis=-1)
     # In units of half a body's height.
     assert apart.max() < 0.12 and np.median(apart) < 0.02
+
+
+@pytest.mark.parametrize(("pose", "view"), [("hands_on_hips", 0), ("walking", 40), ("sitting", -30)])
+def test_tokens_match_wherever_chart_and_place_agree_and_nowhere_else(pose: str, view: float):
+    """Token by token, in loops."""
+    height, width = 32, 24
+    first, other = Body(pose="standing").render(128, 96).iuv, Body(pose=pose, view=view).render(128, 96).iuv
+    part, place = token_places(other, height, width)
+    first_part, first_place = token_places(first, height, width)
+    reach = np.zeros((height, width))
+    for row, column in np.ndindex(height, width):
+        for down, across in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            beside = row + down, column + across
+            if 0 <= beside[0] < height and 0 <= beside[1] < width and part[beside] == part[row, column]:
+                step = np.linalg.norm(place[row, column] - place[beside], axis=-1)
+                reach[row, column] = max(reach[row, column], step)
+    reach[reach == 0] = np.median(reach[(part > 0) & (reach > 0)])
+    expected = np.full((height, width), -1)
+    for token in np.ndindex(height, width):
+        apart = {
+            there[0] * width + there[1]: np.linalg.norm(place[token] - first_place[there], axis=-1)
+            for there in np.ndindex(height, width)
+            if part[token] == first_part[there] > 0
+        }
+        near = [number for number, distance in apart.items() if distance <= FOOTPRINT * reach[token]]
+        if near:
+            expected[token] = min(near, key=lambda number: (apart[number], number))
+    found = match_tokens(other, first, height, width)
+    assert 0.1 < (found >= 0).sum() / (part > 0).sum() < 1
+    np.testing.assert_array_equal(found, expected.reshape(-1))
 
 
 def test_what_the_first_picture_does_not_show_matches_nothing():
@@ -142,6 +175,15 @@ def test_equal_poses_give_equal_pictures_with_shared_noise(composer: Composer):
     assert (album.matched == [[0, 0], [1, 1], [1, 1]]).all()
 
 
+@pytest.mark.parametrize("scales", [{"guidance": 1.0}, {"guidance": 2.0, "reference_guidance": 1.3}], ids=str)
+def test_every_branch_of_guidance_looks_at_its_own_first_page(composer: Composer, scales: dict[str, float]):
+    """One branch, and three: pages in one pose would differ, were a branch to look at another's."""
+    first, other = pictures(make_album(composer, pages(WALKING, WALKING), sharing="cross_frame", steps=2, **scales))
+    np.testing.assert_array_equal(first, other)
+    [plain] = composer.compose(PROMPT, [SHIRT], WALKING, steps=2, progress=lambda done, steps: None, **scales)
+    np.testing.assert_allclose(first.astype(int), np.asarray(plain.image), atol=1)
+
+
 def test_ways_of_sharing_differ_and_leave_the_first_page_alone(composer: Composer):
     made = {
         sharing: pictures(make_album(composer, pages(STANDING, WALKING), sharing=sharing, align=False, steps=2))
@@ -165,7 +207,7 @@ def test_alignment_changes_no_latent_outside_the_face(composer: Composer, monkey
 
     monkeypatch.setattr("fcjax.album.decode", decode)
     two = pages(STANDING, WALKING)
-    for sharing, align in (("correspondence", True), ("correspondence", False), ("cross_frame", True)):
+    for sharing, align in (("correspondence", True), ("correspondence", False), ("cross_frame", False)):
         make_album(composer, two, sharing=sharing, align=align, steps=2)
     (first, aligned), (_, plain), (_, crossed) = seen[:2], seen[2:4], seen[4:]
     face = face_tokens(composer.config, prepare(composer.config, composer.tokenizer, PROMPT, [SHIRT], WALKING))
@@ -186,6 +228,27 @@ def test_batches_do_not_matter(composer: Composer):
     assert steps == [(done, 8) for done in range(1, 9)]
 
 
+@pytest.mark.slow
+def test_memory_grows_with_the_pages_at_once(composer: Composer):
+    """In proportion, and by nothing else: an album of any length runs the programs of its batches."""
+    steps = [album_programs(composer.config, pages, jnp.float32)["step"] for pages in (2, 4, 6)]
+    more = np.diff([compiled_memory(step, jax.devices()[0]).temp_size_in_bytes for step in steps])
+    assert more[0] > 0 and more[1] == pytest.approx(more[0], rel=0.2)
+
+
+def test_albums_of_any_length_run_the_programs_of_their_batches(composer: Composer, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+
+    def denoise(params, conditions, table, guidance, keys, latents, progress, **_):
+        sizes.append((len(latents), conditions.text.shape[0]))
+        return latents
+
+    monkeypatch.setattr("fcjax.album.denoise_stepwise", denoise)
+    # Six pages by three: the first one in each batch, the last one filled up.
+    make_album(composer, pages(*[WALKING] * 6), align=False, steps=2, batch_size=3)
+    assert set(sizes) == {(3, 6)} and len(sizes) == 3
+
+
 def test_pages_have_words_and_garments_of_their_own(composer: Composer):
     two = [Page(WALKING, PROMPT, [SHIRT]), Page(WALKING, "a woman in a green shirt", [COAT])]
     album = make_album(composer, two, sharing="cross_frame", steps=2)
@@ -195,7 +258,7 @@ def test_pages_have_words_and_garments_of_their_own(composer: Composer):
 
 def test_albums_that_cannot_be(composer: Composer):
     maps = Body().render(composer.config.height, composer.config.width)
-    other = dataclasses.replace(maps, faces=maps.faces[:9])
+    other, turned = (dataclasses.replace(maps, faces=faces) for faces in (maps.faces[:9], maps.faces[::-1]))
     for given, options, expected in (
         ([], {}, "at least one page"),
         (pages(WALKING), {"sharing": "all"}, "sharing is 'all'; expected one of none, cross_frame, correspondence"),
@@ -203,9 +266,22 @@ def test_albums_that_cannot_be(composer: Composer):
         ([*pages(WALKING), Page(Body(), PROMPT, [SHIRT] * 9)], {}, "page 2: at most 3 assets"),
         ([*pages(WALKING), Page(Body().render(64, 64), PROMPT)], {}, "page 2: the body's maps are 64x64"),
         ([*pages(WALKING, WALKING), Page(other, PROMPT)], {}, "page 3 shows a body of 9 triangles, page 1 one of "),
+        ([*pages(WALKING), Page(turned, PROMPT)], {}, r"page 2 shows a body of \d+ triangles between other vertices"),
+        (pages(WALKING), {"sharing": "none", "align": True}, "with sharing 'none' leave it out"),
+        (pages(WALKING), {"sharing": "cross_frame", "align": True}, "with sharing 'cross_frame' leave it out"),
     ):
         with pytest.raises(ValueError, match=expected):
             make_album(composer, given, steps=1, **options)
+
+
+def test_models_that_make_no_albums(composer: Composer, tiny_model_folder: Path):
+    read = pretrained.load(tiny_model_folder, condition="tryon")
+    tryon = Composer(read.config, read.params, composer.tokenizer)
+    with pytest.raises(ValueError, match="composed from bodies, and this model's condition is 'tryon'"):
+        make_album(tryon, pages(WALKING))
+    spread = composer.spread(strategy("data"), jax.devices()[:1])
+    with pytest.raises(ValueError, match="albums are made on one device"):
+        make_album(spread, pages(WALKING))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,6 +344,24 @@ def test_a_turntable_goes_around_the_body():
             program.AlbumRequest.from_dict({"turntable": views, "prompt": PROMPT}, "it")
 
 
+def test_pages_take_frames_of_a_file(tmp_path: Path):
+    poses = 0.1 * np.random.default_rng(0).standard_normal((3, 72))
+    np.savez(tmp_path / "walk.npz", poses=poses)
+    given = {
+        "prompt": PROMPT,
+        "body": {"params": "walk.npz", "view": 20},
+        "pages": [{}, {"body": {"frame": 2}}, {"body": {"pose": "walking"}}],
+    }
+    request = program.AlbumRequest.from_dict(given, "it", tmp_path)
+    bodies = [page.body for page in request.pages]
+    np.testing.assert_allclose([body.rotations.reshape(-1) for body in bodies[:2]], poses[[0, 2]], atol=1e-9)
+    assert bodies[2] == Body(pose="walking", view=20) and {body.view for body in bodies} == {20}
+    assert program.AlbumRequest.from_dict(json.loads(json.dumps(request.asdict())), "it") == request
+    given["pages"].append({"body": {"frame": 3}})
+    with pytest.raises(ValueError, match=r"it: pages\[3\]: .*there is no frame 3 of poses"):
+        program.AlbumRequest.from_dict(given, "it", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -275,6 +369,8 @@ def test_a_turntable_goes_around_the_body():
         ({"pages": [{"pose": "walking"}]}, "unknown key pages[0].pose"),
         ({"pages": [{"body": {"pose": "wlaking"}}]}, "pages[0]: "),
         ({"sharing": "some"}, "sharing is 'some'"),
+        ({"align": "yes"}, "align is 'yes'; expected true or false"),
+        ({"align": True, "sharing": "none"}, "with sharing 'none' leave it out"),
         ({"colour": 1}, "unknown key colour"),
         ({"pages": [{"body": {}}], "prompt": ""}, "pages[0] has no prompt"),
         ({"turntable": 4}, "turntable makes the pages"),

@@ -131,6 +131,20 @@ def test_smpl_with_a_named_pose_and_betas(smpl_file, tmp_path):
         render(dataclasses.replace(asked, betas=-1))
 
 
+def test_betas_are_put_in_their_places_on_a_pose(smpl_file, tmp_path):
+    np.savez(tmp_path / "pose.npz", poses=POSES["arms_raised"].rotations, betas=np.array([-1.0, 0.5, 0]))
+    np.savez(tmp_path / "made.npz", poses=POSES["arms_raised"].rotations, betas=np.array([2.0, 0.5, -1]))
+    given, made = (Request(size=(96, 64), smpl=smpl_file, params=tmp_path / f"{name}.npz") for name in ("pose", "made"))
+    edited = render(dataclasses.replace(given, beta=("0=2", "2=-1")))
+    np.testing.assert_array_equal(edited.iuv, render(made).iuv)
+    assert not np.array_equal(edited.iuv, render(given).iuv)
+    named = render(Request(size=(96, 64), smpl=smpl_file, pose="arms raised", beta=("0=2", "1=0.5", "2=-1")))
+    np.testing.assert_array_equal(named.iuv, edited.iuv)
+    for words in ("0", "tall=1", "0=tall", "-1=2", "400=1", "0=nan"):
+        with pytest.raises(ValueError, match=f"--beta is '{words}'; expected"):
+            render(dataclasses.replace(given, beta=(words,)))
+
+
 @pytest.fixture(scope="module")
 def smplx_file(smpl_file, tmp_path_factory):
     """The same body as an SMPL-X file: its hands moved by fingers, half of its head by the jaw and an eye."""
@@ -233,6 +247,7 @@ HOSTILE = b"cos\nsystem\n(S'touch touched'\ntR."
         (["--smpl", "hostile.pkl", "--gender", "1"], "--gender shape the body of fcjax"),
         (["--uv-processed", "UV_Processed.mat"], "--uv-processed belongs to SMPL's mesh: give --smpl too"),
         (["--image", "photo.jpg"], "give --smpl and --params, too"),
+        (["--beta", "0=2"], "--beta shapes your own SMPL body: give --smpl, too"),
         (["--out", "text.npz"], "text.npz: File exists"),
     ],
 )

@@ -82,6 +82,15 @@ def test_people_of_one_file(tmp_path):
         read_parameters(path, subject="0")
 
 
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (4, 32)])
+def test_vposers_code_is_no_pose(shape, tmp_path):
+    np.savez(tmp_path / "fit.npz", body_pose=np.zeros(shape), global_orient=np.zeros((1, 3)), jaw_pose=np.zeros((1, 3)))
+    with pytest.raises(
+        ValueError, match=r"VPoser's code .* decode them .* vposer.decode\(body_pose, output_type='aa'\)"
+    ):
+        read_parameters(tmp_path / "fit.npz")
+
+
 def test_a_file_of_joblib_says_how_to_save_it(tmp_path):
     path = tmp_path / "wham_output.pkl"
     path.write_bytes(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81.")

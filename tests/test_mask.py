@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcjax.agnostic import CATEGORIES
 from fcjax.cli import run
 from fcjax.data import decode_record
-from fcjax.data.sources import VitonHD
+from fcjax.data.sources import LABELS, Part, VitonHD
 from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb
+from fcjax.wardrobe import Wardrobe
+from fcjax.wardrobe.undressing import parse_of, take_off, worn_kinds
 from infer.mask import main
 from tests import miniatures
 from tests.miniatures import HEIGHT, WIDTH, drawn, labels, save, write
@@ -51,6 +54,31 @@ def test_it_is_the_mask_that_training_makes(root: Path, maps: tuple[str, ...], w
     flags = ["--category", category(kinds), *(["--shoes"] if "shoes" in kinds else [])]
     used = Person(sample.image, made(root, *flags, maps=maps)).framed(*size)[1]
     np.testing.assert_array_equal(used, trained)
+
+
+@pytest.mark.parametrize("parsed", [True, False])
+def test_it_is_the_mask_that_wardrobes_people_are_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: bool
+):
+    """Of the same maps as files: a parse map and the body's, or the body's alone."""
+    # Labels that are the parts' own numbers.
+    monkeypatch.setitem(LABELS, "viton-hd", tuple(Part(number) for number in range(len(Part))))
+    wardrobe, shod = Wardrobe("heldout", height=128, width=96), 0
+    for index in (0, 1, 2, 5, 13):
+        sample = wardrobe[index]
+        kinds = worn_kinds(sample)
+        for taken in sorted({kind for kind in kinds if kind in CATEGORIES} | {"outfit"}):
+            shown = set(kinds) if taken == "outfit" else set()
+            save(tmp_path / "image.png", sample.image)
+            save(tmp_path / "iuv.png", sample.maps.iuv)
+            save(tmp_path / "parse.png", parse_of(sample, kinds))
+            words = ["--image", tmp_path / "image.png", "--iuv", tmp_path / "iuv.png", "--category", taken]
+            words += ["--parse", tmp_path / "parse.png"] if parsed else []
+            words += [f"--{thing}" for thing in ("shoes", "hat") if thing in shown]
+            run(main, [str(word) for word in (*words, "--out", tmp_path / "mask.png")])
+            np.testing.assert_array_equal(open_mask(tmp_path / "mask.png"), take_off(sample, taken, parsed)[1])
+            shod += "shoes" in shown
+    assert shod
 
 
 def test_flags_change_the_mask(root: Path):

@@ -16,18 +16,20 @@ from fcjax.composer import Composer
 from fcjax.data import Prepared
 from fcjax.metrics import score
 from fcjax.metrics.protocols import PROTOCOLS
+from fcjax.metrics.ssim import ssim_outside
 from fcjax.pictures import open_rgb
 from fcjax.tokenizer import Tokenizer
 from infer import predictions
 from infer.arms import Arm
 from infer.evaluate import main
 from infer.evaluation import table
-from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered
+from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered, stored_regions, without_bare, worn_of
 from infer.scoring import Networks
 from infer.set_evaluation import draw, score_drawn
 from tests import miniatures
 from tests.miniatures import flat, save
 from tests.test_folders import mean_difference, mean_features
+from train.prepare import WardrobeJob, prepare_wardrobe
 from train.raw_records import RawOptions
 from train.source_jobs import FolderJob, prepare_source
 
@@ -122,6 +124,8 @@ def test_try_on_exchanges_what_is_worn_alike(data: Path):
 def test_regions():
     regions = np.array([[0, 1, 2], [2, 0, 0]], np.uint8)
     np.testing.assert_array_equal(renumbered(regions, ("top", "pants"), ("pants", "bag")), [[0, 0, 1], [1, 0, 0]])
+    # Which of two coats takes the place of one, nobody knows.
+    np.testing.assert_array_equal(renumbered(regions, ("upper", "lower"), ("upper", "upper", "lower")) > 0, regions > 1)
     parts = np.array([[1, 1, 7], [7, 5, 23]], np.uint8)
     none = np.zeros_like(parts)
     np.testing.assert_array_equal(completed(none, parts, ("face", "pants", "shoes", "hat")), [[0, 0, 2], [2, 3, 1]])
@@ -129,6 +133,38 @@ def test_regions():
     np.testing.assert_array_equal(completed(none, parts, ("top", "coat", "pants")), [[0, 0, 3], [3, 0, 0]])
     # What is known stays.
     np.testing.assert_array_equal(completed(regions, parts, ("top", "skirt", "shoes")), [[0, 1, 2], [2, 3, 0]])
+
+
+def test_what_a_garment_leaves_bare_is_no_place_of_it():
+    """Long sleeves in place of which come short ones; of the back nothing is known."""
+    front, back = (Body(pose="standing", view=view).render(128, 96).iuv for view in (0, 180))
+    parts, forearms, trunk = front[..., 0], tuple(range(19, 23)), (1, 2, 15, 16, 17, 18)
+    long, short = (np.isin(parts, worn).astype(np.int8) for worn in ((*trunk, *forearms), trunk))
+    left = without_bare(long, front, short, front)
+    assert left[np.isin(parts, forearms)].mean() < 0.15 and left[np.isin(parts, trunk)].mean() > 0.9
+    assert not left[long == 0].any()
+    assert without_bare(long, front, np.zeros_like(long), back)[parts == 2].mean() > 0.95
+
+
+def test_try_on_of_wardrobes_people(tmp_path: Path):
+    prepare_wardrobe(WardrobeJob(tmp_path, count=13, split="heldout", height=64, width=48, workers=1, tryon=True))
+    paired, unpaired = (PreparedSets(tmp_path, "tryon", pairing, 0, SIZE) for pairing in ("paired", "unpaired"))
+    for sets in (paired, unpaired):
+        for index in range(len(sets)):
+            one, own = sets[index], sets.data[sets.indices[index]]
+            assert not one.target.regions[~one.person.mask].any()
+            seen = np.unique(one.target.regions)
+            worn = worn_of(sets.data[sets.donors[index]])
+            # A swatch as well as a flat is looked for where such a thing is worn.
+            assert set(seen) >= {number for number, what in enumerate(worn, 1) if worn.count(what) == 1}
+            assert one.prompt == own["caption"] if sets is paired else one.prompt.startswith(own["subject"])
+    swatches = 0
+    for index, donor in enumerate(unpaired.donors):
+        own, other = unpaired.data[unpaired.indices[index]], unpaired.data[donor]
+        assert sorted(own["worn"]) == sorted(other["worn"])
+        assert all(phrase in unpaired[index].prompt for phrase in other["phrases"])
+        swatches += "swatch" in own["kinds"] and "swatch" not in other["kinds"]
+    assert swatches
 
 
 def test_maps_of_a_picture_are_those_of_the_body():
@@ -191,7 +227,9 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
     before = [path.stat().st_mtime_ns for path in drawn]
     pages = ("--html", tmp_path / "page.html")
     evaluated(*words, "--worst", tmp_path / "worst.png", "--sheet", tmp_path / "sheet.png", *pages)
-    assert (tmp_path / "page.html").read_text().count('<div class="row">') == 2
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<div class="row">') == 2 and "KID, all pictures" in page
+    assert "ladi-512, paired, 3 pictures" in page
     assert [path.stat().st_mtime_ns for path in drawn] == before
     printed = capsys.readouterr().out
     assert "3 sets, compose, paired" in printed and "ladi-512, paired, 3 pictures" in printed
@@ -216,7 +254,7 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.height > 512
     with pytest.raises(SystemExit):
-        evaluated(*words, "--seed", 1)
+        evaluated(*words, "--overwrite", "--seed", 1)
     assert "with other pictures or settings" in capsys.readouterr().err
 
 
@@ -241,6 +279,12 @@ def test_trying_on_in_a_prepared_set(data: Path, tryon_model: Path, tmp_path: Pa
     figures = found["arms"][str(tryon_model)]["figures"]
     # Nothing outside the mask is changed.
     assert figures["kept_outside"]["mean"] == 1 and figures["ssim_outside"]["mean"] == pytest.approx(1)
+    # Which the model's own picture does not tell of itself.
+    raw = open_rgb(tmp_path / "work/0-raw/000000.png")
+    person = PreparedSets(data, "tryon", "unpaired", 0, SIZE)[0].person
+    np.testing.assert_array_equal(person.restored(raw), open_rgb(tmp_path / "work/0/000000.png"))
+    own = found["sets"][0]["figures"][str(tryon_model)]["raw_ssim_outside"]
+    assert own == [pytest.approx(ssim_outside(raw, person.image, person.mask))] and own[0] < 0.9
     assert "binding_accuracy" in figures and "psnr" not in figures and "texture_correlation" not in figures
     own = found["protocols"][str(tryon_model)]
     assert own["figures"] == {} and own["distances"]["fid"] > 0
@@ -292,5 +336,7 @@ def test_sets_that_cannot_serve(source: Path, data: Path, tmp_path: Path):
         (folder / "index.json").write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=words):
             PreparedSets(folder, "compose", "paired", 0, SIZE)
+    with pytest.raises(ValueError, match="does not say where its garments are worn: prepare the set anew"):
+        stored_regions({"caption": "a man", "origins": np.zeros((4, 4, 3), np.uint8)})
     # What was prepared with another's garments keeps them.
     assert PreparedSets(tmp_path / "swapped", "compose", "unpaired", 0, SIZE).donors == [0, 1, 2]

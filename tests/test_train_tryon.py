@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import load_config
-from fcjax import folder
+from fcjax import folder, trees
 from fcjax.agnostic import agnostic_image
 from fcjax.composer import Composer
 from fcjax.data import Prepared
 from fcjax.data.records import decode_record
-from fcjax.models.parameters import init_parameters
+from fcjax.models.parameters import abstract_parameters, init_parameters
 from fcjax.person import Person
+from fcjax.pretrained import for_tryon
 from fcjax.tokenizer import Tokenizer
 from fcjax.wardrobe import Wardrobe
 from tests.conftest import TOKENIZER
@@ -113,3 +114,33 @@ def test_composing_takes_a_pose(data: Path):
     tryon = config_of(data)
     with pytest.raises(ValueError, match="task 'compose' trains a model that is told a pose, not 'tryon'"):
         dataclasses.replace(tryon, task="compose")
+
+
+def test_the_full_size_recipe_starts_from_the_composing_one():
+    """Shapes alone: the paper's parameters are trained, conv_in among them, which reads person and mask."""
+    config, composing = load_config("sd15_tryon"), load_config("sd15")
+    assert config.task == config.model.condition == "tryon" and config.model.unet.in_channels == 9
+    assert config.optimizer == composing.optimizer and config.start != composing.start
+    made = jax.eval_shape(lambda params: for_tryon(composing.model, params)[1], abstract_parameters(composing.model))
+    expected = abstract_parameters(config.model)
+    assert jax.tree.map(lambda leaf: leaf.shape, made) == jax.tree.map(lambda leaf: leaf.shape, expected)
+    trained = trees.flatten(trees.match_rules(expected, config.optimizer.trainable))
+    assert trained["unet/conv_in/kernel"] and not trained["unet/conv_out/kernel"]
+    assert not any(trained[path] for path in trained if path.startswith(("vae/", "text_encoder/")))
+
+
+def test_records_say_what_is_worn_and_by_whom():
+    """Swatches too: what they are of."""
+    wardrobe, swatches = Wardrobe("heldout", height=128, width=96), 0
+    for index in (0, 3, 5):
+        made, whole = record(index), wardrobe[index]
+        assert len(made["worn"]) == len(made["kinds"]) and made["subject"] == whole.subject
+        assert whole.subject in whole.caption and not any(phrase in whole.subject for phrase in made["phrases"])
+        shown = np.unique(made["regions"])
+        assert shown.tolist() == list(range(len(made["kinds"]) + 1))
+        for number, (kind, phrase) in enumerate(zip(made["kinds"], made["phrases"], strict=True), 1):
+            [place] = [place for place, asset in enumerate(whole.assets, 1) if asset.phrase == phrase]
+            np.testing.assert_array_equal(made["regions"] == number, whole.regions == place)
+            assert made["worn"][number - 1] in ("upper", "lower", "dress", "shoes", "hat")
+            swatches += kind == "swatch"
+    assert swatches

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 import fcjax
-from fcjax import pretrained
+from fcjax import estimate, pretrained
+from fcjax.agnostic import agnostic_mask
 from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
@@ -35,7 +37,9 @@ def model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     weights = 0.2 * jax.random.normal(jax.random.key(1), conv_in["kernel"].shape)
     params = {**read.params, "unet": {**read.params["unet"], "conv_in": {**conv_in, "kernel": weights}}}
     folder = tmp_path_factory.mktemp("models") / "tryon"
-    Composer(read.config, params, Tokenizer.load(tiny_model_folder / "tokenizer")).save(folder)
+    # A whole outfit has four parts.
+    config = dataclasses.replace(read.config, max_assets=4)
+    Composer(config, params, Tokenizer.load(tiny_model_folder / "tokenizer")).save(folder)
     return folder
 
 
@@ -227,6 +231,62 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
+        ({"prompt": "a man in a red shirt"}, "a.png, was made with another prompt: remove them, or name another --out"),
+        ({"seed": 3, "feather": 1}, "was made with another feather, seed"),
+        ({"mask": "other.png"}, "was made with another mask"),
+    ],
+)
+def test_pictures_of_another_request_are_not_taken_for_these(
+    files: Path, model: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], expected: str
+):
+    run(tryon.main, listed(files, model))
+    line = json.loads((files / "pairs.jsonl").read_text())
+    (files / "other.png").write_bytes((files / "mask.png").read_bytes())
+    (files / "pairs.jsonl").write_text(json.dumps({**line, **changed}))
+    refused(listed(files, model, anew=False), expected, capsys)
+
+
+def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
+    files: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+):
+    run(tryon.main, listed(files, model))
+    run(tryon.main, listed(files, model))
+    assert "0 pictures made, 1 were there" in capsys.readouterr().out
+    Image.fromarray(a_person(seed=1).image).save(files / "person.png")
+    refused(listed(files, model), "was made with another file person.png", capsys)
+    Image.fromarray(a_person().image).save(files / "person.png")
+    # The same folder with other weights in it.
+    copy = tmp_path_factory.mktemp("models") / "copy"
+    shutil.copytree(model, copy)
+    run(tryon.main, [*listed(files, copy), "--out", str(files / "copied")])
+    weights = next((copy / "binder").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    refused([*listed(files, copy), "--out", str(files / "copied")], "was made with another weights", capsys)
+    (files / "made" / "a.png").write_bytes((files / "person.png").read_bytes())
+    refused(listed(files, model), "was made with another program", capsys)
+
+
+def listed(files: Path, model: Path, anew: bool = True) -> list[str]:
+    """The flags of a list of one pair, which is written where it is not there."""
+    line = {"name": "a.png", "person": "person.png", "mask": "mask.png", "prompt": PROMPT}
+    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    if anew:
+        (files / "pairs.jsonl").write_text(json.dumps(line))
+    given = {"pairs": files / "pairs.jsonl", "out": files / "made", "model": model, "steps": 2}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and expected in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
         ({"person": "nobody.png"}, "no such picture file: nobody.png"),
         ({"prompt": " "}, "prompt is empty"),
         ({"model": "nowhere"}, "nowhere"),
@@ -312,6 +372,92 @@ def test_what_a_made_mask_takes_off(files: Path):
         )
 
     assert area() < area(shoes=True) < area(shoes=True, hat=True) and area() < area(margin=0.1)
+
+
+def test_a_whole_outfit_in_one_pass(files: Path, model: Path):
+    """Top, skirt, shoes and hat on a mask that is made of the body map."""
+    body = fcjax.Body(pose="standing").render(64, 48)
+    person = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    Image.fromarray(person).save(files / "person.png")
+    Image.fromarray(body.iuv).save(files / "iuv.png")
+    worn = ("a red shirt", "a blue skirt", "black shoes", "a white hat")
+    given = {"person": files / "person.png", "iuv": files / "iuv.png", "model": model, "steps": 2, "category": "outfit"}
+    given |= {"prompt": f"a woman in {worn[0]}, {worn[1]}, {worn[2]} and {worn[3]}", "out": files / "out.png"}
+    arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    for number, phrase in enumerate(worn):
+        color = (60 * number, 200 - 40 * number, 90, 255)
+        picture = np.pad(np.full((12, 10, 4), color, np.uint8), ((2, 2), (2, 2), (0, 0)))
+        Image.fromarray(picture).save(files / f"{number}.png")
+        arguments += ["--asset", f"{files / f'{number}.png'}={phrase}"]
+    run(tryon.main, [*arguments, "--shoes", "--hat", "--feather", "0"])
+    with Image.open(files / "out.png") as image:
+        held, made = json.loads(image.text[KEY])["request"], np.asarray(image)
+    assert [asset["phrase"] for asset in held["assets"]] == list(worn) and held["shoes"] and held["hat"]
+    changed = (made != person).any(axis=-1)
+    part, top = body.part, np.flatnonzero(body.foreground.any(axis=1))[0]
+    for place in (np.isin(part, (1, 2)), np.isin(part, range(7, 15)), np.isin(part, (5, 6))):
+        assert changed[place].mean() > 0.8
+    # Above the head, where a hat comes, but not in the face.
+    assert changed[:top].any() and not changed[body.face_mask].mean() > 0.5
+    mask = agnostic_mask(iuv=body.iuv, category="outfit", shoes=True, hat=True)
+    np.testing.assert_array_equal(made[~mask], person[~mask])
+
+
+KINDS = ("EXIF", "CMYK", "16-bit", "RGBA", "LA", "L", "P", "P, transparent")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_person_of_any_kind_of_picture(files: Path, model: Path, kind: str):
+    """Everything outside the mask is the file's picture as one sees it: upright, on white, in 8 bits."""
+    grey = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (50, 1))
+    seen = np.dstack([grey] * 3)
+    path, alpha = files / "kind.png", np.full(grey.shape, 255, np.uint8)
+    alpha[:10] = 0
+    if kind == "EXIF":
+        path, exif = files / "kind.jpg", Image.Exif()
+        exif[0x0112] = 6  # turned to the right to be seen
+        Image.fromarray(np.rot90(seen)).save(path, exif=exif, quality=95)
+    elif kind == "CMYK":
+        path = files / "kind.jpg"
+        Image.fromarray(seen).convert("CMYK").save(path, quality=95)
+    elif kind == "16-bit":
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    elif kind == "RGBA":
+        Image.fromarray(np.dstack([seen, alpha])).save(path)
+    elif kind == "LA":
+        Image.fromarray(np.dstack([grey, alpha])).save(path)
+    elif kind == "P, transparent":
+        palette = Image.fromarray(np.where(alpha > 0, np.maximum(grey, 1), 0).astype(np.uint8))
+        palette.putpalette([value for number in range(256) for value in (number, number, number)])
+        palette.save(path, transparency=0)
+    else:
+        Image.fromarray(grey).convert(kind).save(path)
+    if kind in ("RGBA", "LA", "P, transparent"):
+        seen = np.where(alpha[..., None] > 0, seen, 255)
+    run(tryon.main, flags(files, model, person=str(path)))
+    made, mask = open_rgb(files / "out.png"), a_person().mask
+    assert made.shape == seen.shape
+    np.testing.assert_allclose(made[~mask].astype(int), seen[~mask], atol=6 if path.suffix == ".jpg" else 1)
+    np.testing.assert_array_equal(made[~mask], open_rgb(path)[~mask])
+    assert (made[mask] != seen[mask]).any()
+
+
+def test_photographs_and_maps_without_a_person(
+    files: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Image.fromarray(np.zeros((50, 30, 3), np.uint8)).save(files / "empty.png")
+    arguments = flags(files, model)
+    place = arguments.index("--mask")
+    without = [*arguments[:place], *arguments[place + 2 :]]
+    refused([*without, "--iuv", str(files / "empty.png")], "the maps show nothing of a person to be repainted", capsys)
+
+    def unsure(square: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        return np.zeros((39, 5)), 0.02, np.full((256, 256), -9.0)
+
+    monkeypatch.setattr(estimate, "_model", lambda: unsure)
+    said = refused([*without, "--estimate"], "no person is found in the picture", capsys)
+    assert "second best: give --mask or --iuv" in said
+    assert not (files / "out.png").exists()
 
 
 def test_flags_of_zero_are_said(files: Path):

@@ -76,7 +76,11 @@ class WardrobeJob:
 
 
 def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
-    """One Wardrobe sample as a record: pictures, canvases with the map of their assets, IUV, regions, text."""
+    """One Wardrobe sample as a record: pictures, canvases with the map of their assets, IUV, regions, text.
+
+    regions: which asset the person's pixels show, 0 none; origins: of flats, which place of them. worn: what each
+    asset's garment covers (`worn_kinds`); subject: the caption's person.
+    """
     worn = {}
     if job.tryon:
         sample, mask = taken_off(sample, np.random.default_rng((job.seed, index)))
@@ -86,6 +90,7 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
         "image": sample.image,
         "iuv": sample.maps.iuv,
         "origins": _packed(sample),
+        "regions": sample.regions.astype(np.uint8),
         "foreground": 255 * sample.foreground.astype(np.uint8),
     }
     placed = []
@@ -110,6 +115,8 @@ def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:
         "caption": sample.caption,
         "phrases": [asset.phrase for asset in sample.assets],
         "kinds": [asset.kind for asset in sample.assets],
+        "worn": worn_kinds(sample),
+        "subject": sample.subject,
         "layouts": job.layouts,
         "placed": placed,
     }

@@ -59,6 +59,8 @@ def _sizes(part: UInt8[ndarray, "h w"], place: Float[ndarray, "h w 3"]) -> Float
         a, b = (slice(None, -1), slice(1, None))
         a, b = ((a, slice(None)), (b, slice(None))) if axis == 0 else ((slice(None), a), (slice(None), b))
         step = np.where(part[a] == part[b], np.linalg.norm(place[a] - place[b], axis=-1), 0.0)
-        size[a], size[b] = np.maximum(size[a], step), np.maximum(size[b], step)
+        # One after the other: the two overlap.
+        size[a] = np.maximum(size[a], step)
+        size[b] = np.maximum(size[b], step)
     known = size[(part > 0) & (size > 0)]
     return np.where(size > 0, size, np.median(known) if known.size else 0.0)

@@ -1,5 +1,6 @@
 """Wardrobe: dressed people with their garments' flat pictures, phrases, captions and body maps, all drawn by code."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class Sample:
     image: UInt8[ndarray, "h w 3"]
     assets: tuple[WardrobeAsset, ...]
     caption: str  # holds every asset's phrase word for word
+    subject: str  # whom the caption shows, without what is worn
     maps: BodyMaps
     regions: Int8[ndarray, "h w"]  # 0 none, i + 1 the pixels of asset i
     origins: Float[ndarray, "h w 2"]  # the (x, y) of an asset's picture, 0 to 1, that a pixel shows; -1: of no flat
@@ -268,12 +270,22 @@ class Wardrobe:
         person = draw_person(rng)
         shaped = person.shape()
         marks = landmarks(shaped)
-        hat_fits = person.hair_style not in ("curly", "bun")
-        wears = draw_outfit(rng, self.split, shaped, marks, person.woman, rng.random() < 0.9, hat_fits)
+        wears = self._wears(rng, person, shaped, marks)
         hair = grow_hair(person, shaped, marks)
         outfit = Outfit(person, shaped, marks, hair, wears, self.height, self.width)
         self._latest = (number, outfit)
         return outfit
+
+    def other_outfit(self, number: int) -> Outfit:
+        """The person of `outfit(number)` in other clothes."""
+        first, rng = self.outfit(number), np.random.default_rng([self.seed, SPLITS.index(self.split), 0, number, 1])
+        return dataclasses.replace(first, wears=self._wears(rng, first.person, first.shaped, first.marks))
+
+    def _wears(
+        self, rng: np.random.Generator, person: Person, shaped: ShapedBody, marks: Landmarks
+    ) -> tuple[Wear, ...]:
+        hat_fits = person.hair_style not in ("curly", "bun")
+        return draw_outfit(rng, self.split, shaped, marks, person.woman, rng.random() < 0.9, hat_fits)
 
     def _wording(self, rng: np.random.Generator) -> tuple[bool, str]:
         """Whether main garments are shown as swatches, and how much phrases tell (`captions.garment_phrase`)."""
@@ -286,14 +298,17 @@ class Wardrobe:
             raise IndexError(f"index is {index}; Wardrobe's samples count from 0 without end")
         return self._photograph(self.outfit(index // POSES_PER_OUTFIT[self.split]), self._rng(index, 1))
 
-    def pages(self, number: int, count: int) -> tuple[Sample, ...]:
+    def pages(self, number: int, count: int, changed: int = 0) -> tuple[Sample, ...]:
         """The person of `outfit(number)` in `count` poses, each seen from the front, as far as captions tell.
 
-        Which garments are assets, and the words, differ from page to page; garments are known by their names.
+        The last `changed` of them show `other_outfit(number)`. Which garments are assets, and the words, differ from
+        page to page; garments are known by their names.
         """
-        outfit, found, turn = self.outfit(number), [], 0
+        found, turn = [], 0
+        outfit, other = self.outfit(number), self.other_outfit(number) if changed else None
         while len(found) < count:
-            sample = self._photograph(outfit, self._rng(number, 4 + turn))
+            shown = outfit if other is None or len(found) < count - changed else other
+            sample = self._photograph(shown, self._rng(number, 4 + turn))
             turn += 1
             if ", seen from " not in sample.caption:
                 found.append(sample)
@@ -362,6 +377,7 @@ class Wardrobe:
             image=painted,
             assets=tuple(assets[chosen] for chosen in order),
             caption=caption,
+            subject=subject,
             maps=maps,
             regions=regions,
             origins=origins,
