@@ -15,7 +15,7 @@ $(VENV)/.run: pyproject.toml
 $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(PY) -m pip install --quiet --editable ".[test,lint]"
 	# Oracles that declare torchvision, which would bring another torch and which is not needed of them.
-	$(PY) -m pip install --quiet --no-deps clean-fid==0.1.35 torch-fidelity==0.4.0
+	$(PY) -m pip install --quiet --no-deps clean-fid==0.1.35 lpips==0.1.4 torch-fidelity==0.4.0
 	touch $@
 
 demo: $(VENV)/.run  ## a full look on two poses, and an album, into outputs/demo/

@@ -1,8 +1,9 @@
 """Cutting a picture of an asset from its background: any Pillow mode in, RGBA out.
 
 Transparency is used where a share of the picture has it. Any other picture must stand on near-white, which is flooded
-from the border and cut away with soft edges. What a flood cannot know: holes that the border does not reach (between the handles of a
-bag) stay, white and opaque, and so do cast shadows darker than a twentieth, which pale cloth looks like.
+from the border and cut away with soft edges. What a flood cannot know: holes that the border does not reach (between
+the handles of a bag) stay, white and opaque, and so do cast shadows darker than a twentieth, which pale cloth looks
+like.
 """
 
 import numpy as np

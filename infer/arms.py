@@ -1,7 +1,8 @@
 """The columns of an evaluation: who draws the pictures of its sets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcjax.assets import Placeable
+from infer.folders import SHOWN, pictures, size_of
 from infer.sets import EvaluationSet
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 TRUTH, RECONSTRUCTION = "truth", "truth through the VAE"
 
 Draw = Callable[[EvaluationSet, Sequence[Placeable], int], UInt8[ndarray, "h w 3"]]
-"""A picture of a set, with these assets in place of its own, from a seed."""
+"""A picture of a set, with these assets in place of its own, from a seed; of a try-on the model's own, everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class Arm:
     name: str
     draw: Draw
     composes: bool = True  # False for what knows no phrases: the truth and its reconstruction
+    drawn: Mapping[int, Path] = field(default_factory=dict)  # pictures that are there already, by set
 
 
 def make_arms(
@@ -35,14 +38,16 @@ def make_arms(
     settings: Mapping[str, Any],
     *,
     size: tuple[int, int] | None,
-    binding_off: bool,
+    binding_off: bool | None,
     truth: bool,
     condition: str = "pose",
+    labels: Sequence[str] = (),
 ) -> tuple[list[Arm], tuple[int, int]]:
     """The columns of the table, and the size of all pictures.
 
     settings: keywords of `Composer.compose`; size: of pictures, if not the model's; binding_off: the model once more,
-    with its binding switched off; truth: true pictures and their reconstruction, first; condition: of all models.
+    with its binding switched off, None: where it has any; truth: true pictures and their reconstruction, first;
+    condition: of all models; labels: what columns are called, if not by their models.
     ValueError where models cannot be compared, or are of another condition.
     """
     # Here, because it takes seconds that a request with a mistake need not wait for.
@@ -51,10 +56,11 @@ def make_arms(
     composer = _of_condition(Composer.load(model), model, condition)
     chosen = size or (composer.config.height, composer.config.width)
     settings = {**settings, "size": chosen}
-    columns = [Arm(model, _composing(composer, settings))]
-    if binding_off:
-        columns.append(Arm(f"{model}, binding off", _composing(without_binding(composer), settings)))
-    for other in also:
+    names = labels or (model, *also)
+    columns = [Arm(names[0], _composing(composer, settings))]
+    if binding_off or (binding_off is None and composer.params["binder"]):
+        columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings)))
+    for name, other in zip(names[1:], also, strict=True):
         loaded = _of_condition(Composer.load(other), other, condition)
         own = (loaded.config.height, loaded.config.width)
         if size is None and own != chosen:
@@ -62,13 +68,42 @@ def make_arms(
                 f"{other} makes pictures of {own[0]}x{own[1]} pixels and {model} of {chosen[0]}x{chosen[1]}: "
                 "models are compared at one size, which --size can state"
             )
-        columns.append(Arm(other, _composing(loaded, settings)))
+        columns.append(Arm(name, _composing(loaded, settings)))
     names = [column.name for column in columns]
     if len(set(names)) < len(names):
         raise ValueError(f"every model can be scored once, got {', '.join(names)}")
     if truth:
         columns = [Arm(TRUTH, _truth, False), Arm(RECONSTRUCTION, _reconstructing(composer), False), *columns]
     return columns, chosen
+
+
+def picture_arms(
+    folders: Sequence[Path], labels: Sequence[str], count: int, *, truth: bool
+) -> tuple[list[Arm], tuple[int, int]]:
+    """Columns of pictures that are there, NUMBER.png (or another ending) of every set, and the size of all of them.
+
+    ValueError lists the sets without a picture, and pictures that cannot be read or are of another size.
+    """
+    columns, sizes, problems = [], {}, []
+    for folder, name in zip(folders, labels, strict=True):
+        found = {int(stem): path for stem, path in pictures(folder).items() if stem.isdecimal()}
+        missing = [str(number) for number in range(count) if number not in found]
+        if missing:
+            problems.append(f"{folder} has no picture of {len(missing)} of {count} sets ({', '.join(missing[:SHOWN])})")
+        drawn = {number: found[number] for number in range(count) if number in found}
+        sizes |= {path: size_of(path) for path in drawn.values()}
+        columns.append(Arm(name, _nothing, drawn=drawn))
+    size = next((size for size in sizes.values() if size is not None), (0, 0))
+    odd = [str(path) for path, own in sizes.items() if own != size]
+    if odd:
+        problems.append(f"{len(odd)} cannot be read or are not {size[0]}x{size[1]} ({', '.join(odd[:SHOWN])})")
+    if problems:
+        raise ValueError(f"every set needs a picture NUMBER.png, all of one size: {'; '.join(problems)}")
+    return [*([Arm(TRUTH, _truth, False)] if truth else []), *columns], size
+
+
+def _nothing(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
+    raise ValueError("pictures that are there are of their own sets and assets alone")
 
 
 def without_binding(composer: "Composer") -> "Composer":
@@ -98,7 +133,7 @@ def _composing(composer: "Composer", settings: Mapping[str, Any]) -> Draw:
         if one.person is None:
             [made] = composer.compose(one.prompt, assets, one.maps, **given)
         else:
-            [made] = composer.try_on(one.prompt, assets, one.person, **given)
+            [made] = composer.try_on(one.prompt, assets, one.person, **given, raw=True)
         return np.asarray(made.image)
 
     return draw

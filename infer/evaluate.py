@@ -1,13 +1,14 @@
 """Score models on sets whose truth is known: does every garment keep its look, its texture and its place?
 
-python -m infer.evaluate --model mini --split heldout --count 100 --without-binding --json outputs/evaluation.json
+python -m infer.evaluate --model mini --split heldout --count 100 --json outputs/evaluation.json
 
 heldout and train are sets of Wardrobe (heldout: textures, colour pairs and poses that no training picture shows);
 alike are held-out ones whose garments binding alone tells apart (one pattern, colours that the phrases name, every set
 once more with the colours of top and bottom exchanged); drawn are flat-coloured t-shirts and trousers in another hand.
 Columns of the table: the true pictures and their reconstruction by the VAE (what no model can surpass), the model, the
-same with its binding switched off, other models. Every figure is a mean with its 95 % bootstrap interval over sets;
-fcjax/metrics says how each is measured. No pretrained network takes part.
+same with its binding switched off if it has any (--no-without-binding leaves that out), other models. Every figure is a
+mean with its 95 % bootstrap interval over sets; fcjax/metrics says how each is measured. No pretrained network takes
+part unless it is named. A killed run goes on where it stopped, and many processes can share its drawing (--shard).
 
 The swap test exchanges the phrases of two equally shaped swatches of fabric, in sets whose captions do not name their
 colours: the share of sets in which both places show the right fabric before and the other one after.
@@ -21,12 +22,14 @@ are also scored as any method's; FID and KID then compare with the set's own pic
 python -m infer.evaluate --model FOLDER --sets outputs/table1/sets.jsonl
 
 The sets of infer.table1: garments of several people on another's body, scored by binding accuracy and palette distance.
+Any other system's pictures of them get the same figures by --predictions DIR, a picture of every set by its number.
 
 python -m infer.evaluate --predictions DIR --truth DIR --protocol catvton-512 --json outputs/table.json
 
 Any method's folder of pictures against the true ones, by the scripts that published numbers come from: SSIM, LPIPS,
 FID and KID by catvton-512, ladi-512 or promptdresser-1024, SSIM and LPIPS by hrviton. Every file must fit and be
-readable, or nothing is scored (--subset takes what fits, and says so). A killed run goes on where it stopped.
+readable, or nothing is scored (--subset takes what fits, and says so). A killed run goes on where it stopped. More
+methods' folders are scored alike by --also DIR.
 
 python -m infer.evaluate --model FOLDER --also OTHER --html page.html --blind
 python -m infer.evaluate --votes votes-*.json --key page.key.json
@@ -35,18 +38,12 @@ With --html an evaluation of models becomes a page of its own, with --blind one 
 whose pictures they see; the last command counts their votes.
 """
 
-import json
-
 from fcjax.cli import run
-from infer.arms import make_arms
 from infer.blind import count_votes
 from infer.compose import prepare_output
-from infer.evaluation import contests, evaluate, report, rows, swap_rows, table, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
-from infer.pages import write_page
-from infer.predictions import score_predictions
-from infer.sheet import sheet
+from infer.folder_evaluation import score_predictions
 
 
 def main(request: Request) -> None:
@@ -55,47 +52,21 @@ def main(request: Request) -> None:
     if request.key is not None:
         print(count_votes(request.votes, request.key))
         return
-    for path in (request.json, request.html):
+    for path in (request.json, request.folders.csv):
         if path is not None:
-            prepare_file(path)
+            prepare_file(path, request.overwrite)
+    if request.html is not None:
+        prepare_file(request.html)
     for path in (request.sheet, request.worst, request.swap_sheet):
         if path is not None:
             prepare_output(path)
     if request.scores_folders:
-        score_predictions(request.folders, request.json, request.worst, request.rows, request.seed)
-    elif request.data is not None or request.sets is not None:
+        score_predictions(request)
+    else:
         # Here, because readers of records take seconds to import.
         from infer.set_evaluation import score_sets
 
         score_sets(request)
-    else:
-        score_model(request)
-
-
-def score_model(request: Request) -> None:
-    """Let models compose sets, and score them."""
-    columns, size = make_arms(
-        request.model,
-        request.also,
-        {"steps": request.steps, "sampler": request.sampler, "guidance": request.guidance},
-        size=request.size,
-        binding_off=request.without_binding,
-        truth=request.split != "drawn",
-    )
-    evaluation = evaluate(request, columns, size)
-    print(table(evaluation))
-    if request.json is not None:
-        request.json.write_text(json.dumps(report(request, evaluation, size), indent=1) + "\n")
-    first = range(min(request.rows, request.wanted))
-    if request.sheet is not None:
-        sheet(rows(request, evaluation, size, first)).save(request.sheet)
-    if request.worst is not None:
-        sheet(rows(request, evaluation, size, worst(evaluation, request.model, request.rows))).save(request.worst)
-    if request.html is not None:
-        made = (rows, contests)[request.blind](request, evaluation, size, first)
-        write_page(request, f"{request.model} on {request.split} sets", evaluation, made)
-    if request.swap_sheet is not None and evaluation.swap_indices:
-        sheet(swap_rows(request, evaluation, size)).save(request.swap_sheet)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,27 @@
-"""Sets composed by several arms and scored: what `infer.evaluate` computes, prints and shows of models."""
+"""Figures of the sets that several arms composed: what `infer.evaluate` says of models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
-from tqdm import tqdm
 
-from fcjax.metrics import FIGURES, Figure, Palette, Scores, Target, bootstrap, face_scores, places_exchanged, score
+from fcjax.metrics import FIGURES, Figure, Palette, Scores, Target, bootstrap, face_scores
 from fcjax.metrics.scores import FACE
-from infer.arms import RECONSTRUCTION, TRUTH, Arm
-from infer.blind import Contest
 from infer.densepose import preview
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
 from infer.request import weights_digest
-from infer.sets import DrawnSets, EvaluationSet, WardrobeSets
+from infer.sets import EvaluationSet
 from infer.sheet import Panel
-
-SWAP_SCAN = 60
-"""The swap test looks at no more than this many sets for each that it wants (about every fifth serves)."""
 
 
 @dataclass(eq=False)
 class Results:
     """What one arm gave, set by set."""
 
-    pictures: list[UInt8[ndarray, "h w 3"]] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
     swaps: list[bool] = field(default_factory=list)
-    swap_pictures: list[tuple[ndarray, ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,54 +63,6 @@ class Evaluation:
         return {name: figure for name, figure in found.items() if figure is not None}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scoring
-
-
-def evaluate(request: Request, columns: Sequence[Arm], size: tuple[int, int], quiet: bool = False) -> Evaluation:
-    """Make every set once, let every arm draw it, keep scores and pictures; then more sets for the swap test.
-
-    Sets of the first `wanted` that hold two swatches serve the swap test too.
-    """
-    source = _source(request, size)
-    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [])
-    composing = [column for column in columns if column.composes]
-    with tqdm(total=request.wanted + request.swaps, unit="set", desc="evaluating", disable=quiet) as bar:
-        for index in range(request.wanted + SWAP_SCAN * request.swaps):
-            swaps_left = request.swaps - len(results.swap_indices)
-            if index >= request.wanted and swaps_left == 0:
-                break
-            if index >= request.wanted and not source.may_have_swatches(index):
-                continue
-            one = source[index]
-            pictures: dict[str, ndarray] = {}
-            if index < request.wanted:
-                for column in columns:
-                    pictures[column.name] = column.draw(one, one.assets, request.seed + index)
-                    results.results[column.name].pictures.append(pictures[column.name])
-                    results.results[column.name].scores.append(score(pictures[column.name], one.target))
-                results.faces.append(face_asset(one.target))
-                results.prompts.append(one.prompt)
-                results.poses.append(one.pose)
-                bar.update()
-            pair = one.swatches
-            if swaps_left and pair is not None:
-                for column in composing:
-                    before = pictures.get(column.name)
-                    if before is None:
-                        before = column.draw(one, one.assets, request.seed + index)
-                    after = column.draw(one, one.exchanged(pair), request.seed + index)
-                    own = results.results[column.name]
-                    own.swaps.append(places_exchanged(before, after, one.target, pair))
-                    if len(results.swap_indices) < request.rows:
-                        own.swap_pictures.append((before, after))
-                results.swap_indices.append(index)
-                bar.update()
-    if len(results.swap_indices) < request.swaps:
-        raise ValueError(f"found {len(results.swap_indices)} sets with two different swatches, wanted {request.swaps}")
-    return results
-
-
 def face_asset(target: Target) -> Palette | None:
     """The palette of the face among a set's assets, if there is one."""
     return next((palette for palette, kind in zip(target.palettes, target.kinds, strict=True) if kind == FACE), None)
@@ -153,15 +95,22 @@ def _rows(words: dict[str, str], summaries: Sequence[dict[str, Figure]]) -> list
     return rows
 
 
-def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:
-    """Everything as plain data for JSON."""
+def weights(request: Request) -> dict[str, str]:
+    """The digests of what drew the columns, by their names; none of pictures that were there."""
     from fcjax.pretrained import locate
 
+    if request.scores_pictures:
+        return {}
+    return {name: weights_digest(locate(model)) for name, model in zip(request.names, request.drawn_by, strict=True)}
+
+
+def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:
+    """Everything as plain data for JSON."""
     per_arm = {arm: evaluation.figures(arm) for arm in evaluation.results}
     return {
         "settings": {**request.settings, "count": len(evaluation.prompts), "size": size, "swap_count": request.swaps},
         "versions": versions(),
-        "weights": {name: weights_digest(locate(name)) for name in (request.model, *request.also)},
+        "weights": weights(request),
         "arms": {
             arm: {
                 "figures": {name: figure._asdict() for name, figure in evaluation.summary(arm).items()},
@@ -199,53 +148,6 @@ def worst(evaluation: Evaluation, arm: str, count: int) -> list[int]:
         key=lambda index: (mean(figures[index], "binding_accuracy"), mean(figures[index], "texture_correlation")),
     )
     return order[:count]
-
-
-def rows(request: Request, evaluation: Evaluation, size: tuple[int, int], indices: Sequence[int]) -> list[list[Panel]]:
-    """Assets, pose, every arm's result and the truth of some sets; the sets are made again."""
-    source = _source(request, size)
-    made = []
-    for index in indices:
-        one = source[index]
-        row = given(one)
-        arms = [arm for arm in evaluation.results if arm not in (TRUTH, RECONSTRUCTION)]
-        arms += [arm for arm in (RECONSTRUCTION, TRUTH) if arm in evaluation.results]
-        for place, arm in enumerate(arms):
-            label = f"{arm}: {one.prompt}" if place == 0 else arm
-            row.append((label, evaluation.results[arm].pictures[index]))
-        made.append(row)
-    return made
-
-
-def contests(request: Request, evaluation: Evaluation, size: tuple[int, int], indices: Sequence[int]) -> list[Contest]:
-    """The pictures of some sets by the arms that compose, for a comparison page."""
-    source = _source(request, size)
-    arms = [arm for arm in evaluation.results if arm not in (TRUTH, RECONSTRUCTION)]
-    made = []
-    for index in indices:
-        one = source[index]
-        made.append(Contest(one.prompt, given(one), {arm: evaluation.results[arm].pictures[index] for arm in arms}))
-    return made
-
-
-def swap_rows(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> list[list[Panel]]:
-    """Assets, pose and every composing arm's two pictures of the first sets of the swap test."""
-    source = _source(request, size)
-    made = []
-    for place, index in enumerate(evaluation.swap_indices[: request.rows]):
-        row = given(source[index])
-        for arm, own in evaluation.results.items():
-            if own.swap_pictures:
-                before, after = own.swap_pictures[place]
-                row += [(arm, before), (f"{arm}, phrases exchanged", after)]
-        made.append(row)
-    return made
-
-
-def _source(request: Request, size: tuple[int, int]) -> DrawnSets | WardrobeSets:
-    if request.split == "drawn":
-        return DrawnSets(request.seed, *size)
-    return WardrobeSets(request.split, request.seed, *size)
 
 
 def given(one: EvaluationSet) -> list[Panel]:

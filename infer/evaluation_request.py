@@ -8,16 +8,15 @@ import tyro
 
 from infer.predictions import FolderFlags
 
-SHARED = ("json", "worst", "rows", "seed")
+SHARED = ("json", "worst", "rows", "seed", "overwrite", "work", "csv", "html", "blind")
 """Flags that every kind of evaluation knows."""
-MODELS = ("model", "also", "without_binding", "count", "steps", "sampler", "guidance", "size", "sheet", "html", "blind")
+OF_SETS = ("also", "labels", "count", "sheet", "clip", "dino", "faces")
+"""Flags of all sets, whoever draws them."""
+MODELS = (*OF_SETS, "model", "without_binding", "steps", "sampler", "guidance", "size", "shard", "pictures")
 """Flags of all that lets models compose."""
-
-
-OF_SETS = ("shard", "work", "csv", "clip", "dino", "faces")
-"""Flags of sets from files."""
-OF_FOLDERS = ("protocol", "metrics", "lpips_weights", "inception_weights", "workers", "batch", "work", "csv")
+OF_FOLDERS = ("protocol", "metrics", "lpips_weights", "inception_weights", "workers", "batch")
 """Flags of the protocols that apply to a model's pictures too."""
+Split = Literal["heldout", "train", "alike", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,15 @@ class Request:
     model: str = "mini"
     """A model folder, or mini, the model in the package."""
     also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Another model folder to score on the same sets; may be repeated."""
-    without_binding: bool = False
-    """Score the model with its binding switched off as well."""
-    split: Literal["heldout", "train", "alike", "drawn"] = "heldout"
+    """Another model folder to score on the same sets (with --predictions: of pictures); may be repeated."""
+    labels: tuple[str, ...] = ()
+    """What to call the model and each of --also, instead of their folders."""
+    without_binding: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Score the model with its binding switched off as well; on Wardrobe's sets this is done wherever there is any."""
+    no_without_binding: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Not even there."""
+    split: Split | None = None
+    """Of Wardrobe's sets (default: heldout)."""
     count: int | None = None
     """Number of sets (default: 100; all of --data or --sets)."""
     data: Path | None = None
@@ -38,17 +42,17 @@ class Request:
     task: Literal["compose", "tryon"] | None = None
     """What the model is to do with --data: draw them anew, or dress them."""
     sets: Path | None = None
-    """A list of sets to compose, which infer.table1 wrote."""
+    """A list of sets to compose, which infer.table1 wrote. With --predictions, as with --split, DIR holds a picture of
+    every set by its number (0.png, 000000.jpg), and these are scored."""
     shard: tuple[int, int] | None = None
-    """I N: draw every Nth picture of --data or --sets from the Ith (0 to N - 1) into --work and score nothing. Once all
-    N are done, a run without scores."""
+    """I N: draw every Nth picture from the Ith (0 to N - 1) into --work and score nothing. Once all N are done, a run
+    without scores them (and draws the swap test's)."""
     clip: str | None = None
-    """With --data or --sets: CLIP-I and CLIP-T by this model, a folder of transformers or a name on the Hub
-    (openai/clip-vit-base-patch32)."""
-    dino: str | None = None
-    """The same of DINO or DINOv2 (facebook/dino-vits16)."""
+    """CLIP-I and CLIP-T by this model, a folder of transformers or a name on the Hub (openai/clip-vit-base-patch32)."""
+    dino: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The same of DINO or DINOv2 (facebook/dino-vits16, facebook/dinov2-base); may be repeated."""
     faces: str | None = None
-    """The same of faces, by MODULE:FUNCTION of yours: pictures uint8 (h, w, 3) to vectors."""
+    """The same of faces, by MODULE:FUNCTION of yours: pictures uint8 (h, w, 3) to vectors, None without a face."""
     swap_count: int | None = None
     """Number of sets for the swap test; by default as --count, for drawn garments 0."""
     seed: int = 0
@@ -66,6 +70,8 @@ class Request:
     """The same of the sets that the model did worst."""
     swap_sheet: Path | None = None
     """A PNG of the first sets of the swap test, before and after the exchange."""
+    pictures: Path | None = None
+    """A folder for the model's pictures of the first sets, by number."""
     rows: int = 12
     """Sets on each sheet and page."""
     html: Path | None = None
@@ -75,6 +81,8 @@ class Request:
     votes: tuple[Path, ...] = ()
     """What comparison pages saved, to be counted by --key."""
     key: Path | None = None
+    overwrite: bool = False
+    """Replace files of figures (--json, --csv) that are there."""
     folders: tyro.conf.OmitArgPrefixes[FolderFlags] = field(default_factory=FolderFlags)
 
     def check(self) -> None:
@@ -97,12 +105,48 @@ class Request:
         if self.shard is not None and not (0 <= self.shard[0] < self.shard[1] and self.folders.work is not None):
             raise ValueError("--shard I N takes I from 0 to N - 1, and --work, the folder that all shards share")
         if not self.swatches and self.swap_count:
-            raise ValueError(f"{self.split} sets have no fabric swatches to exchange; leave --swap-count out")
+            raise ValueError(f"{self.wardrobe} sets have no fabric swatches to exchange; leave --swap-count out")
+        if self.without_binding and self.no_without_binding:
+            raise ValueError("--without-binding and --no-without-binding: one of them at most is expected")
+        if self.labels and not len(set(self.labels)) == len(self.labels) == len(self.drawn_by):
+            said = ", ".join(self.labels)
+            raise ValueError(
+                f"--labels names each of {', '.join(self.drawn_by)} differently, in this order; got {said}"
+            )
 
     @property
     def scores_folders(self) -> bool:
-        """Whether pictures that are there are scored, rather than a model's."""
-        return any(value is not None for value in (self.folders.predictions, self.folders.truth))
+        """Whether pictures that are there are scored by a protocol, rather than a model's."""
+        one, other, sets = self.folders.predictions, self.folders.truth, self.split or self.sets
+        return other is not None or (one is not None and (sets is None or self.folders.protocol is not None))
+
+    @property
+    def scores_pictures(self) -> bool:
+        """Whether the pictures of sets are there, and no model draws them."""
+        return self.folders.predictions is not None and not self.scores_folders
+
+    @property
+    def drawn_by(self) -> tuple[str, ...]:
+        """The models, or the folders of pictures."""
+        made = self.folders.predictions
+        return (self.model if made is None else str(made), *self.also)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a table calls them."""
+        return self.labels or self.drawn_by
+
+    @property
+    def binding_off(self) -> bool | None:
+        """Whether the model is scored once more without its binding; None: where it has any."""
+        if self.without_binding or self.no_without_binding:
+            return self.without_binding
+        return None if self.wardrobe is not None else False
+
+    @property
+    def wardrobe(self) -> Split | None:
+        """The split of Wardrobe's sets, where they are these."""
+        return None if self.data is not None or self.sets is not None else self.split or "heldout"
 
     @property
     def _kind(self) -> tuple[str, tuple[str, ...]]:
@@ -110,12 +154,15 @@ class Request:
         if self.votes or self.key is not None:
             return "--votes", ("votes", "key")
         if self.scores_folders:
-            return "--predictions", tuple(own.name for own in fields(FolderFlags))
+            return "--predictions", (*(own.name for own in fields(FolderFlags)), "also", "labels")
+        if self.scores_pictures:
+            return "--predictions with sets", (*OF_SETS, "predictions", "sets", "split")
         if self.data is not None:
-            return "--data", (*MODELS, *OF_FOLDERS, *OF_SETS, "data", "task", "pairing")
+            return "--data", (*MODELS, *OF_FOLDERS, "data", "task", "pairing")
         if self.sets is not None:
-            return "--sets", (*MODELS, *OF_SETS, "sets")
-        return "an evaluation on Wardrobe's sets", (*MODELS, "split", "swap_count", "swap_sheet")
+            return "--sets", (*MODELS, "sets")
+        own = ("split", "swap_count", "swap_sheet", "no_without_binding")
+        return "an evaluation on Wardrobe's sets", (*MODELS, *own)
 
     @property
     def _changed(self) -> dict[str, Any]:
@@ -132,8 +179,10 @@ class Request:
     @property
     def settings(self) -> dict[str, Any]:
         """The flags of a model's evaluation as plain data."""
-        held = asdict(self)
+        held = asdict(self) | {"split": self.wardrobe}
         del held["folders"]
+        if self.scores_pictures:
+            held["model"] = str(self.folders.predictions)
         return {name: str(value) if isinstance(value, Path) else value for name, value in held.items()}
 
     @property
@@ -145,10 +194,10 @@ class Request:
     def swaps(self) -> int:
         """How many sets the swap test takes."""
         if self.swap_count is None:
-            return self.wanted if self.swatches else 0
+            return self.wanted if self.swatches and not self.scores_pictures else 0
         return self.swap_count
 
     @property
     def swatches(self) -> bool:
         """Whether there are sets of swatches, which the swap test needs."""
-        return self.split in ("heldout", "train")
+        return self.wardrobe in ("heldout", "train")

@@ -41,8 +41,10 @@ def cell(figure: Figure | None, digits: int | None = None) -> str:
     return f"{figure.mean:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
 
 
-def prepare_file(path: Path) -> None:
-    """Makes the folder of a file to be written. ValueError where the path is a folder itself."""
+def prepare_file(path: Path, overwrite: bool = True) -> None:
+    """Makes the folder of a file to be written. ValueError where the path is a folder itself, or there already."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there, of an earlier run: name another file, or say --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)

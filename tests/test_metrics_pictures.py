@@ -7,7 +7,7 @@ from PIL import Image
 from fcjax.body import Body
 from fcjax.metrics.distributions import frechet_distance, kernel_distance
 from fcjax.metrics.pictures import psnr
-from fcjax.metrics.ssim import grey, ssim, ssim_map, ssim_outside
+from fcjax.metrics.ssim import RADIUS, grey, ssim, ssim_map, ssim_outside
 from fcjax.metrics.texels import part_iou, psnr_outside, texel_psnr, texel_ssim, unwrap
 
 
@@ -41,6 +41,18 @@ def test_ssim_and_psnr_equal_torchmetrics(pair):
 
 
 @pytest.mark.parametrize("pair", [pictures, photographs])
+def test_ssim_with_the_border_cropped_equals_torchmetrics_before(pair):
+    """Before 1.4.2 it left out what now are the border's windows: its picture of all windows, cropped as it was."""
+    torch = pytest.importorskip("torch")
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+    tensors = [torch.tensor(image / 255.0).permute(2, 0, 1)[None] for image in pair()]
+    measure = torchmetrics.structural_similarity_index_measure
+    _, image = measure(*tensors, data_range=1.0, return_full_image=True)
+    cropped = image[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
+    assert ssim(*pair(), "crop") == pytest.approx(float(cropped.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("pair", [pictures, photographs])
 def test_ssim_with_the_border_cropped_equals_scikit_image(pair):
     metrics = pytest.importorskip("skimage.metrics")
     first, second = pair()
@@ -62,6 +74,9 @@ def test_ssim_of_what_is_equal_and_of_what_does_not_fit():
         ssim(first, second[:-1])
     with pytest.raises(ValueError, match="window is 11 pixels wide"):
         ssim(first[:10], second[:10])
+    for broken in (first / 255.0, np.full(first.shape, np.nan)):
+        with pytest.raises(ValueError, match="SSIM takes pictures uint8 of 0 to 255, got float64"):
+            ssim(broken, broken)
 
 
 def test_what_try_on_keeps():

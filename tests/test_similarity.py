@@ -140,6 +140,7 @@ def test_faces_are_compared_by_an_embedder_of_ones_own() -> None:
     assert face_similarity(lambda picture: np.array([1.0, picture.mean() - 4.5]), one, other) < 0
     with pytest.raises(ValueError, match="vectors of one length"):
         face_similarity(lambda picture: np.zeros(3), one, other)
+    assert face_similarity(lambda picture: np.ones(2) if picture.any() else None, one, other) is None
     for name in ("os.path", "no_such_module:f", "os.path:nothing"):
         with pytest.raises(ValueError, match="names no embedder: MODULE:FUNCTION"):
             load_embedder(name)
@@ -152,13 +153,14 @@ def mean_color(picture: np.ndarray) -> np.ndarray:
 
 def test_figures_of_a_set(clip) -> None:
     """One value a garment, or one a picture."""
-    figures = likeness(str(clip[0]), None, f"{__name__}:mean_color")
+    figures = likeness(str(clip[0]), (), f"{__name__}:mean_color")
     assert {name: words for name, (words, _) in figures.items()} == {
         "clip_i_whole": "CLIP-I, whole",
         "clip_i_padded": "CLIP-I, padded",
         "clip_i_masked": "CLIP-I, masked",
         "clip_t": "CLIP-T",
         "face_similarity": "face similarity",
+        "face_found": "share of faces that the embedder finds",
     }
     sets = WardrobeSets("heldout", 0, 128, 96)
     one = next(sets[index] for index in range(20) if "face" in sets[index].target.kinds)
@@ -175,7 +177,38 @@ def test_figures_of_a_set(clip) -> None:
         np.repeat(network.images([one.target.truth], "padded"), len(shown), axis=0),
     )
     np.testing.assert_allclose(figures["clip_i_padded"][1](one.target.truth, one), expected, atol=1e-3)
-    assert not likeness(None, None, None)
+    assert not likeness()
+
+
+def no_face_in_the_dark(picture: np.ndarray) -> np.ndarray | None:
+    """A face embedder that misses faces."""
+    return mean_color(picture) if picture.mean() > 60 else None
+
+
+def test_faces_that_are_not_found_are_counted() -> None:
+    figures = likeness(faces=f"{__name__}:no_face_in_the_dark")
+    sets = WardrobeSets("heldout", 0, 128, 96)
+    one = next(sets[index] for index in range(20) if "face" in sets[index].target.kinds)
+    seen, missed = one.target.truth, np.zeros((128, 96, 3), np.uint8)
+    values = [[len(figures[name][1](picture, one)) for name in figures] for picture in (seen, missed)]
+    assert list(figures) == ["face_similarity", "face_found"] and values == [[1, 1], [0, 1]]
+    assert [figures["face_found"][1](picture, one) for picture in (seen, missed)] == [[1.0], [0.0]]
+
+
+def test_what_runs_without_a_network_is_said(tmp_path: Path) -> None:
+    for flags, words in (
+        (
+            {"clip": str(tmp_path)},
+            r"--clip .* cannot be had: .*config.json.* all figures but CLIP-I and CLIP-T still run",
+        ),
+        (
+            {"dino": (str(tmp_path),)},
+            r"--dino .* cannot be had: .* without --dino all figures but the similarity by it",
+        ),
+        ({"dino": ("a/vits16", "b/vits16")}, "must differ; got a/vits16, b/vits16"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            likeness(**flags)
 
 
 def test_wrong_requests(clip, tmp_path: Path) -> None:

@@ -126,6 +126,19 @@ def test_the_sets_are_evaluated(data: Path, tiny_model_folder: Path, tmp_path: P
     assert figures["binding_accuracy"]["count"] == 4 and figures["palette_distance"]["mean"] > 0
     assert "psnr" not in figures and (tmp_path / "w.png").exists()
     assert [one["prompt"] for one in found["sets"]] == [one.prompt for one in read_sets(Path(listed))]
+    # Any other system's pictures get the same figures; here the model's own, under other names and as all or none.
+    kept = tmp_path / "kept"
+    run(evaluate.main, [str(word) for word in (*words, "--rows", 2, "--pictures", kept)])
+    (kept / "000001.png").rename(kept / "1.png")
+    given = ["--predictions", str(kept), "--sets", listed, "--labels", "another system"]
+    run(evaluate.main, [*given, "--json", str(tmp_path / "p.json"), "--csv", str(tmp_path / "p.csv")])
+    other = json.loads((tmp_path / "p.json").read_text())
+    assert other["arms"] == {"another system": found["arms"][str(tiny_model_folder)]}
+    assert other["counts"] == {"scored": 2, "of": 2} and len((tmp_path / "p.csv").read_text().splitlines()) == 3
+    (kept / "1.png").unlink()
+    with pytest.raises(SystemExit):
+        run(evaluate.main, given)
+    assert "has no picture of 1 of 2 sets (1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

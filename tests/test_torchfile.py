@@ -14,7 +14,9 @@ from fcjax.metrics.networks.torchfile import load_torch_file
 torch = pytest.importorskip("torch")
 
 
-def test_tensors_are_those_of_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("archive", [True, False], ids=["since 1.6", "before"])
+def test_tensors_are_those_of_torch(archive: bool, tmp_path: Path) -> None:
+    saved = {"_use_new_zipfile_serialization": archive}
     shared = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     given = OrderedDict(
         plain=shared,
@@ -28,7 +30,7 @@ def test_tensors_are_those_of_torch(tmp_path: Path) -> None:
         empty=torch.zeros(0, 3),
         trained=torch.nn.Parameter(torch.randn(2, 2)),
     )
-    torch.save({"state": given, "step": 3}, tmp_path / "model.pth")
+    torch.save({"state": given, "step": 3}, tmp_path / "model.pth", **saved)
     read = load_torch_file(tmp_path / "model.pth")
     assert read["step"] == 3 and list(read["state"]) == list(given)
     for name, tensor in given.items():
@@ -37,7 +39,7 @@ def test_tensors_are_those_of_torch(tmp_path: Path) -> None:
         assert array.shape == tuple(expected.shape)
         np.testing.assert_array_equal(array.astype(np.float64), expected.double().numpy())
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    torch.save(module.state_dict(), tmp_path / "module.pth")
+    torch.save(module.state_dict(), tmp_path / "module.pth", **saved)
     for name, array in load_torch_file(tmp_path / "module.pth").items():
         np.testing.assert_array_equal(array, module.state_dict()[name].numpy())
 
@@ -47,9 +49,11 @@ class Hostile:
         return os.system, ("touch hostile",)
 
 
-def test_nothing_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("archive", [True, False], ids=["since 1.6", "before"])
+def test_nothing_in_it_runs(archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"weight": torch.zeros(2), "more": Hostile()}, "hostile.pth")
+    content = {"weight": torch.zeros(2), "more": Hostile()}
+    torch.save(content, "hostile.pth", _use_new_zipfile_serialization=archive)
     with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system, which is refused"):
         load_torch_file("hostile.pth")
     torch.save(torch.nn.Linear(2, 2), "module.pth")
@@ -64,9 +68,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     torch.save({"w": torch.arange(1000.0)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    torch.save({"w": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("cut.pth", "old.pth"):
-        with pytest.raises(ValueError, match="save an older one anew"):
+    torch.save({"w": torch.arange(1000.0)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pth").read_bytes()
+    (tmp_path / "cut_old.pth").write_bytes(whole[:-1000])
+    # The number of stored numbers, which stands before them.
+    place = whole.rindex(np.int64(1000).tobytes())
+    (tmp_path / "huge.pth").write_bytes(whole[:place] + np.int64(10**15).tobytes() + whole[place + 8 :])
+    for name, words in (
+        ("cut.pth", "is no file of torch.save, or it is cut short"),
+        ("cut_old.pth", "no readable file of tensors"),
+        ("huge.pth", "has 1000000000000000 numbers, more than the file"),
+    ):
+        with pytest.raises(ValueError, match=words):
             load_torch_file(tmp_path / name)
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     with pytest.raises(ValueError, match="a dict of tensors is expected"):

@@ -22,6 +22,7 @@ class OptimizerConfig:
     beta2: float = 0.99
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    # Of the moving average that models are made of; 0: none is kept, and they are made of the last parameters.
     ema_decay: float = 0.9999
     trainable: tuple[tuple[str, bool], ...] = ((".*", True),)
 
@@ -89,7 +90,8 @@ class TrainConfig:
     name: str
     task: Literal["vae", "compose", "tryon"]
     model: ComposerConfig
-    data: Path
+    # None: a few samples that the run draws into its own folder (`train.own_data`).
+    data: Path | None
     steps: int
     batch_size: int
     # More prepared sets, and the share of the samples that each of all sets gives, `data`'s first; none: equal ones.

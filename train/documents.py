@@ -5,6 +5,7 @@ import json
 import os
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,22 @@ def check_continues(out: Path, config: TrainConfig) -> None:
     """
     if not (out / "config.json").exists():
         return
-    before, now = (_leaves(document_of(one)) for one in (read_config(out), config))
-    differ = [
-        f"{name} ({before.get(name)} there, {now.get(name)} now)"
-        for name in sorted(before.keys() | now.keys())
-        if name.split(".")[0] not in FREE_FIELDS and before.get(name) != now.get(name)
-    ]
+    differ = differing(document_of(read_config(out)), document_of(config), FREE_FIELDS)
     if differ:
         raise ValueError(
             f"{out} holds a run with another configuration; these fields differ: {', '.join(differ)}. "
             "Choose another --out or restore the fields"
         )
+
+
+def differing(there: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """The fields of two documents that differ, with both values, but for those that are free to."""
+    before, after = _leaves(there), _leaves(now)
+    return [
+        f"{name} ({before.get(name)} there, {after.get(name)} now)"
+        for name in sorted(before.keys() | after.keys())
+        if name.split(".")[0] not in free and before.get(name) != after.get(name)
+    ]
 
 
 def _leaves(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

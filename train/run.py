@@ -4,6 +4,7 @@ DIR holds `checkpoints/` (parameters, moving average, optimiser, step), `config.
 `samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged parameters, as
 a model folder. A DIR that holds a run is continued: from the newest checkpoint that is whole, to the same numbers that
 an uninterrupted run would have. SIGTERM saves and ends with 0; SIGUSR1 traces the next steps into `profile/`.
+A configuration without a data set (tiny) draws a few samples into DIR/data.
 The loop dispatches step N before it reads step N-1's numbers.
 """
 
@@ -32,6 +33,7 @@ from train.checkpoints import Checkpoints, newest
 from train.config import TrainConfig
 from train.documents import check_continues, write_config
 from train.logs import Log
+from train.own_data import with_data
 from train.placement import Placement
 from train.progress import Progress
 from train.step import TrainState, initial_state, make_step, parameters
@@ -49,6 +51,7 @@ def train(config: TrainConfig, out: Path) -> bool:
     configuration or no checkpoint that can be read, one could not be written, or a loss is no number or explodes.
     """
     check_continues(out, config)
+    config = with_data(config, out)
     task = make_task(config)
     placement = Placement(config, task.parameters)
     # Others may still be reading what was there.

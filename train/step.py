@@ -37,7 +37,10 @@ Loss = Callable[[Tree, Mapping[str, Array], Key[Array, ""]], tuple[Array, Metric
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds. `frozen` parameters have no gradient, no optimiser state and no average."""
+    """What a checkpoint holds. `frozen` parameters have no gradient, no optimiser state and no average.
+
+    average: empty with an `ema_decay` of 0, as it would be `trained` again.
+    """
 
     step: Int[Array, ""]
     trained: Tree
@@ -48,7 +51,7 @@ class TrainState:
 
 def parameters(state: TrainState, averaged: bool = False) -> Tree:
     """The whole parameter tree, with the moving average of the trained part or its last value."""
-    return trees.merge(state.average if averaged else state.trained, state.frozen)
+    return trees.merge((averaged and state.average) or state.trained, state.frozen)
 
 
 def initial_state(config: OptimizerConfig, steps: int, params: Tree, frozen_dtype: Dtype | None = None) -> TrainState:
@@ -66,7 +69,8 @@ def initial_state(config: OptimizerConfig, steps: int, params: Tree, frozen_dtyp
     if frozen_dtype is not None:
         frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, frozen_dtype), frozen)
     optimizer = _optimizer(config, steps).init(trained)
-    return TrainState(jnp.int32(0), trained, frozen, jax.tree.map(jnp.copy, trained), optimizer)
+    average = jax.tree.map(jnp.copy, trained) if config.ema_decay else {}
+    return TrainState(jnp.int32(0), trained, frozen, average, optimizer)
 
 
 def _optimizer(config: OptimizerConfig, steps: int):
@@ -90,7 +94,8 @@ def train_step(
         (value, metrics), gradients = _accumulated(functools.partial(differentiate, state.trained), batch, key, config)
     updates, optimizer = _optimizer(config.optimizer, config.steps).update(gradients, state.optimizer, state.trained)
     trained = jax.tree.map(lambda leaf, update: leaf + update.astype(leaf.dtype), state.trained, updates)
-    average = update_ema(state.average, trained, config.optimizer.ema_decay, state.step)
+    decay = config.optimizer.ema_decay
+    average = update_ema(state.average, trained, decay, state.step) if decay else {}
     squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), gradients)
     metrics = {"loss": value, **metrics, "gradient_norm": jnp.sqrt(sum(jax.tree.leaves(squares)))}
     return TrainState(state.step + 1, trained, state.frozen, average, optimizer), metrics

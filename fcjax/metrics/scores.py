@@ -9,9 +9,10 @@ from jaxtyping import Bool, Int8, UInt8
 from numpy import ndarray
 
 from fcjax.metrics.palette import Palette, nearest_palette, palette_distance, region_palette
-from fcjax.metrics.pictures import psnr, texture_correlation
+from fcjax.metrics.pictures import check_bytes, psnr, texture_correlation
 from fcjax.metrics.silhouette import iou, silhouette
 from fcjax.metrics.ssim import ssim_outside
+from fcjax.metrics.texels import psnr_outside, texel_psnr, texel_ssim
 
 FIGURES = {
     "binding_accuracy": "binding accuracy",
@@ -25,8 +26,12 @@ FIGURES = {
     "face_recognised": "face: own nearer than a wrong one",
     "silhouette_iou": "silhouette IoU",
     "psnr": "PSNR against the truth (dB)",
+    "texel_psnr": "PSNR on the body's charts (dB)",
+    "texel_ssim": "SSIM on the body's charts",
     "ssim_outside": "outside the mask: SSIM to the person",
     "kept_outside": "outside the mask: share of pixels that are the person's exactly",
+    "raw_ssim_outside": "outside the mask, before the person is put back: SSIM to the person",
+    "raw_psnr_outside": "outside the mask, before the person is put back: PSNR to the person (dB)",
 }
 """Every figure with the words that a table has for it."""
 FACE = "face"
@@ -50,6 +55,7 @@ class Target:
     patterns: tuple[str, ...] = ()  # names of the assets' patterns, to sort textures by
     truth: UInt8[ndarray, "h w 3"] | None = None
     foreground: Bool[ndarray, "h w"] | None = None  # None where the background does not allow to measure it
+    iuv: UInt8[ndarray, "h w 3"] | None = None  # the body that truth and picture share
     person: UInt8[ndarray, "h w 3"] | None = None
     mask: Bool[ndarray, "h w"] | None = None
 
@@ -80,20 +86,28 @@ class Scores:
     face: Palette | None = None  # of the face's region
 
 
-def score(picture: UInt8[ndarray, "h w 3"], target: Target) -> Scores:
+def score(picture: UInt8[ndarray, "h w 3"], target: Target, raw: UInt8[ndarray, "h w 3"] | None = None) -> Scores:
     """All that one picture tells by itself.
 
     Binding accuracy: 1 where a garment's region is nearest in palette to its own asset among all assets of the set,
     the face included; not counted where there is one asset alone. The second accuracy leaves out what the true picture
     would not pass by a margin (`Target.telling`), so that its ceiling is 1. Texture and PSNR need a truth, IoU a
     foreground, what lies outside the mask a person.
+
+    raw: of a try-on, the model's own picture, before the person was put back outside the mask; by default the picture.
     """
     if picture.shape[:2] != target.regions.shape:
         raise ValueError(f"a picture of {picture.shape[:2]} cannot be scored by regions of {target.regions.shape}")
+    check_bytes("a score", picture)
     scores = Scores()
 
     def note(name: str, value: float) -> None:
         scores.figures.setdefault(name, []).append(float(value))
+
+    def noted(name: str, value: float | None) -> None:
+        """What there is, and what has a mean: pictures that are equal have an infinite PSNR."""
+        if value is not None and np.isfinite(value):
+            note(name, value)
 
     face = None
     for index, kind in enumerate(target.kinds):
@@ -120,12 +134,16 @@ def score(picture: UInt8[ndarray, "h w 3"], target: Target) -> Scores:
         note("silhouette_iou", iou(silhouette(picture), target.foreground))
     if target.truth is not None and not np.array_equal(picture, target.truth):
         note("psnr", psnr(picture, target.truth))
+    if target.truth is not None and target.iuv is not None:
+        noted("texel_psnr", texel_psnr(picture, target.iuv, target.truth, target.iuv))
+        noted("texel_ssim", texel_ssim(picture, target.iuv, target.truth, target.iuv))
     if target.person is not None and target.mask is not None and not target.mask.all():
         kept = (picture == target.person).all(axis=-1)[~target.mask]
         note("kept_outside", kept.mean())
-        similarity = ssim_outside(picture, target.person, target.mask)
-        if similarity is not None:
-            note("ssim_outside", similarity)
+        own = picture if raw is None else raw
+        noted("ssim_outside", ssim_outside(picture, target.person, target.mask))
+        noted("raw_ssim_outside", ssim_outside(own, target.person, target.mask))
+        noted("raw_psnr_outside", psnr_outside(own, target.person, target.mask))
     return Scores(scores.figures, scores.textures, face)
 
 

@@ -31,7 +31,8 @@ RESIZED = 256
 """The shorter side to which DINO's pictures are brought before their middle 224 pixels are cut out."""
 _BATCH = 16
 Picture = UInt8[ndarray, "h w 3"]
-Embedder = Callable[[Picture], Float[ndarray, "d"]]
+Embedder = Callable[[Picture], Float[ndarray, "d"] | None]
+"""A face's vector; None of a picture without one."""
 
 
 class Similarity:
@@ -128,7 +129,9 @@ def cut(picture: Picture, mask: Bool[ndarray, "h w"]) -> Picture:
 
 
 def load_embedder(name: str) -> Embedder:
-    """The face embedder that "MODULE:FUNCTION" names, of pictures uint8 (h, w, 3) to vectors. ValueError for none."""
+    """The face embedder that "MODULE:FUNCTION" names, of pictures uint8 (h, w, 3) to vectors (None where it finds no
+    face). ValueError for none.
+    """
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -139,9 +142,15 @@ def load_embedder(name: str) -> Embedder:
     return found  # pyright: ignore[reportReturnType] (what it returns is seen when it is called)
 
 
-def face_similarity(embed: Embedder, first: Picture, second: Picture) -> float:
-    """100 times the cosine of two faces' embeddings. ValueError where they are no vectors of one length."""
-    one, other = (np.asarray(embed(picture), np.float64) for picture in (first, second))
+def face_similarity(embed: Embedder, first: Picture, second: Picture) -> float | None:
+    """100 times the cosine of two faces' embeddings, None where one of the pictures shows the embedder no face.
+
+    ValueError where they are no vectors of one length.
+    """
+    found = [embed(picture) for picture in (first, second)]
+    if any(vector is None for vector in found):
+        return None
+    one, other = (np.asarray(vector, np.float64) for vector in found)
     if one.ndim != 1 or one.shape != other.shape or not np.linalg.norm(one) * np.linalg.norm(other) > 0:
         raise ValueError(f"an embedder gives vectors of one length, not zero; got {one.shape} and {other.shape}")
     return float(100 * (one @ other) / (np.linalg.norm(one) * np.linalg.norm(other)))

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
+from fcjax.metrics.pictures import check_bytes
+
 SIGMA, RADIUS = 1.5, 5
 K1, K2 = 0.01, 0.03
 
@@ -31,6 +33,7 @@ def ssim_map(first: UInt8[ndarray, "h w *c"], second: UInt8[ndarray, "h w *c"]) 
         raise ValueError(f"SSIM compares pictures of one size, got {first.shape} and {second.shape}")
     if min(first.shape[:2]) <= 2 * RADIUS:
         raise ValueError(f"SSIM's window is {2 * RADIUS + 1} pixels wide, the pictures are {first.shape[:2]}")
+    check_bytes("SSIM", first, second)
     a, b = first.astype(np.float64) / 255, second.astype(np.float64) / 255
     mean_a, mean_b = _blurred(a), _blurred(b)
     # Differences of equal numbers may come out a little below 0.

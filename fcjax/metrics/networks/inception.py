@@ -21,7 +21,7 @@ from fcjax.metrics.networks.weights import find_weights
 
 SIZE, FEATURES = 299, 2048
 FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-SOURCE = "the releases of mseitz/pytorch-fid or toshas/torch-fidelity on GitHub"
+SOURCE = "the releases of mseitzer/pytorch-fid or toshas/torch-fidelity on GitHub"
 _EPSILON = 1e-3
 # A layer: name, (height, width) of the kernel, output channels, stride, (rows, columns) of padding. A branch is a chain
 # of layers; "avg", "max" and "max2" pool (by 3x3, "max2" every second place); a tuple within a chain forks it.
@@ -302,10 +302,10 @@ def _bilinear(image: UInt8[ndarray, "h w 3"], center: float) -> Float32[ndarray,
 class Inception:
     """Pictures to features: batches of 8-bit pictures of one size in, (b, 2048) float32 out."""
 
-    def __init__(self, params: Mapping[str, Any], resize: str = "clean"):
+    def __init__(self, params: Mapping[str, Any], resize: str = "clean", file: Path | None = None):
         if resize not in RESIZES:
             raise ValueError(f"resize is {resize!r}; expected one of {', '.join(RESIZES)}")
-        self.params, self.resize = params, resize
+        self.params, self.resize, self.file = params, resize, file
 
     def __call__(self, images: UInt8[ndarray, "b h w 3"]) -> Float32[ndarray, "b 2048"]:
         """ValueError for what are no such pictures."""
@@ -328,4 +328,4 @@ def load_inception(weights: str | Path | None = None, resize: str = "clean") -> 
     weights, and for those that do not fit.
     """
     path = find_weights(weights, FILES, "weights of FID's Inception-v3", SOURCE)
-    return Inception(parameters_of(load_torch_file(path), str(path)), resize)
+    return Inception(parameters_of(load_torch_file(path), str(path)), resize, path)

@@ -1,21 +1,23 @@
 """Reading the files that torch.save writes, without torch and without running what they hold.
 
-Such a file is a zip of a pickle and the tensors' bytes. Globals of the pickle become the stand-ins below or are refused
-by name; tensors are put together from the bytes.
+Such a file is a zip of a pickle and the tensors' bytes; before torch 1.6 they lay one behind the other. Globals of the
+pickle become the stand-ins below or are refused by name; tensors are put together from the bytes.
 """
 
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from numpy import ndarray
 
+# How files of before torch 1.6 begin: the pickle of a number.
+_STREAM_START, _STREAM_VERSION = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", 1001
 _STORAGES: Mapping[str, np.dtype] = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
@@ -61,11 +63,14 @@ _STAND_INS: Mapping[str, Any] = {
 }
 
 
+Storages = Callable[[np.dtype, str, int], ndarray]
+"""What finds the numbers of a storage: of its type, its name, and how many it has."""
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
-        self._archive, self._root = archive, root
-        self._read: dict[str, ndarray] = {}
+    def __init__(self, file: IO[bytes], storages: Storages | None = None):
+        super().__init__(file)
+        self._storages = storages
 
     def find_class(self, module: str, name: str, /) -> Any:
         try:
@@ -77,40 +82,83 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any, /) -> ndarray:
-        kind, storage, key, _, count = pid
-        if kind != "storage" or storage not in _STORAGES:
+        kind, storage, key, _, count, *view = pid
+        if kind != "storage" or storage not in _STORAGES or self._storages is None:
             raise ValueError(f"unknown storage {storage!r}")
-        if key not in self._read:
-            held = self._archive.read(f"{self._root}/data/{key}")
-            self._read[key] = np.frombuffer(held, _STORAGES[storage])
-        if self._read[key].size != count:
-            raise ValueError(f"storage {key} has {self._read[key].size} numbers where {count} are said")
-        return self._read[key]
+        found = self._storages(_STORAGES[storage], str(key), int(count))
+        if found.size != count:
+            raise ValueError(f"storage {key} has {found.size} numbers where {count} are said")
+        if view and view[0] is not None:
+            _, first, length = view[0]
+            return found[int(first) : int(first) + int(length)]
+        return found
+
+
+def _of_archive(path: Path) -> Any:
+    """A file of torch 1.6 or later."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        root = next((name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")), None)
+        if root is None or f"{root}/constants.pkl" in names:
+            raise ValueError("it holds a program (TorchScript), which is not run: a file of weights is expected")
+        if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+        read: dict[str, ndarray] = {}
+
+        def storages(kind: np.dtype, key: str, count: int) -> ndarray:
+            if key not in read:
+                read[key] = np.frombuffer(archive.read(f"{root}/data/{key}"), kind)
+            return read[key]
+
+        return _Unpickler(archive.open(f"{root}/data.pkl"), storages).load()
+
+
+def _of_stream(path: Path) -> Any:
+    """A file of before: four pickles, of which the last is the content, then the storages' names and numbers.
+
+    The content comes before the numbers: it is gone through once to learn their types, and once more to be read.
+    """
+    most = path.stat().st_size
+    kinds: dict[str, np.dtype] = {}
+    read: dict[str, ndarray] = {}
+
+    def noted(kind: np.dtype, key: str, count: int) -> ndarray:
+        if not 0 <= count * kind.itemsize <= most:
+            raise ValueError(f"storage {key} has {count} numbers, more than the file")
+        kinds[key] = kind
+        return np.zeros(count, kind)
+
+    with path.open("rb") as file:
+        _, version, machine = (_Unpickler(file).load() for _ in range(3))
+        if version != _STREAM_VERSION or not machine.get("little_endian", False):
+            raise ValueError(f"it is of version {version}, or its numbers are big-endian")
+        start = file.tell()
+        _Unpickler(file, noted).load()
+        for key in _Unpickler(file).load():
+            [count] = np.frombuffer(file.read(8), "<i8")
+            kind = kinds[str(key)]
+            if not 0 <= count * kind.itemsize <= most:
+                raise ValueError(f"storage {key} has {count} numbers, more than the file")
+            read[str(key)] = np.frombuffer(file.read(int(count) * kind.itemsize), kind)
+        file.seek(start)
+        return _Unpickler(file, lambda kind, key, count: read[key]).load()
 
 
 def load_torch_file(path: str | Path) -> dict[str, Any]:
     """The dict that a file of torch.save holds: arrays for tensors, dicts within it as they are.
 
-    ValueError for files that are no such zip (torch's old format, TorchScript), that are cut short, or that ask for
-    anything but tensors; FileNotFoundError where there is none.
+    ValueError for files that are none (TorchScript, for instance), that are cut short, or that ask for anything but
+    tensors; FileNotFoundError where there is none.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is no file of torch.save since version 1.6 (or it is cut short); save an older one anew: "
-            "torch.save(torch.load(path), path)"
-        )
+    with path.open("rb") as file:
+        stream = file.read(len(_STREAM_START)) == _STREAM_START
+    if not stream and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no file of torch.save, or it is cut short")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            root = next((name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")), None)
-            if root is None or f"{root}/constants.pkl" in names:
-                raise ValueError("it holds a program (TorchScript), which is not run: a file of weights is expected")
-            if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
-                raise ValueError("its numbers are big-endian")
-            content = _Unpickler(archive, root).load()
+        content = _of_stream(path) if stream else _of_archive(path)
     except RefusedGlobalError as error:
         raise RefusedGlobalError(f"{path}: {error}") from None
     except ValueError as error:

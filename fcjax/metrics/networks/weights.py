@@ -1,5 +1,6 @@
 """Where weights of others lie on a machine: a named file, or torch's caches. Nothing is downloaded."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,14 @@ def find_weights(named: str | Path | None, names: Sequence[str], what: str, sour
             f"{what} are needed: put {names[0]} (from {source}) into {folders[0]}, or name the file. {ALWAYS}"
         )
     return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the weights in a folder of transformers."""
+    files = [path] if path.is_file() else [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = next(one for one in files if one.is_file())
+    with found.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def caches() -> list[Path]:
