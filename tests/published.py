@@ -33,3 +33,9 @@ def module_of(package: str, name: str) -> Any:
     if not stand_in(package):
         pytest.skip(f"{package} is not installed")
     return importlib.import_module(f"{package}.{name}")
+
+
+def forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules are imported anew in this test, as they hold on to the torchvision that they were first given."""
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fcjax.metrics.lpips import BACKBONE, LAYERS, LPIPS, SCALE, SHIFT, Network, load_lpips, parameter_shapes
+from tests.published import forget
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -157,6 +158,7 @@ def test_weights_reproduce_lpips(network: Network, tmp_path: Path, monkeypatch: 
         package.models = models  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "torchvision", package)
         monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    forget("lpips", monkeypatch)
     import lpips
 
     theirs = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)

@@ -23,7 +23,7 @@ from fcjax.metrics import frechet_distance, kernel_distance
 from fcjax.metrics.networks import load_inception
 from fcjax.metrics.networks.inception import FILES
 from infer.evaluate import main
-from tests.published import module_of
+from tests.published import forget, module_of
 from tests.test_metrics_lpips import filled, squeezenet, store_squeezenet
 from tests.test_metrics_networks import oracle  # noqa: F401 (a fixture)
 
@@ -49,6 +49,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, made)
         return made
 
+    forget("lpips", monkeypatch)
     top = module("torchvision")
     for name in ("datasets", "models", "transforms", "transforms.functional"):
         setattr(top, name, module(f"torchvision.{name}"))
