@@ -23,7 +23,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck
-from tests.published import stand_in
+from tests.published import module_of, stand_in
 
 # Shapes in annotations of what JAX traces are checked in every call; this must come before these are imported. (The
 # NumPy rooms take what users give and check it themselves.)
@@ -68,6 +68,29 @@ def gradient_parity(request: pytest.FixtureRequest) -> Callable[..., None]:
         record(request.node, oracles.gradient_error(ours, theirs), most, f"of {len(theirs)} gradients")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory: pytest.TempPathFactory):
+    """torch-fidelity's network with random weights and normalisation statistics, and the file of them."""
+    from fcjax.metrics.networks.inception import FILES, layers
+
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    given = module_of("torch_fidelity", "feature_extractor_inceptionv3")
+    path = tmp_path_factory.mktemp("inception") / FILES[1]
+    rng, state = torch.Generator().manual_seed(0), {}
+    for name, (out, channels, height, width) in layers().items():
+        scale = (2 / (channels * height * width)) ** 0.5
+        state[f"{name}.conv.weight"] = scale * torch.randn(out, channels, height, width, generator=rng)
+        state[f"{name}.bn.weight"] = 1 + 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.bias"] = 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.running_mean"] = 0.2 * torch.randn(out, generator=rng)
+        state[f"{name}.bn.running_var"] = 0.5 + torch.rand(out, generator=rng)
+        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(3)
+    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    torch.save(state, path)
+    return given.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path)), path
 
 
 def record(test: pytest.Item, error: float, most: float, what: str) -> None:

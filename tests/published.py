@@ -35,7 +35,11 @@ def module_of(package: str, name: str) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its modules are imported anew in this test, as they hold on to the torchvision that they were first given."""
+def afresh(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this test import it anew, as its modules hold on to the torchvision that they were first given; skips the
+    test where it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fcjax.metrics.lpips import BACKBONE, LAYERS, LPIPS, SCALE, SHIFT, Network, load_lpips, parameter_shapes
-from tests.published import forget
+from tests.published import afresh
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -139,7 +139,6 @@ def test_real_weights(network: Network):
         np.testing.assert_allclose(ours(first, second), reference(network, ours.params, first, second), rtol=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="needs pip install --no-deps lpips==0.1.4")
 @pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
 def test_weights_reproduce_lpips(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The authors' program, with their heads; squeeze's backbone is at random, read from where torchvision puts it."""
@@ -155,10 +154,10 @@ def test_weights_reproduce_lpips(network: Network, tmp_path: Path, monkeypatch: 
         for name, backbone in (("alexnet", alexnet), ("vgg16", vgg16), ("squeezenet1_1", squeezenet)):
             setattr(models, name, lambda backbone=backbone, **_: types.SimpleNamespace(features=backbone()))
         package = types.ModuleType("torchvision")
-        package.models = models  # type: ignore[attr-defined]
+        package.models = models
         monkeypatch.setitem(sys.modules, "torchvision", package)
         monkeypatch.setitem(sys.modules, "torchvision.models", models)
-    forget("lpips", monkeypatch)
+    afresh("lpips", monkeypatch)
     import lpips
 
     theirs = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)

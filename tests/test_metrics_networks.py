@@ -7,36 +7,15 @@ import numpy as np
 import pytest
 
 from fcjax.metrics.networks import RESIZES, load_inception
-from fcjax.metrics.networks.inception import FILES, Inception, layers, parameters_of
+from fcjax.metrics.networks.inception import FILES, Inception, parameters_of
 from tests.published import module_of
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory):
-    """torch-fidelity's network with random weights and normalisation statistics, and the file of them."""
+def test_features_are_those_of_torch_fidelity(inception) -> None:
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
-    given = module_of("torch_fidelity", "feature_extractor_inceptionv3")
-    path = tmp_path_factory.mktemp("inception") / FILES[1]
-    rng, state = torch.Generator().manual_seed(0), {}
-    for name, (out, channels, height, width) in layers().items():
-        scale = (2 / (channels * height * width)) ** 0.5
-        state[f"{name}.conv.weight"] = scale * torch.randn(out, channels, height, width, generator=rng)
-        state[f"{name}.bn.weight"] = 1 + 0.2 * torch.randn(out, generator=rng)
-        state[f"{name}.bn.bias"] = 0.2 * torch.randn(out, generator=rng)
-        state[f"{name}.bn.running_mean"] = 0.2 * torch.randn(out, generator=rng)
-        state[f"{name}.bn.running_var"] = 0.5 + torch.rand(out, generator=rng)
-        state[f"{name}.bn.num_batches_tracked"] = torch.tensor(3)
-    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    torch.save(state, path)
-    return given.FeatureExtractorInceptionV3("oracle", ["2048"], feature_extractor_weights_path=str(path)), path
-
-
-def test_features_are_those_of_torch_fidelity(oracle) -> None:
-    torch = pytest.importorskip("torch")
-    module, path = oracle
+    module, path = inception
     pictures = np.stack([PICTURE, PICTURE[::-1]])
     with torch.no_grad():
         [theirs] = module(torch.tensor(pictures.transpose(0, 3, 1, 2).copy()))
@@ -91,8 +70,8 @@ def _nothing():
     return contextlib.nullcontext()
 
 
-def test_weights_lie_in_torchs_caches(oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, path = oracle
+def test_weights_lie_in_torchs_caches(inception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = inception
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         ValueError, match=r"put pt_inception-2015-12-05-6726825d.pth \(from .*\) into .*own metrics run"

@@ -23,9 +23,8 @@ from fcjax.metrics import frechet_distance, kernel_distance
 from fcjax.metrics.networks import load_inception
 from fcjax.metrics.networks.inception import FILES
 from infer.evaluate import main
-from tests.published import forget, module_of
+from tests.published import afresh, module_of
 from tests.test_metrics_lpips import filled, squeezenet, store_squeezenet
-from tests.test_metrics_networks import oracle  # noqa: F401 (a fixture)
 
 torch = pytest.importorskip("torch")
 skimage = pytest.importorskip("skimage.data")
@@ -45,15 +44,15 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def module(name: str) -> types.ModuleType:
         made = types.ModuleType(name)
-        made.__getattr__ = nothing  # type: ignore[method-assign]
+        made.__getattr__ = nothing
         monkeypatch.setitem(sys.modules, name, made)
         return made
 
-    forget("lpips", monkeypatch)
+    afresh("lpips", monkeypatch)
     top = module("torchvision")
     for name in ("datasets", "models", "transforms", "transforms.functional"):
         setattr(top, name, module(f"torchvision.{name}"))
-    top.models.squeezenet1_1 = lambda **_: types.SimpleNamespace(features=squeezenet())  # type: ignore[attr-defined]
+    top.models.squeezenet1_1 = lambda **_: types.SimpleNamespace(features=squeezenet())
     # clean-fid's other network derives from torchvision's, and torch-fidelity's utilities need all of their package.
     module("cleanfid.inception_pytorch")
     module("torch_fidelity.utils")
@@ -86,11 +85,11 @@ def in_their_span(*features: np.ndarray) -> list[np.ndarray]:
     return [part @ basis for part in features]
 
 
-def test_distances_are_those_of_clean_fid_and_torch_fidelity(oracle, astronauts: list[np.ndarray]) -> None:  # noqa: F811
+def test_distances_are_those_of_clean_fid_and_torch_fidelity(inception, astronauts: list[np.ndarray]) -> None:
     """Of an Inception's features of photographs, fewer than dimensions and as many as that."""
     clean, fidelity = module_of("cleanfid", "fid"), module_of("torch_fidelity", "metric_fid")
     kernels = module_of("torch_fidelity", "metric_kid")
-    network = load_inception(oracle[1], "clean")
+    network = load_inception(inception[1], "clean")
     blurred = [np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(2))) for one in astronauts[:5]]
     first, second = (network(np.stack(pictures)) for pictures in (blurred, astronauts))
     made, true = in_their_span(first, second)
@@ -107,9 +106,8 @@ def test_distances_are_those_of_clean_fid_and_torch_fidelity(oracle, astronauts:
     assert ours == pytest.approx(kernels.kernel_mmd(first, second), rel=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="needs pip install --no-deps lpips==0.1.4")
 def test_catvtons_protocol_from_the_command_line(
-    oracle,  # noqa: F811
+    inception,
     astronauts: list[np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +118,7 @@ def test_catvtons_protocol_from_the_command_line(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     params = store_squeezenet(tmp_path)
-    (tmp_path / "hub/checkpoints" / FILES[0]).symlink_to(oracle[1])
+    (tmp_path / "hub/checkpoints" / FILES[0]).symlink_to(inception[1])
     for folder in ("made", "true", "saved"):
         (tmp_path / folder).mkdir()
     for number, one in enumerate(astronauts):
@@ -165,14 +163,14 @@ def test_catvtons_protocol_from_the_command_line(
 
     # clean-fid's resize before torch-fidelity's network, whose own would be another.
     clean = module_of("cleanfid", "fid")
-    inception, resize = module_of("torch_fidelity", "feature_extractor_inceptionv3"), module_of("cleanfid", "resize")
+    extractor, resize = module_of("torch_fidelity", "feature_extractor_inceptionv3"), module_of("cleanfid", "resize")
     resizer = quietly(resize.build_resizer, "clean")
 
     def features(picture: np.ndarray) -> np.ndarray:
         resized = torch.tensor(quietly(resizer, picture)).permute(2, 0, 1)[None].float()
-        monkeypatch.setattr(inception, "interpolate_bilinear_2d_like_tensorflow1x", lambda x, **_: resized)
+        monkeypatch.setattr(extractor, "interpolate_bilinear_2d_like_tensorflow1x", lambda x, **_: resized)
         with torch.no_grad():
-            [found] = oracle[0](torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+            [found] = inception[0](torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
         return found[0].numpy()
 
     made, true = (np.stack([features(pair[side]) for pair in pairs]).astype(np.float64) for side in (0, 1))
