@@ -23,8 +23,9 @@ from fcjax.models.attend import attention_kernel
 from fcjax.models.attention import SpatialTransformer
 from fcjax.models.layers import ResnetBlock
 from fcjax.sharding import make_mesh
-from train import forecast
+from train.compiled import compile_ahead, laid
 from train.cost import flops_of
+from train.kernels import BACKWARD, FORWARD, kernel_cost, unet_layers
 
 
 @dataclasses.dataclass
@@ -74,15 +75,15 @@ def main(settings: Settings) -> None:
     for level in settings.levels:
         for kind in ("resnet", "transformer"):
             function, given = layer(model, kind, level, settings.batch)
-            placed = jax.tree.map(lambda leaf: forecast._laid(leaf, whole), given)
-            found = forecast._compile(jax.jit(function), placed, mesh, hardware)
+            placed = jax.tree.map(lambda leaf: laid(leaf, whole), given)
+            found = compile_ahead(jax.jit(function), placed, mesh, hardware)
             with attention_kernel("portable"):
                 flops = flops_of(function, *given)
-            layers = forecast._layers(model, model.unet, [level], 2) if kind == "transformer" else []
+            layers = unet_layers(model, model.unet, [level], 2) if kind == "transformer" else []
             # As in `train.forecast.model_flops`: what the portable backward pass computes anew is nobody's work.
             flops -= settings.batch * sum(one.product for one in layers)
-            passes = forecast.FORWARD + forecast.BACKWARD
-            attention = forecast._kernels(layers, hardware, passes).seconds * settings.batch
+            passes = FORWARD + BACKWARD
+            attention = kernel_cost(layers, hardware, passes).seconds * settings.batch
             ideal = found.ideal_seconds(hardware)
             cells = [f"{kind} {level}", f"{flops / 1e12:.3f}"]
             cells += [f"{1000 * value:.2f}" for value in (ideal, attention, found.cycles[1] / hardware.clock)]

@@ -86,7 +86,10 @@ def picture_arms(
     """
     columns, sizes, problems = [], {}, []
     for folder, name in zip(folders, labels, strict=True):
-        found = {int(stem): path for stem, path in pictures(folder).items() if stem.isdecimal()}
+        numbered = [(int(stem), path) for stem, path in pictures(folder).items() if stem.isdecimal()]
+        found = dict(numbered)
+        if len(found) < len(numbered):
+            problems.append(f"{folder} has several pictures of one number, such as 1.png and 001.png")
         missing = [str(number) for number in range(count) if number not in found]
         if missing:
             problems.append(f"{folder} has no picture of {len(missing)} of {count} sets ({', '.join(missing[:SHOWN])})")

@@ -108,6 +108,8 @@ class Request:
             raise ValueError(f"{self.wardrobe} sets have no fabric swatches to exchange; leave --swap-count out")
         if self.without_binding and self.no_without_binding:
             raise ValueError("--without-binding and --no-without-binding: one of them at most is expected")
+        if len(set(self.drawn_by)) < len(self.drawn_by):
+            raise ValueError(f"each can be scored once, got {', '.join(self.drawn_by)}")
         if self.labels and not len(set(self.labels)) == len(self.labels) == len(self.drawn_by):
             said = ", ".join(self.labels)
             raise ValueError(

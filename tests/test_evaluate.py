@@ -263,10 +263,16 @@ def test_pictures_that_are_there_are_scored_alike(tiny_model_folder, few_assets,
         and second["arms"][TRUTH] == first["arms"][TRUTH]
     )
     assert (tmp_path / "sheet.png").is_file() and "ours" in (tmp_path / "p.html").read_text()
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for name in ("0.png", "000.png", "1.png"):
+        Image.new("RGB", (48, 64)).save(twice / name)
     for flags, words in (
         (["--count", "3"], "has no picture of 1 of 3 sets (2)"),
         (["--also", str(tmp_path / "other"), "--labels", "a", "b"], "1 cannot be read or are not 64x48"),
         (["--labels", "a", "b"], "--labels names each of"),
+        (["--also", str(kept)], "each can be scored once"),
+        (["--also", str(twice), "--labels", "a", "b"], "several pictures of one number"),
         (["--steps", "3"], "--predictions with sets makes no use of --steps"),
         (["--swap-count", "3"], "makes no use of --swap-count"),
     ):

@@ -17,8 +17,9 @@ from configs import load_config
 from configs.sharding import strategy
 from fcjax.hardware import HARDWARE, devices_of, network_rate
 from fcjax.sharding import make_mesh
-from train import forecast
+from train import forecast, kernels
 from train import plan as planner
+from train.compiled import Compiled
 from train.config import TrainConfig
 from train.cost import collectives_of, flops_of
 
@@ -280,23 +281,23 @@ def test_the_network_between_devices():
 
 def test_kernels_that_run_anew_take_longer():
     """7 products of a step, 9 where the forward pass is computed twice; heads of 40 fill tiles of 128, or of 256."""
-    layers = [forecast._Attention(3072, 6144, 8, 40)]
-    step = forecast._kernels(layers, HARDWARE["v5p"], forecast.FORWARD + forecast.BACKWARD)
+    layers = [kernels.SelfAttention(3072, 6144, 8, 40)]
+    step = kernels.kernel_cost(layers, HARDWARE["v5p"], kernels.FORWARD + kernels.BACKWARD)
     assert step.flops == pytest.approx(7 * layers[0].product * 128 / 40)
-    assert step.seconds == pytest.approx(step.flops / HARDWARE["v5p"].flops / forecast.KERNEL_SHARE)
-    anew = forecast._kernels(layers, HARDWARE["v5p"], forecast.FORWARD * 2 + forecast.BACKWARD)
+    assert step.seconds == pytest.approx(step.flops / HARDWARE["v5p"].flops / kernels.KERNEL_SHARE)
+    anew = kernels.kernel_cost(layers, HARDWARE["v5p"], kernels.FORWARD * 2 + kernels.BACKWARD)
     assert anew.flops == pytest.approx(9 / 7 * step.flops)
-    assert forecast._kernels(layers, HARDWARE["v6e"], forecast.FORWARD + forecast.BACKWARD).flops == 2 * step.flops
-    assert forecast._kernels(layers, HARDWARE["h100"], forecast.FORWARD).flops == 0
+    assert kernels.kernel_cost(layers, HARDWARE["v6e"], kernels.FORWARD + kernels.BACKWARD).flops == 2 * step.flops
+    assert kernels.kernel_cost(layers, HARDWARE["h100"], kernels.FORWARD).flops == 0
     # Where little is computed for what is read, the bytes take longer.
     slow = dataclasses.replace(HARDWARE["v5p"], bandwidth=1e9)
-    assert forecast._kernels(layers, slow, forecast.FORWARD).seconds > 10 * step.seconds
+    assert kernels.kernel_cost(layers, slow, kernels.FORWARD).seconds > 10 * step.seconds
 
 
-def compiled(**fields: Any) -> forecast._Compiled:
+def compiled(**fields: Any) -> Compiled:
     kinds = {"arguments": 0.0, "temporaries": 0.0, "results": 0.0, "code": 0.0, "flops": None, "bytes": None}
     rest = {"xla_seconds": None, "cycles": (0.0, 0.0), "traffic": 0.0, "collectives": [], "compile_seconds": 0.0}
-    return forecast._Compiled(**(kinds | rest | fields))
+    return Compiled(**(kinds | rest | fields))
 
 
 def test_what_xla_cannot_time_is_no_time():

@@ -6,10 +6,10 @@
 - FLOPs are the model's own, counted in the jaxpr: nothing that a backward pass computes anew, attention kernels' with
   them. MFU goes by them and by all of the time below.
 - Seconds on TPUs are XLA's own estimate (each kernel's FLOPs or bytes at the peak rates, so an ideal), plus what it
-  leaves out: attention kernels (their products, heads padded to the matrix units' tiles, at KERNEL_SHARE of the peak
-  rate, or their bytes if those take longer) and collectives (bytes over the links that lie along their groups, or the
-  slow network where they cross slices), nothing of it overlapped. `cycle_seconds` has in the ideal's place the cycles
-  that the compiler expects of each kernel as it has laid it out.
+  leaves out: attention kernels (their products, heads padded to the matrix units' tiles, at `kernels.KERNEL_SHARE` of
+  the peak rate, or their bytes if those take longer) and collectives (bytes over the links that lie along their groups,
+  or the slow network where they cross slices), nothing of it overlapped. `cycle_seconds` has in the ideal's place the
+  cycles that the compiler expects of each kernel as it has laid it out.
 - Elsewhere a roofline stands for XLA's estimate: products and convolutions at PRODUCT_SHARE of the peak rate, after
   them the bytes that all other kernels read and write at BANDWIDTH_SHARE of the memory's. It leaves out launches and
   small kernels' tails, so that it is nearer a bound than a forecast.
@@ -17,8 +17,6 @@
 
 import dataclasses
 import functools
-import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +26,9 @@ from jax.sharding import Mesh
 
 from configs.sharding import named
 from fcjax import generation, trees
-from fcjax.config import ComposerConfig, UNetConfig
+from fcjax.config import ComposerConfig
 from fcjax.generation import PictureInputs, conditions_of_pictures, denoiser
 from fcjax.hardware import Hardware, devices_of, network_rate
-from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
 from fcjax.models.composer import denoising_parameters
 from fcjax.models.layers import Dtype
@@ -40,15 +37,11 @@ from fcjax.models.unet import UNet
 from fcjax.samplers import sampler_table
 from fcjax.sampling import SamplerState, guidance_branches, guided_step, image_keys, make_guidance
 from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, parameter_specs, tree_shardings
+from train.compiled import Compiled, compile_ahead, held_bytes, laid
 from train.config import TrainConfig
-from train.cost import Collective, collectives_of, cycles_of, flops_of, needed_memory, traffic_of
+from train.cost import Collective, flops_of
+from train.kernels import BACKWARD, FORWARD, KernelCost, SelfAttention, kernel_cost, self_attention, unet_layers
 from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
-
-# Choice: half of what a kernel's products would take at the peak rate is lost to its softmax, which vectors compute.
-KERNEL_SHARE = 0.5
-# What plain products and copies reach of an H100's 989 TFLOP/s and 3.35 TB/s: 798 and 3.0 were measured.
-PRODUCT_SHARE = 0.8
-BANDWIDTH_SHARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,91 +109,9 @@ def abstract_batch(model: ComposerConfig, count: int) -> dict[str, jax.ShapeDtyp
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Attention:
-    """One self-attention layer of one sample."""
-
-    queries: int
-    keys: int
-    heads: int
-    size: int
-
-    @property
-    def product(self) -> float:
-        """FLOPs of one of its products."""
-        return 2.0 * self.queries * self.keys * self.heads * self.size
-
-
 def _without_vae(params: dict[str, Any]) -> dict[str, Any]:
     """What composing trains, or keeps frozen."""
     return {name: part for name, part in params.items() if name != "vae"}
-
-
-def _layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[_Attention]:
-    """A UNet's self-attention layers on those levels, with keys of so many grids."""
-    found = []
-    for level in levels:
-        tokens, heads = (model.latent_height >> level) * (model.latent_width >> level), unet.heads(level)
-        found.append(_Attention(tokens, times * tokens, heads, unet.block_out_channels[level] // heads))
-    return found
-
-
-def _attentions(model: ComposerConfig) -> list[_Attention]:
-    """Self-attention of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
-    layers = functools.partial(_layers, model)
-    if (reference := model.reference_unet) is not None:
-        levels = model.unet.attention_levels
-        return [*layers(model.unet, levels, 2), *layers(reference, levels[:-1])]
-    denoiser = layers(model.unet, model.unet.attention_levels)
-    if model.controlnet is not None:
-        unet = model.controlnet.unet
-        blocks = [(level, count) for name, level, count in unet.attention_blocks if not name.startswith("up")]
-        return [*denoiser, *layers(unet, [level for level, count in blocks for _ in range(count)])]
-    encoder = model.image_encoder
-    assert encoder is not None
-    height, width = (model.height, model.width) if model.canvas_in_pixels else (model.latent_height, model.latent_width)
-    tokens = (height // encoder.patch_size) * (width // encoder.patch_size) + 1
-    heads, size = encoder.num_attention_heads, encoder.hidden_size // encoder.num_attention_heads
-    return [*denoiser, *[_Attention(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kernels:
-    """What attention kernels take that XLA's estimate leaves out."""
-
-    flops: float = 0.0
-    seconds: float = 0.0
-
-    def times(self, count: float) -> "_Kernels":
-        return _Kernels(self.flops * count, self.seconds * count)
-
-
-def _kernels(layers: list[_Attention], hardware: Hardware, passes: Sequence[int]) -> _Kernels:
-    """Of one sample, on a TPU. passes: the products of each kernel that runs for a layer."""
-    if hardware.platform != "tpu":
-        return _Kernels()
-    flops, seconds = 0.0, 0.0
-    with attention_kernel(hardware.attention):
-        for layer in layers:
-            query, key = (
-                jax.ShapeDtypeStruct((1, tokens, layer.heads, layer.size), jnp.bfloat16)
-                for tokens in (layer.queries, layer.keys)
-            )
-            if attend.kernel_of(query, key, jax.ShapeDtypeStruct(key.shape[:2], bool)) != hardware.attention:
-                continue
-            padded = -(-(layer.size + 1) // hardware.tile) * hardware.tile
-            for products in passes:
-                counted = products * padded / layer.size * layer.product
-                # Queries, outputs or their gradients once; keys and values once for every block of 1,024 queries.
-                tokens = products * layer.queries + 2 * layer.keys * -(-layer.queries // 1024)
-                moved = 2.0 * layer.heads * padded * tokens
-                flops += counted
-                seconds += max(counted / (KERNEL_SHARE * hardware.flops), moved / hardware.bandwidth)
-    return _Kernels(flops, seconds)
-
-
-# Products of the kernel's passes. Backward: the scores, their gradient, and those of queries, keys and values.
-FORWARD, BACKWARD = (2,), (5,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +126,7 @@ class _Training:
     params: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
     loss: Loss
-    attentions: list[_Attention]
+    attentions: list[SelfAttention]
 
 
 def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat: str = "none") -> _Training:
@@ -224,7 +135,7 @@ def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat:
     if not alone:
         loss = composing_loss(model, config.loss, dtype, remat=remat)
         params = _without_vae(abstract_parameters(model))
-        return _Training(config, params, abstract_batch(model, count), loss, _attentions(model))
+        return _Training(config, params, abstract_batch(model, count), loss, self_attention(model))
     unet = dataclasses.replace(model.unet, in_channels=model.vae.latent_channels)
     everything = dataclasses.replace(config.optimizer, trainable=((r".*", True),))
     rows, columns, words = model.latent_height, model.latent_width, model.text_encoder.max_position_embeddings
@@ -241,7 +152,7 @@ def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat:
         {"unet": params},
         batch,
         denoising_loss(unet, model.diffusion, config.loss, dtype, remat),
-        _layers(model, unet, unet.attention_levels),
+        unet_layers(model, unet, unet.attention_levels),
     )
 
 
@@ -265,21 +176,21 @@ def plan_training(
     start = functools.partial(initial_state, config.optimizer, config.steps, frozen_dtype=dtype)
     state = jax.eval_shape(start, params)
     shardings = tree_shardings(state, parameter_specs(params, chosen.parameters, sizes), mesh), batch_sharding(mesh)
-    state = jax.tree.map(_laid, state, shardings[0])
-    samples = {key: _laid(leaf, shardings[1]) for key, leaf in training.batch.items()}
+    state = jax.tree.map(laid, state, shardings[0])
+    samples = {key: laid(leaf, shardings[1]) for key, leaf in training.batch.items()}
     step = make_step(config, training.loss, shardings)
-    compiled = _compile(step, (state, samples), mesh, hardware)
+    compiled = compile_ahead(step, (state, samples), mesh, hardware)
     held = {
-        "trained": _held(state.trained),
-        "frozen": _held(state.frozen),
-        "average": _held(state.average),
-        "optimizer": _held(state.optimizer),
-        "batch": _held(samples),
+        "trained": held_bytes(state.trained),
+        "frozen": held_bytes(state.frozen),
+        "average": held_bytes(state.average),
+        "optimizer": held_bytes(state.optimizer),
+        "batch": held_bytes(samples),
     }
     gradients = min(held["trained"], compiled.temporaries)
     temporaries = {"gradients": gradients, "activations": compiled.temporaries - gradients}
     # No policy keeps what a kernel gives: the backward pass runs it anew.
-    kernels = _kernels(training.attentions, hardware, (FORWARD if remat == "none" else FORWARD * 2) + BACKWARD)
+    kernels = kernel_cost(training.attentions, hardware, (FORWARD if remat == "none" else FORWARD * 2) + BACKWARD)
     subject = _Subject("unet" if alone else "train", name, strategy_name, remat, batch)
     kinds, flops = held | compiled.beside(sum(held.values())) | temporaries, model_flops(config, alone)
     return _plan(subject, mesh, kinds, flops, [(compiled, 1, kernels.times(batch), flops * batch)])
@@ -318,23 +229,23 @@ def plan_sampling(
     mesh = make_mesh(chosen, devices)
     params = abstract_parameters(config, dtype)
     shardings = tree_shardings(params, parameter_specs(params, chosen.parameters, sizes), mesh)
-    params = jax.tree.map(_laid, params, shardings)
+    params = jax.tree.map(laid, params, shardings)
     times, programs = {"conditions": 1, "step": steps, "decode": 1}, sampling_programs(config, count, dtype, params)
     compiled, passing = {}, 0.0
     for key in times:
         function, arguments = programs[key]
-        compiled[key] = _compile(jax.jit(function), arguments, mesh, hardware)
+        compiled[key] = compile_ahead(jax.jit(function), arguments, mesh, hardware)
         passing = max(passing, compiled[key].temporaries + compiled[key].results)
-    weights, conditions = _held(params), compiled["conditions"].results
+    weights, conditions = held_bytes(params), compiled["conditions"].results
     kinds = {"weights": weights, "conditions": conditions, "temporaries": passing}
     # A request's conditions are made once and shared; each device still takes the time.
     each = {key: flops_of(*_counted(config, key, dtype)) for key in times}
     shared = {"conditions": 1, "step": images, "decode": images}
     branches = len(guidance_branches(2.0))
-    layers = [layer for layer in _attentions(config) if layer.keys == 2 * layer.queries]
-    step = _kernels(layers, hardware, FORWARD).times(branches * images)
+    layers = [layer for layer in self_attention(config) if layer.keys == 2 * layer.queries]
+    step = kernel_cost(layers, hardware, FORWARD).times(branches * images)
     parts = [
-        (one, times[key], step if key == "step" else _Kernels(), each[key] * shared[key])
+        (one, times[key], step if key == "step" else KernelCost(), each[key] * shared[key])
         for key, one in compiled.items()
     ]
     flops = sum(each[key] * times[key] * shared[key] for key in times) / images
@@ -394,99 +305,6 @@ def _counted(config: ComposerConfig, key: str, dtype: Dtype) -> tuple[Any, ...]:
     return function, *arguments
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Compiling and reading
-
-
-@dataclasses.dataclass(frozen=True)
-class _Compiled:
-    """What a program's compilation says, of one device. refused: for want of memory."""
-
-    arguments: float
-    temporaries: float
-    results: float
-    code: float
-    flops: float | None
-    bytes: float | None
-    xla_seconds: float | None
-    cycles: tuple[float, float]
-    traffic: float
-    collectives: list[Collective]
-    compile_seconds: float
-    refused: bool = False
-
-    def beside(self, held: float) -> dict[str, float]:
-        """Bytes that lie beside the `held` numbers of the arguments: what their tiles pad, and the program."""
-        return {"padding": max(self.arguments - held, 0.0), "program": self.code}
-
-    def seconds(self, hardware: Hardware, flops: float, kernels: float, collectives: float) -> dict[str, float]:
-        """By what takes them. flops: the model's own, on this device; kernels, collectives: their seconds."""
-        if self.xla_seconds:
-            return {
-                "compute": self.ideal_seconds(hardware),
-                "memory": 0.0,
-                "attention": kernels,
-                "collectives": collectives,
-            }
-        return {
-            "compute": flops / (PRODUCT_SHARE * hardware.flops),
-            "memory": self.traffic / (BANDWIDTH_SHARE * hardware.bandwidth),
-            "attention": 0.0,
-            "collectives": collectives,
-        }
-
-    def ideal_seconds(self, hardware: Hardware) -> float:
-        """XLA's estimate, each kernel's FLOPs or bytes at the peak rates, mended where it is known to be wrong."""
-        once, whole = (cycles / hardware.clock for cycles in self.cycles)
-        assert self.xla_seconds is not None
-        # It takes a second off for some kernels whose time it does not know, fused sums and slices among them. By its
-        # own count of cycles large kernels take at most 2.6 times their ideal (copies do), small ones more. And it
-        # takes a loop's body once.
-        unknown = max(math.ceil(max(once / 3 - 0.1, 0.0) - self.xla_seconds), 0)
-        return self.xla_seconds + unknown + (whole - once)
-
-
-def _compile(function: Any, arguments: tuple[Any, ...], mesh: Mesh, hardware: Hardware) -> _Compiled:
-    began = time.perf_counter()
-    with jax.set_mesh(mesh), attention_kernel(hardware.attention):
-        lowered = function.lower(*arguments)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            needed, held = needed_memory(str(error)), _held(arguments)
-            if needed is None:
-                raise
-            passed = time.perf_counter() - began
-            return _Compiled(held, needed - held, 0.0, 0.0, None, None, None, (0.0, 0.0), 0.0, [], passed, True)
-    passed = time.perf_counter() - began
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
-    return _Compiled(
-        arguments=float(memory.argument_size_in_bytes),
-        temporaries=float(memory.temp_size_in_bytes),
-        results=float(memory.output_size_in_bytes),
-        code=float(memory.generated_code_size_in_bytes),
-        flops=cost.get("flops"),
-        bytes=cost.get("bytes accessed"),
-        xla_seconds=cost.get("optimal_seconds"),
-        cycles=cycles_of(text),
-        # On a TPU the estimates of time know the bytes.
-        traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
-        collectives=collectives_of(text, mesh.size),
-        compile_seconds=passed,
-    )
-
-
-def _laid(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _held(tree: Any) -> float:
-    """Bytes on one device."""
-    return float(
-        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Subject:
     """What was asked for."""
@@ -503,7 +321,7 @@ def _plan(
     mesh: Mesh,
     kinds: dict[str, float],
     flops: float,
-    parts: Sequence[tuple[_Compiled, int, _Kernels, float]],
+    parts: Sequence[tuple[Compiled, int, KernelCost, float]],
 ) -> Plan:
     """flops: a sample's own. parts: each program, how often it runs, and its kernels and own FLOPs in one run."""
     hardware, devices = devices_of(subject.hardware)
