@@ -182,6 +182,7 @@ def ablation() -> TrainConfig:
         loss=dataclasses.replace(coarse.loss, matching=0.0),
         optimizer=dataclasses.replace(coarse.optimizer, final_rate=0.1, ema_decay=0.995),
         watch_every=1_000,
+        export_dtype="bfloat16",
     )
 
 

@@ -1,11 +1,14 @@
 """Optimiser over the trained part of a parameter tree, and the exponential moving average beside it."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+
+from fcjax import trees
 
 Tree = Any
 OptimizerName = Literal["adamw", "muon", "adafactor", "lion"]
@@ -41,12 +44,14 @@ def make_optimizer(
         return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
 
     if name == "muon":
-        rule = optax.contrib.muon(
-            rate,
-            weight_decay=weight_decay,
-            adam_b2=beta2,
-            muon_weight_dimension_numbers=_kernel_axes,
-            consistent_rms=0.2,
+        rule = _of_stacks(
+            optax.contrib.muon(
+                rate,
+                weight_decay=weight_decay,
+                adam_b2=beta2,
+                muon_weight_dimension_numbers=_stack_axes,
+                consistent_rms=0.2,
+            )
         )
     elif name == "adafactor":
         rule = optax.adafactor(
@@ -63,15 +68,61 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
 
 
-def _kernel_axes(parameters: Tree) -> Tree:
-    """Of every kernel the axes of what it reads and of what it writes; None for all else."""
+def _of_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule` of a tree in which all kernels of one size, as matrices of what they read and write, are one stack.
 
-    def axes(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if path[-1].key != "kernel":
-            return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+    Muon's products would else be some thousands of small ones, which take long to compile and to launch. On a mesh the
+    stacks' moments are whole everywhere.
+    """
 
-    return jax.tree_util.tree_map_with_path(axes, parameters)
+    def init(parameters: Tree) -> Any:
+        return rule.init(_stacked(parameters))
+
+    def update(updates: Tree, state: Any, parameters: Tree | None = None) -> tuple[Tree, Any]:
+        given = None if parameters is None else _stacked(parameters)
+        moved, state = rule.update(_stacked(updates), state, given)
+        return _unstacked(moved, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stacked(tree: Tree) -> Tree:
+    flat = trees.flatten(tree)
+    return {
+        "stacks": {
+            name: jnp.stack([flat[path].reshape(-1, flat[path].shape[-1]) for path in paths])
+            for name, paths in _stacks(flat).items()
+        },
+        "others": {path: leaf for path, leaf in flat.items() if not _is_kernel(path)},
+    }
+
+
+def _unstacked(stacked: Tree, like: Tree) -> Tree:
+    """The reverse of `_stacked`, in the shapes of `like`."""
+    flat, found = trees.flatten(like), dict(stacked["others"])
+    for name, paths in _stacks(flat).items():
+        for path, kernel in zip(paths, stacked["stacks"][name], strict=True):
+            found[path] = kernel.reshape(flat[path].shape)
+    return trees.map_paths(lambda path, _: found[path], like)
+
+
+def _stacks(flat: Mapping[str, jax.Array]) -> dict[str, list[str]]:
+    """The paths of the kernels of every size, in an order that does not depend on the tree's."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(filter(_is_kernel, flat)):
+        written = flat[path].shape[-1]
+        found.setdefault(f"{flat[path].size // written}x{written}", []).append(path)
+    return found
+
+
+def _is_kernel(path: str) -> bool:
+    return path.split("/")[-1] == "kernel"
+
+
+def _stack_axes(stacked: Tree) -> Tree:
+    """Of every stack the axes of what its kernels read and of what they write; None for all else."""
+    axes = optax.contrib.MuonDimensionNumbers((1,), (2,))
+    return {"stacks": dict.fromkeys(stacked["stacks"], axes), "others": dict.fromkeys(stacked["others"])}
 
 
 def update_ema(average: Tree, parameters: Tree, decay: float, step: jax.Array) -> Tree:

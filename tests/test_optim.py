@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from fcjax.optim import make_optimizer
@@ -41,6 +42,33 @@ def test_muon_moves_kernels_alike_in_every_direction(group: str, shape: tuple[in
     assert 0.6 * expected < strengths.min() and strengths.max() < 1.3 * expected
     assert spread.max() / spread.min() > 1.5
     assert np.sum(update * np.asarray(gradients[group]["kernel"]).reshape(shape)) < 0
+
+
+def test_stacks_of_kernels_move_as_each_by_itself_does():
+    """Whatever the order of the keys, which a jitted function sorts."""
+    rng = np.random.default_rng(1)
+    shapes = {"b": (3, 3, 2, 6), "c": (18, 6), "a": (4, 4)}
+    parameters, gradients = (
+        {name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)} for name, shape in shapes.items()}
+        for _ in range(2)
+    )
+    axes = {
+        name: {"kernel": optax.contrib.MuonDimensionNumbers(tuple(range(len(shape) - 1)), (len(shape) - 1,))}
+        for name, shape in shapes.items()
+    }
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.01, 1, 100, 0.01)
+    alone = optax.contrib.muon(
+        rate, weight_decay=0.01, adam_b2=0.99, muon_weight_dimension_numbers=axes, consistent_rms=0.2
+    )
+    together = make_optimizer("muon", 0.01, steps=100, warmup_steps=1, clip_norm=1e9)
+    states = [rule.init(parameters) for rule in (alone, together)]
+    for turn in range(3):
+        given = gradients if turn != 1 else jax.tree.map(lambda leaf: leaf[::-1], gradients)
+        expected, states[0] = alone.update(given, states[0], parameters)
+        found, states[1] = jax.jit(together.update)(given, states[1], parameters)
+        for name in shapes:
+            np.testing.assert_allclose(found[name]["kernel"], expected[name]["kernel"], atol=1e-6)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found)) > 1e-3
 
 
 def test_muon_leaves_vectors_and_embeddings_to_adamw():

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class LatentsJob:
     batch_size: int = 16
     text: bool = False
     """The captions as well, by the text encoder in the model folder: for runs that keep it as it is."""
+    workers: int = 2
+    """Threads that read the pictures and pack the records; a GPU encodes faster than one of them."""
 
 
 class LatentShards:
@@ -58,6 +61,7 @@ class LatentShards:
             "encoded": latent_sizes(config),
             "pictures": index.get("sha256"),
         }
+        self.workers = job.workers
         self.words = None
         if job.text:
             self.words = _Words(job.model, config)
@@ -70,8 +74,9 @@ class LatentShards:
 
     def records(self, number: int) -> Iterator[bytes]:
         """The records of a shard."""
-        samples = [decode_record(record) for record in read_shard(self.paths[number])]
-        return _latent_records(samples, self.encode, self.words, self.config, self.batch_size)
+        with ThreadPoolExecutor(self.workers) as pool:
+            samples = list(pool.map(decode_record, read_shard(self.paths[number])))
+            yield from _latent_records(samples, self.encode, self.words, self.config, self.batch_size, pool)
 
 
 class _Words:
@@ -102,13 +107,14 @@ def _latent_records(
     words: _Words | None,
     config: ComposerConfig,
     batch_size: int,
+    pool: Executor,
 ) -> Iterator[bytes]:
     layouts, tried_on = samples[0]["layouts"], "agnostic" in samples[0]
     names = ["image", *(f"canvas{layout}" for layout in range(layouts)), *(["agnostic"] if tried_on else [])]
     latents = {name: _encoded([sample[name] for sample in samples], encode, config, batch_size) for name in names}
     texts = itertools.repeat({}) if words is None else words(samples, batch_size)
-    for number, (sample, text_arrays) in enumerate(zip(samples, texts, strict=False)):
-        arrays = {name: latents[name][number] for name in names} | text_arrays
+
+    def record(sample: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
         for layout in range(layouts):
             arrays[f"masks{layout}"] = np.round(255 * asset_tokens(sample, layout, config)).astype(np.uint8)
             arrays[f"matches{layout}"] = matches(sample, layout, config)
@@ -117,7 +123,10 @@ def _latent_records(
         if tried_on:
             pictures["mask"] = fitted(sample["mask"], config.height, config.width)
         text = {key: sample[key] for key in ("caption", "phrases", "kinds", "layouts")}
-        yield encode_record(pictures, arrays, text)
+        return encode_record(pictures, arrays, text)
+
+    encoded = ({name: latents[name][number] for name in names} for number in range(len(samples)))
+    return pool.map(record, samples, (own | more for own, more in zip(encoded, texts, strict=False)))
 
 
 def _encoded(

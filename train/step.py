@@ -29,6 +29,8 @@ REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "all": jax.checkpoint_policies.nothing_saveable,
 }
+# Samples whose matching losses an accelerator takes at once: launching kernels for each would cost it more.
+_MATCHED_TOGETHER = 16
 # The metric that is no scalar: see `composing_loss`.
 SAMPLE_LOSSES = "sample_losses"
 Loss = Callable[[Tree, Mapping[str, Array], Key[Array, ""]], tuple[Array, Metrics]]
@@ -326,11 +328,13 @@ def matching_loss(
         model.unet.attention_levels, queries, features.layers, features.masks, strict=True
     ):
         if level == finest:
-            # In float32 and sample by sample, as a CPU is slow at large products of several heads or precisions.
+            # In float32 and, as a CPU is slow at large products of several heads or precisions, there sample by sample.
             heads = model.unet.heads(level)
             query, key = (split_heads(x.astype(jnp.float32), heads).swapaxes(1, 2) for x in (query, key))
             given = (query[:, :, ::sparse], key, seen, *(x[:, ::sparse] for x in (tokens, weights, known)))
-            sums, counts = jax.lax.map(jax.checkpoint(lambda sample: entropy(*sample)), given)
+            together = None if jax.default_backend() == "cpu" else _MATCHED_TOGETHER
+            each = jax.checkpoint(lambda sample: entropy(*sample))
+            sums, counts = jax.lax.map(each, given, batch_size=together)
             losses.append(jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1))
     return jnp.mean(jnp.stack(losses))
 
