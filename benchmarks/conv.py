@@ -1,18 +1,19 @@
-"""How long a 3x3 convolution takes forward and backward, in the formulations that were weighed for training on CPU.
+"""How long a 3x3 convolution takes forward and backward, in the formulations that were weighed for CPUs.
 
-    XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true python benchmarks/conv.py --batch 16
-    python benchmarks/conv.py --batch 16
+    XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true python -m benchmarks.conv --batch 16
+    python -m benchmarks.conv --batch 16
+    python -m benchmarks.conv --preset sd15 --batch 2
 
-Columns: forward; the gradient with respect to the input as XLA derives it ("reversed window") and as a convolution
-with the turned kernel; the gradient with respect to the kernel as XLA derives it and as nine products of shifted
-grids; forward and backward of `fcjax.models.convolution.conv2d`, and of the plain convolution. Printed is the fastest
-of the repeats, in milliseconds: other work on the machine can only add to it.
+Columns: forward; forward as one product of all windows; the gradient with respect to the input as XLA derives it
+("reversed window") and as a convolution with the turned kernel; the gradient with respect to the kernel as XLA derives
+it and as nine products of shifted grids; forward and backward of `fcjax.models.convolution.conv2d`, and of the plain
+convolution. Printed is the fastest of the repeats, in milliseconds: other work on the machine can only add to it.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,26 @@ import tyro
 
 from fcjax.models.convolution import conv2d
 
-# (height, width, input channels, output channels): those of the mini UNet that take most of its time.
-SHAPES = ((32, 24, 64, 64), (32, 24, 160, 64), (16, 12, 224, 96), (32, 24, 192, 192))
+# (height, width, input channels, output channels): those of a UNet that take most of its time.
+SHAPES = {
+    "mini": ((32, 24, 64, 64), (32, 24, 160, 64), (16, 12, 224, 96), (32, 24, 192, 192)),
+    "sd15": (
+        (64, 48, 320, 320),
+        (32, 24, 640, 640),
+        (32, 24, 1280, 1280),
+        (16, 12, 1280, 1280),
+        (16, 12, 2560, 1280),
+        (8, 6, 1280, 1280),
+        (8, 6, 2560, 1280),
+    ),
+}
 
 
 @dataclass
 class Settings:
     """What to time and how often."""
 
+    preset: Literal["mini", "sd15"] = "mini"
     batch: int = 16
     repeats: int = 15
 
@@ -36,6 +49,13 @@ class Settings:
 def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution without a backward pass of its own."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    padded, (height, width) = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
+    windows = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+    flat = jnp.concatenate(windows, axis=-1).reshape(-1, kernel.shape[2] * 9)
+    return jnp.dot(flat, kernel.reshape(-1, kernel.shape[3])).reshape(len(x), height, width, -1)
 
 
 def turned(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -64,6 +84,7 @@ def both_ways(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 CANDIDATES: dict[str, Callable[..., Any]] = {
     "forward": lambda x, kernel, gradient: plain(x, kernel),
+    "forward, product": lambda x, kernel, gradient: product(x, kernel),
     "input, XLA": lambda x, kernel, gradient: jax.vjp(lambda x: plain(x, kernel), x)[1](gradient),
     "input, turned": turned,
     "kernel, XLA": lambda x, kernel, gradient: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](gradient),
@@ -87,9 +108,9 @@ def milliseconds(function: Callable[..., Any], arguments: tuple[jax.Array, ...],
 
 def main(settings: Settings) -> None:
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, batch {settings.batch}")
-    print(f"{'shape':>22} {'dtype':>9}", *(f"{name:>15}" for name in CANDIDATES))
+    print(f"{'shape':>22} {'dtype':>9}", *(f"{name:>17}" for name in CANDIDATES))
     generator = np.random.default_rng(0)
-    for height, width, inputs, outputs in SHAPES:
+    for height, width, inputs, outputs in SHAPES[settings.preset]:
         for dtype in (jnp.bfloat16, jnp.float32):
             grids = (settings.batch, height, width)
             arguments = tuple(
@@ -98,7 +119,7 @@ def main(settings: Settings) -> None:
             )
             figures = [milliseconds(function, arguments, settings.repeats) for function in CANDIDATES.values()]
             name = f"{height}x{width}x{inputs} to {outputs}"
-            print(f"{name:>22} {jnp.dtype(dtype).name:>9}", *(f"{figure:>15.1f}" for figure in figures), flush=True)
+            print(f"{name:>22} {jnp.dtype(dtype).name:>9}", *(f"{figure:>17.1f}" for figure in figures), flush=True)
 
 
 if __name__ == "__main__":

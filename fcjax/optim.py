@@ -12,6 +12,7 @@ from fcjax import trees
 
 Tree = Any
 OptimizerName = Literal["adamw", "muon", "adafactor", "lion"]
+_KERNELS = "kernels of "
 
 
 def make_optimizer(
@@ -69,10 +70,10 @@ def make_optimizer(
 
 
 def _of_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rule` of a tree in which all kernels of one size, as matrices of what they read and write, are one stack.
+    """`rule` of a tree in which leaves alike are one stack: kernels of one size, as matrices, and others of one shape.
 
-    Muon's products would else be some thousands of small ones, which take long to compile and to launch. On a mesh the
-    stacks' moments are whole everywhere.
+    Muon's products and AdamW's sums would else be many thousands of small ones, which take long to compile and to
+    launch. On a mesh the stacks' moments are whole everywhere.
     """
 
     def init(parameters: Tree) -> Any:
@@ -89,40 +90,37 @@ def _of_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformati
 def _stacked(tree: Tree) -> Tree:
     flat = trees.flatten(tree)
     return {
-        "stacks": {
-            name: jnp.stack([flat[path].reshape(-1, flat[path].shape[-1]) for path in paths])
-            for name, paths in _stacks(flat).items()
-        },
-        "others": {path: leaf for path, leaf in flat.items() if not _is_kernel(path)},
+        name: jnp.stack([flat[path].reshape(shape) for path in paths]) for (name, shape), paths in _stacks(flat).items()
     }
 
 
 def _unstacked(stacked: Tree, like: Tree) -> Tree:
     """The reverse of `_stacked`, in the shapes of `like`."""
-    flat, found = trees.flatten(like), dict(stacked["others"])
-    for name, paths in _stacks(flat).items():
-        for path, kernel in zip(paths, stacked["stacks"][name], strict=True):
-            found[path] = kernel.reshape(flat[path].shape)
+    flat, found = trees.flatten(like), {}
+    for (name, _), paths in _stacks(flat).items():
+        for path, leaf in zip(paths, stacked[name], strict=True):
+            found[path] = leaf.reshape(flat[path].shape)
     return trees.map_paths(lambda path, _: found[path], like)
 
 
-def _stacks(flat: Mapping[str, jax.Array]) -> dict[str, list[str]]:
-    """The paths of the kernels of every size, in an order that does not depend on the tree's."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(filter(_is_kernel, flat)):
-        written = flat[path].shape[-1]
-        found.setdefault(f"{flat[path].size // written}x{written}", []).append(path)
+def _stacks(flat: Mapping[str, jax.Array]) -> dict[tuple[str, tuple[int, ...]], list[str]]:
+    """The paths of each stack's leaves, in an order that does not depend on the tree's, by its name and their shape."""
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for path in sorted(flat):
+        shape = flat[path].shape
+        if path.split("/")[-1] == "kernel":
+            shape = (flat[path].size // shape[-1], shape[-1])
+            name = f"{_KERNELS}{shape[0]}x{shape[1]}"
+        else:
+            name = "x".join(map(str, shape))
+        found.setdefault((name, shape), []).append(path)
     return found
 
 
-def _is_kernel(path: str) -> bool:
-    return path.split("/")[-1] == "kernel"
-
-
 def _stack_axes(stacked: Tree) -> Tree:
-    """Of every stack the axes of what its kernels read and of what they write; None for all else."""
+    """Of every stack of kernels the axes of what they read and of what they write; None for others."""
     axes = optax.contrib.MuonDimensionNumbers((1,), (2,))
-    return {"stacks": dict.fromkeys(stacked["stacks"], axes), "others": dict.fromkeys(stacked["others"])}
+    return {name: axes if name.startswith(_KERNELS) else None for name in stacked}
 
 
 def update_ema(average: Tree, parameters: Tree, decay: float, step: jax.Array) -> Tree:

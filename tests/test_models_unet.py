@@ -130,8 +130,10 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("padding", [1, ((0, 1), (2, 1))])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_conv2d_gradients_equal_those_of_xla(padding, stride: int) -> None:
-    x, kernel = oracles.normal(0, 2, 6, 5, 3), oracles.normal(1, 3, 3, 3, 4)
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 4), (3, 1024), (1024, 4)])
+def test_conv2d_and_its_gradients_equal_xlas(padding, stride: int, inputs: int, outputs: int) -> None:
+    """With many outputs a CPU takes products for convolutions, and for the gradient where there are many inputs."""
+    x, kernel = oracles.normal(0, 2, 6, 5, inputs), 0.1 * oracles.normal(1, 3, 3, inputs, outputs)
     pairs = ((padding, padding),) * 2 if isinstance(padding, int) else padding
 
     def plainly(x, kernel):
@@ -142,6 +144,10 @@ def test_conv2d_gradients_equal_those_of_xla(padding, stride: int) -> None:
     def gradients(function):
         return jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel))), (0, 1)))(x, kernel)
 
-    ours = gradients(lambda x, kernel: conv2d(x, kernel, stride=stride, padding=padding))
+    def convolved(x, kernel):
+        return conv2d(x, kernel, stride=stride, padding=padding)
+
+    assert oracles.relative_error(convolved(x, kernel), plainly(x, kernel)) <= 1e-5
+    ours = gradients(convolved)
     for mine, theirs in zip(ours, gradients(plainly), strict=True):
         assert oracles.relative_error(mine, theirs) <= 1e-5

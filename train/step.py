@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fcjax import trees
@@ -98,8 +99,7 @@ def train_step(
     trained = jax.tree.map(lambda leaf, update: leaf + update.astype(leaf.dtype), state.trained, updates)
     decay = config.optimizer.ema_decay
     average = update_ema(state.average, trained, decay, state.step) if decay else {}
-    squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32))), gradients)
-    metrics = {"loss": value, **metrics, "gradient_norm": jnp.sqrt(sum(jax.tree.leaves(squares)))}
+    metrics = {"loss": value, **metrics, "gradient_norm": optax.global_norm(gradients)}
     return TrainState(state.step + 1, trained, state.frozen, average, optimizer), metrics
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fcjax.models import layout
+
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
@@ -18,19 +20,46 @@ def conv2d(
     return _conv(x, kernel, pairs) if stride == 1 else _plain(x, kernel, pairs, stride)
 
 
+# From so many outputs on a CPU takes one product of all windows, although it copies the grid nine times first: in
+# float32 it is as fast on 32x24 grids of Stable Diffusion, 1.4 times on 16x12, 3.2 times on 8x6 (benchmarks/conv.py).
+_PRODUCT_OUTPUTS = 1024
+
+
 def _plain(x: Array, kernel: Array, padding: Pairs, stride: int = 1) -> Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
+def _as_product(x: Array, kernel: Array, padding: Pairs) -> Array:
+    """The convolution as a product of every window, laid out flat, with the kernel."""
+    rows, columns, inputs, outputs = kernel.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
+    windows = [
+        padded[:, row : row + height, column : column + width] for row in range(rows) for column in range(columns)
+    ]
+    flat = jnp.concatenate(windows, axis=-1).reshape(-1, rows * columns * inputs)
+    return jnp.dot(flat, kernel.reshape(-1, outputs)).reshape(len(x), height, width, outputs)
+
+
+def _fastest(x: Array, kernel: Array, padding: Pairs) -> Array:
+    rows, columns, _, outputs = kernel.shape
+    # On a mesh samples and rows of the grid stay apart, as each may be split.
+    if rows * columns == 1 or outputs < _PRODUCT_OUTPUTS or layout.is_set():
+        return _plain(x, kernel, padding)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(_as_product, padding=padding), default=partial(_plain, padding=padding)
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, padding: Pairs) -> Array:
-    return _plain(x, kernel, padding)
+    return _fastest(x, kernel, padding)
 
 
 def _forward(x: Array, kernel: Array, padding: Pairs) -> tuple[Array, tuple[Array, Array]]:
-    return _plain(x, kernel, padding), (x, kernel)
+    return _fastest(x, kernel, padding), (x, kernel)
 
 
 def _backward(padding: Pairs, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -54,7 +83,7 @@ def _input_gradient(padding: Pairs, gradient: Array, kernel: Array) -> Array:
     rows, columns = kernel.shape[:2]
     (top, bottom), (left, right) = padding
     turned = ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right))
-    return _plain(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), turned)
+    return _fastest(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), turned)
 
 
 _conv.defvjp(_forward, _backward)
