@@ -99,7 +99,7 @@ def train_step(
     trained = jax.tree.map(lambda leaf, update: leaf + update.astype(leaf.dtype), state.trained, updates)
     decay = config.optimizer.ema_decay
     average = update_ema(state.average, trained, decay, state.step) if decay else {}
-    metrics = {"loss": value, **metrics, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": value, **metrics, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, trained, state.frozen, average, optimizer), metrics
 
 
