@@ -76,11 +76,11 @@ def _of_stacks(rule: optax.GradientTransformation) -> optax.GradientTransformati
     launch. On a mesh the stacks' moments are whole everywhere.
     """
 
-    def init(parameters: Tree) -> Any:
-        return rule.init(_stacked(parameters))
+    def init(params: Tree) -> Any:
+        return rule.init(_stacked(params))
 
-    def update(updates: Tree, state: Any, parameters: Tree | None = None) -> tuple[Tree, Any]:
-        given = None if parameters is None else _stacked(parameters)
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        given = None if params is None else _stacked(params)
         moved, state = rule.update(_stacked(updates), state, given)
         return _unstacked(moved, updates), state
 
