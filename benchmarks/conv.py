@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from fcjax.models.convolution import conv2d
+from fcjax.models.convolution import conv2d, product_of_windows
 
 # (height, width, input channels, output channels): those of a UNet that take most of its time.
 SHAPES = {
@@ -51,13 +51,6 @@ def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    padded, (height, width) = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
-    windows = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
-    flat = jnp.concatenate(windows, axis=-1).reshape(-1, kernel.shape[2] * 9)
-    return jnp.dot(flat, kernel.reshape(-1, kernel.shape[3])).reshape(len(x), height, width, -1)
-
-
 def turned(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
     return plain(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
@@ -84,7 +77,7 @@ def both_ways(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 CANDIDATES: dict[str, Callable[..., Any]] = {
     "forward": lambda x, kernel, gradient: plain(x, kernel),
-    "forward, product": lambda x, kernel, gradient: product(x, kernel),
+    "forward, product": lambda x, kernel, gradient: product_of_windows(x, kernel, ((1, 1), (1, 1))),
     "input, XLA": lambda x, kernel, gradient: jax.vjp(lambda x: plain(x, kernel), x)[1](gradient),
     "input, turned": turned,
     "kernel, XLA": lambda x, kernel, gradient: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](gradient),

@@ -210,6 +210,9 @@ def test_latents_of_smaller_pictures_come_of_means_of_pixels(data: Path, tmp_pat
     np.testing.assert_allclose(latent, expected, atol=0.03)
     with pytest.raises(ValueError, match="are 64x48 .* the configuration's 128x96: prepare pictures of that size"):
         prepare_latents(dataclasses.replace(job, out=tmp_path / "b"), dataclasses.replace(model, height=128, width=96))
+    for field in ("batch_size", "workers"):
+        with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+            dataclasses.replace(job, **{field: 0})
 
 
 @pytest.fixture(scope="module")

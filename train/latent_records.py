@@ -36,6 +36,11 @@ class LatentsJob:
     workers: int = 2
     """Threads that read the pictures and pack the records; a GPU encodes faster than one of them."""
 
+    def __post_init__(self):
+        for field in ("batch_size", "workers"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
 
 class LatentShards:
     """A shard of latents for each of pictures: latents, token masks and UV points stand for the pictures.

@@ -332,9 +332,9 @@ def matching_loss(
             heads = model.unet.heads(level)
             query, key = (split_heads(x.astype(jnp.float32), heads).swapaxes(1, 2) for x in (query, key))
             given = (query[:, :, ::sparse], key, seen, *(x[:, ::sparse] for x in (tokens, weights, known)))
-            together = None if jax.default_backend() == "cpu" else _MATCHED_TOGETHER
-            each = jax.checkpoint(lambda sample: entropy(*sample))
-            sums, counts = jax.lax.map(each, given, batch_size=together)
+            each = functools.partial(jax.lax.map, jax.checkpoint(lambda sample: entropy(*sample)))
+            together = functools.partial(each, batch_size=_MATCHED_TOGETHER)
+            sums, counts = jax.lax.platform_dependent(given, cpu=each, default=together)
             losses.append(jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1))
     return jnp.mean(jnp.stack(losses))
 
