@@ -11,6 +11,8 @@ bootstrap intervals over albums.
 
 Under the table stands what the paper's Figure 8 shows, comparison by comparison: the mean difference between two ways
 on the same albums, with its interval, which must lie above 0.
+
+Pages that are drawn stay in --work (by default beside --json until that is written), so that a killed run goes on.
 """
 
 import itertools
@@ -21,29 +23,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
+from PIL import Image
 from tqdm import tqdm
 
-from fcjax.body import BodyMaps
 from fcjax.cli import run
-from fcjax.metrics import (
-    Figure,
-    Target,
-    asset_palette,
-    bootstrap,
-    face_palette,
-    is_plain,
-    palette_distance,
-    region_palette,
-    score,
-    texel_psnr,
-)
-from fcjax.metrics.scores import FACE
-from fcjax.wardrobe import Sample, Wardrobe, WardrobeAsset
+from fcjax.data.records import write_json
+from fcjax.metrics import Figure, bootstrap
+from fcjax.pictures import open_rgb
+from fcjax.wardrobe import Wardrobe
+from infer.album_scores import FIDELITY, FIGURES, PageSet, album_set, score_album
+from infer.compose import save_png
 from infer.figures import aligned, cell, prepare_file, versions
+from infer.predictions import working_folder
 from infer.request import weights_digest
-from infer.sets import worn_by
+from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
@@ -56,21 +51,9 @@ MODES: dict[str, dict[str, Any]] = {
     "correspondence + alignment": {"sharing": "correspondence", "align": True},
 }
 TRUTH = "truth"
-FIGURES = {
-    "face_palette": "identity: palette distance of faces between pages",
-    "face_texture": "identity: PSNR of faces between pages (dB)",
-    "garment_palette": "garments: palette distance between pages",
-    "garment_texture": "garments: PSNR between pages (dB)",
-    "binding_accuracy": "binding accuracy",
-    "palette_distance": "palette distance to the own asset",
-    "silhouette_iou": "silhouette IoU",
-    "matched": "share of the body's tokens that use page 1's",
-}
 DISTANCES = ("face_palette", "garment_palette", "palette_distance")
 """Of these less is better."""
 IDENTITY = ("face_palette", "face_texture")
-FIDELITY = ("binding_accuracy", "palette_distance", "silhouette_iou")
-"""Garments and pose."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +96,8 @@ class Request:
     """A PNG of the first albums, a row for each way."""
     rows: int = 4
     """Albums on the sheet."""
+    work: Path | None = None
+    """Where a killed run's part is kept, by default beside --json."""
 
     def check(self) -> None:
         """ValueError for what cannot be asked."""
@@ -121,108 +106,6 @@ class Request:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.changed >= self.pages:
             raise ValueError(f"changed is {self.changed} of {self.pages} pages; expected fewer, the first one stays")
-
-
-@dataclass(frozen=True, eq=False)
-class PageSet:
-    """What to compose on one page, and what it is held against."""
-
-    prompt: str
-    assets: tuple[WardrobeAsset, ...]
-    maps: BodyMaps
-    target: Target
-    truth: UInt8[ndarray, "h w 3"]
-    outfit: int
-    """Pages of one number have the same garments."""
-
-
-def album_set(wardrobe: Wardrobe, number: int, pages: int, changed: int = 0) -> list[PageSet]:
-    """An album of a person of Wardrobe, the last `changed` pages in another outfit."""
-    samples, made = wardrobe.pages(number, pages, changed), []
-    for outfit, (start, end) in enumerate(((0, pages - changed), (pages - changed, pages))):
-        for page in samples[start:end]:
-            prompt, assets = _asked(samples[0], samples[start])
-            target = Target(
-                tuple(asset.kind for asset in assets),
-                tuple((face_palette if asset.kind == FACE else asset_palette)(asset.image) for asset in assets),
-                _regions(assets, page),
-                foreground=page.foreground if is_plain(page.backdrop) else None,
-            )
-            made.append(PageSet(prompt, assets, page.maps, target, page.image, outfit))
-    return made
-
-
-def _asked(first: Sample, worn: Sample) -> tuple[str, tuple[WardrobeAsset, ...]]:
-    """Prompt and assets of all pages of an outfit: the first page's face, subject and background, what `worn` wears."""
-    if worn is first:
-        return first.caption, first.assets
-    faces = tuple(asset for asset in first.assets if asset.kind == FACE)
-    garments = tuple(asset for asset in worn.assets if asset.kind != FACE)
-    prompt = f"{worn_by(first.subject, [asset.phrase for asset in garments])} {first.background}"
-    return prompt, (*faces, *garments)
-
-
-def _regions(assets: Sequence[WardrobeAsset], page: Sample) -> ndarray:
-    """Where a page shows these assets; a garment that is no asset of this page is nowhere."""
-    places = {asset.garment or asset.kind: place for place, asset in enumerate(assets, 1)}
-    regions = np.zeros_like(page.regions)
-    for number, asset in enumerate(page.assets, 1):
-        place = places.get(asset.garment or asset.kind)
-        if place is not None:
-            regions[page.regions == number] = place
-    return regions
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Scoring
-
-
-def score_album(pictures: Sequence[UInt8[ndarray, "h w 3"]], given: Sequence[PageSet]) -> dict[str, list[float]]:
-    """Lists of values under the names of FIGURES: one for a pair of pages, or for a page or its garments."""
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for (one, first), (other, second) in itertools.combinations(zip(pictures, given, strict=True), 2):
-        faces = first.maps.face_mask, second.maps.face_mask
-        _note(found["face_palette"], _distance(one, faces[0], other, faces[1]))
-        _note(found["face_texture"], _texture(one, first, faces[0], other, second, faces[1]))
-        if first.outfit == second.outfit:
-            for place, kind in enumerate(first.target.kinds, 1):
-                if kind != FACE:
-                    worn = first.target.regions == place, second.target.regions == place
-                    _note(found["garment_palette"], _distance(one, worn[0], other, worn[1]))
-                    _note(found["garment_texture"], _texture(one, first, worn[0], other, second, worn[1]))
-    for picture, page in zip(pictures, given, strict=True):
-        figures = score(picture, page.target).figures
-        for name in FIDELITY:
-            found[name] += figures.get(name, [])
-    return {name: values for name, values in found.items() if values}
-
-
-def _texture(
-    one: ndarray,
-    first: PageSet,
-    region: Bool[ndarray, "h w"],
-    other: ndarray,
-    second: PageSet,
-    region2: Bool[ndarray, "h w"],
-) -> float | None:
-    """PSNR over the places of the body that both regions show."""
-    maps = [
-        np.where(shown[..., None], page.maps.iuv, np.uint8(0)) for page, shown in ((first, region), (second, region2))
-    ]
-    return texel_psnr(one, maps[0], other, maps[1])
-
-
-def _distance(
-    one: ndarray, region: Bool[ndarray, "h w"], other: ndarray, region2: Bool[ndarray, "h w"]
-) -> float | None:
-    first, second = region_palette(one, region), region_palette(other, region2)
-    return None if first is None or second is None else palette_distance(first, second)
-
-
-def _note(values: list[float], value: float | None) -> None:
-    # Equal pictures have an infinite PSNR, of which there is no mean.
-    if value is not None:
-        values.append(min(value, 100.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +128,30 @@ def compose(composer: "Composer", given: Sequence[PageSet], request: Request, se
         )
         pictures = [np.asarray(picture.image) for picture in album.pictures]
         made[name] = Made(pictures, album.matched[1:].mean(axis=1).tolist())
+    return made
+
+
+def drawn(
+    composer: "Composer", given: Sequence[PageSet], request: Request, number: int, folder: Path
+) -> dict[str, Made]:
+    """The album by every way, from the working folder where it is there, else composed and kept there."""
+
+    def page(way: int, place: int) -> Path:
+        return folder / f"{number:06d}-{way}-{place}.png"
+
+    # Written last, so that where it is the pages are, too.
+    head = folder / f"{number:06d}.json"
+    if head.is_file():
+        matched = json.loads(head.read_text())
+        return {
+            name: Made([open_rgb(page(way, place)) for place in range(len(given))], matched[name])
+            for way, name in enumerate(MODES)
+        }
+    made = compose(composer, given, request, request.seed + number)
+    for way, album in enumerate(made.values()):
+        for place, picture in enumerate(album.pictures):
+            save_png(Image.fromarray(picture), page(way, place), None)
+    write_json(head, {name: album.matched for name, album in made.items()})
     return made
 
 
@@ -287,33 +194,33 @@ class Comparison:
 def comparisons(values: dict[str, list[dict[str, list[float]]]]) -> list[Comparison]:
     """Every comparison of CLAIMS, of the means of each album that has the figure both ways."""
     found = []
-    for claim in CLAIMS:
-        for worse, name in itertools.product(claim.worse, claim.figures):
+    for said in CLAIMS:
+        for worse, name in itertools.product(said.worse, said.figures):
             sign = -1 if name in DISTANCES else 1
-            pairs = zip(values[claim.better], values[worse], strict=True)
+            pairs = zip(values[said.better], values[worse], strict=True)
             apart = [
                 [sign * float(np.mean(one[name]) - np.mean(other[name]))] if name in one and name in other else []
                 for one, other in pairs
             ]
             difference = bootstrap(apart)
             if difference is not None:
-                found.append(Comparison(claim.words, claim.better, worse, name, difference))
+                found.append(Comparison(said.words, said.better, worse, name, difference))
     return found
 
 
 def verdict(found: Sequence[Comparison]) -> str:
     """The comparisons as text, and whether all of them say what the paper's Figure 8 shows."""
-    lines, claim = [["", "", "better by", "so it is"]], ""
+    lines, told = [["", "", "better by", "so it is"]], ""
     for one in found:
-        if one.claim != claim:
-            claim = one.claim
-            lines.append([claim, "", "", ""])
+        if one.claim != told:
+            told = one.claim
+            lines.append([told, "", "", ""])
         words = f"  {one.better} above {one.worse}"
         lines.append([words, FIGURES[one.figure], cell(one.difference), one.verdict])
     counts = [sum(one.verdict == said for one in found) for said in ("yes", "no, the reverse")]
-    told = "shown" if found and counts[0] == len(found) else "not shown"
+    shown = "shown" if found and counts[0] == len(found) else "not shown"
     said = f"{counts[0]} of {len(found)} comparisons say so, {counts[1]} the reverse"
-    return f"{aligned(lines)}\n\nthe order of the paper's Figure 8 is {told}: {said}"
+    return f"{aligned(lines)}\n\nthe order of the paper's Figure 8 is {shown}: {said}"
 
 
 def panels(given: Sequence[PageSet], made: dict[str, Made]) -> list[list[Panel]]:
@@ -339,17 +246,30 @@ def main(request: Request) -> None:
 
     composer = Composer.load(request.model)
     size = (composer.config.height, composer.config.width)
+    weights = weights_digest(locate(request.model))
     wardrobe = Wardrobe("heldout", request.seed, *size, backgrounds=("plain",))
     values: dict[str, list[dict[str, list[float]]]] = {mode: [] for mode in (*MODES, TRUTH)}
     shown: list[list[Panel]] = []
-    for number in tqdm(range(request.count), unit="album"):
-        given = album_set(wardrobe, number, request.pages, request.changed)
-        made = compose(composer, given, request, request.seed + number)
-        for mode, album in made.items():
-            values[mode].append({**score_album(album.pictures, given), "matched": album.matched})
-        values[TRUTH].append(score_album([page.truth for page in given], given))
-        if number < request.rows:
-            shown += panels(given, made)
+    decides = {name: getattr(request, name) for name in ("pages", "changed", "seed", "steps", "guidance")}
+    with working_folder(request.work, request.json) as folder:
+        claim(folder, {"albums": decides, "size": list(size), "weights": weights})
+        for number in tqdm(range(request.count), unit="album"):
+            given = album_set(wardrobe, number, request.pages, request.changed)
+            made = drawn(composer, given, request, number, folder)
+            for mode, album in made.items():
+                values[mode].append({**score_album(album.pictures, given), "matched": album.matched})
+            values[TRUTH].append(score_album([page.truth for page in given], given))
+            if number < request.rows:
+                shown += panels(given, made)
+        if request.sheet is not None:
+            sheet(shown).save(request.sheet)
+        report(request, values, size, weights)
+
+
+def report(
+    request: Request, values: dict[str, list[dict[str, list[float]]]], size: tuple[int, int], weights: str
+) -> None:
+    """Prints the table and writes the figures."""
     compared = comparisons(values)
     print(f"{request.count} albums of {request.pages} pages, the last {request.changed} in another outfit\n")
     print(f"{table(values)}\n\n{verdict(compared)}")
@@ -358,7 +278,7 @@ def main(request: Request) -> None:
         content = {
             "settings": {**settings, "size": size},
             "versions": versions(),
-            "weights": {request.model: weights_digest(locate(request.model))},
+            "weights": {request.model: weights},
             "ways": {
                 mode: {name: figure._asdict() for name, figure in summary(ones).items()}
                 for mode, ones in values.items()
@@ -369,8 +289,6 @@ def main(request: Request) -> None:
             "albums": values,
         }
         request.json.write_text(json.dumps(content, indent=1) + "\n")
-    if request.sheet is not None:
-        sheet(shown).save(request.sheet)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scoring albums: what pages have in common, whose regions are whose, and the program."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import pytest
 from fcjax.composer import Composer
 from fcjax.wardrobe import Wardrobe
 from infer import evaluate_albums
-from infer.evaluate_albums import MODES, Made, Request, album_set, comparisons, main, score_album, table, verdict
+from infer.album_scores import album_set, score_album
+from infer.evaluate_albums import MODES, Made, Request, comparisons, main, table, verdict
 
 SIZE = (128, 96)
 
@@ -123,15 +125,45 @@ def _garments(page) -> list[int]:
     return [place for place, kind in enumerate(page.target.kinds, 1) if kind != "face"]
 
 
-def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    config = SimpleNamespace(height=SIZE[0], width=SIZE[1])
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of the albums composed, each page a grey of its own, by a model that is none."""
+    config, seeds = SimpleNamespace(height=SIZE[0], width=SIZE[1]), []
+
+    def compose(composer, given, request, seed):
+        seeds.append(seed)
+        pictures = [np.full((*SIZE, 3), 40 * page + seed, np.uint8) for page in range(request.pages)]
+        return {mode: Made(pictures, [0.25]) for mode in MODES}
+
     monkeypatch.setattr(Composer, "load", lambda name: SimpleNamespace(config=config))
-    monkeypatch.setattr(
-        evaluate_albums, "compose", lambda composer, given, request, seed: {
-            mode: Made([np.full((*SIZE, 3), 40 * number, np.uint8) for number in range(request.pages)], [0.25])
-            for mode in MODES
-        },
-    )  # fmt: skip
+    monkeypatch.setattr(evaluate_albums, "compose", compose)
+    return seeds
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, composed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(count=3, pages=2, changed=1, seed=5, json=tmp_path / "albums.json")
+    whole = evaluate_albums.compose
+
+    def killed(composer, given, request, seed):
+        if seed == 7:
+            raise KeyboardInterrupt
+        return whole(composer, given, request, seed)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate_albums, "compose", killed)
+        main(request)
+    assert composed == [5, 6]
+    with pytest.raises(ValueError, match="other pictures or settings"):
+        main(replace(request, guidance=2.0))
+    main(request)
+    assert composed == [5, 6, 7] and not list(tmp_path.glob("*.partial"))
+    uninterrupted = replace(request, json=tmp_path / "again.json", work=tmp_path / "work")
+    main(uninterrupted)
+    figures = [json.loads(path.read_text())["albums"] for path in (request.json, uninterrupted.json)]
+    assert figures[0] == figures[1] and len(list((tmp_path / "work").glob("*.png"))) == 3 * 2 * len(MODES)
+
+
+def test_the_program(tmp_path: Path, composed: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     request = Request(
         count=2, pages=2, changed=1, rows=1, json=tmp_path / "deep" / "albums.json", sheet=tmp_path / "albums.png"
     )
