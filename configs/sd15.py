@@ -48,7 +48,7 @@ def compose() -> TrainConfig:
 def tryon() -> TrainConfig:
     """The same parameters of a model that tries on, from where `compose` ended, as the paper fine-tunes it.
 
-    python -m train.prepare viton-hd SRC data/viton
+    python -m train.prepare viton-hd SRC data/viton --no-need-pose
     python -m train.prepare latents --config sd15_tryon --data data/viton --model outputs/sd15 \\
         --out data/latents_sd15_tryon
     python -m train.run --config sd15_tryon --out runs/sd15_tryon --strategy fsdp

@@ -1,6 +1,7 @@
 """`train.prepare` on real data sets: shards of each, the report of what is left out, --check, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,23 @@ def test_checking_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as ended:
         main(["viton-hd", str(root), "--check"])
     assert ended.value.code == 2 and "no sample of" in capsys.readouterr().err
+
+
+def test_a_set_as_its_makers_give_it_lacks_u_and_v(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """VITON-HD's own DensePose pictures show parts alone: said before anything is written, and by --check."""
+    root = miniatures.viton_hd(tmp_path / "set")
+    shutil.rmtree(root / "train/image-densepose-iuv")
+    for asked in ([str(tmp_path / "out")], ["--check"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["viton-hd", str(root), *asked, *SIZE])
+        said = capsys.readouterr()
+        assert ended.value.code == 2 and "none of the 3 samples" in said.err and "--no-need-pose" in said.err
+        assert ("3 samples, 3 of them looked through" in said.out) == (asked == ["--check"])
+    assert not (tmp_path / "out").exists()
+    main(["viton-hd", str(root), "--check", "--no-need-pose"])
+    main(["viton-hd", str(root), str(tmp_path / "out"), *SIZE, "--no-need-pose"])
+    record = Prepared(tmp_path / "out")[0]
+    assert record["iuv"].max() == 0 and record["mask"].max() == 255 and len(Prepared(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,26 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fcjax.data.sources import DeepFashion, DressCode, Folder, Part, RawSample, SampleError, Source, VitonHD, check
+from fcjax.data.sources import (
+    DeepFashion,
+    DressCode,
+    Folder,
+    Part,
+    RawSample,
+    SampleError,
+    Source,
+    VitonHD,
+    check,
+    require_body_maps,
+)
 from fcjax.data.sources.files import read_uv
 from tests import miniatures
 from tests.miniatures import HEIGHT, WIDTH, drawn, save, write
@@ -116,8 +129,32 @@ def test_what_viton_hd_lacks_is_said(viton: Path):
     assert "cloth/*.jpg: missing for 1 of 3 (00002_00): these samples are left out" in said
     assert "train/image/: 1 files stand in no line of train_pairs.txt (spare)" in said
     assert "2 of 3 samples cannot be read" in said and "no vitonhd_train_tagged.json" in said
-    (viton / "train/image-densepose-iuv").rename(viton / "train/nowhere")
-    assert "image-densepose/ shows no u and v" in report(VitonHD(viton))
+
+
+@pytest.mark.parametrize(
+    ("source", "make", "removed", "named"),
+    [
+        (VitonHD, miniatures.viton_hd, "train/image-densepose-iuv/*.png", "train/image-densepose-iuv/*.png"),
+        (DressCode, miniatures.dresscode, "*/dense/*_uv.npz", "dense/*_5.png and upper_body/dense/*_5_uv.npz"),
+        (DeepFashion, miniatures.deepfashion, "densepose/*", "densepose/*_densepose.png"),
+        (Folder, miniatures.own_folder, "iuv/*", "iuv/*.png"),
+    ],
+)
+def test_a_set_without_body_maps_is_refused(source: Any, make: Any, removed: str, named: str, tmp_path: Path):
+    """One sample that has its map is enough; DressCode's parts are none without u and v."""
+    opened = source(make(tmp_path))
+    for path in list(tmp_path.glob(removed)):
+        require_body_maps(opened)
+        path.unlink()
+    with pytest.raises(ValueError, match=f"has a body map.*{re.escape(named)} are read .*--no-need-pose"):
+        require_body_maps(opened)
+
+
+def test_only_the_samples_that_are_read_must_have_a_body_map(viton: Path):
+    (viton / "train/image-densepose-iuv/00001_00.png").unlink()
+    require_body_maps(VitonHD(viton), 2)
+    with pytest.raises(ValueError, match="none of the 1 samples"):
+        require_body_maps(VitonHD(viton), 1)
 
 
 def test_parts_are_read_from_viton_hds_renderings(viton: Path):

@@ -11,9 +11,10 @@ import pytest
 
 from fcjax.data import decode_record
 from tests.test_raw_records import SMALL, Raw, Source, Thing, a_sample
+from train.chat import cleaned
 from train.raw_records import RawJob
 from train.shards import LeftOut
-from train.vlm import Describer, cleaned, load_describer
+from train.vlm import Describer, load_describer
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 
@@ -135,7 +136,7 @@ def test_records_take_the_models_words(model: Path, monkeypatch: pytest.MonkeyPa
     load_describer.cache_clear()
     options = dataclasses.replace(SMALL, captions_by=str(model))
     (record,) = RawJob(Source((a_sample(),)), "fake", options).records(0)
-    monkeypatch.setattr("train.vlm.MOST_WORDS", 100)
+    monkeypatch.setattr("train.chat.MOST_WORDS", 100)
     load_describer.cache_clear()
     (other,) = RawJob(Source((a_sample(),)), "fake", options).records(0)
     assert isinstance(record, LeftOut) and "gave no phrase for the top" in record.reason

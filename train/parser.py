@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from train.vlm import needed_torch
+from train.chat import needed_torch
 
 # What models call a label, without sides and punctuation -> what our parse maps may call it, the best name first.
 MEANINGS: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,9 @@ from fcjax.data.records import encode_record
 from fcjax.data.sources.sample import Part
 from fcjax.frame import Fit, Frame
 from fcjax.tokenizer import Tokenizer
+from train.chat import holding
 from train.parser import load_parser
+from train.phrases import load_phrase_finder
 from train.shards import LeftOut, shard_count, shard_range
 from train.vlm import load_describer
 
@@ -46,6 +48,10 @@ class RawOptions:
     """Of the model to be trained: samples whose phrases do not fit its prompt are left out."""
     captions_by: str = ""
     """A vision-language model of transformers, by name or folder, whose words stand for the set's own."""
+    phrases_by: str = ""
+    """A language model of transformers, by name or folder, that finds the assets' phrases in the captions; those are
+    the set's own, else the rule-based captioner's, or with --captions-by that model's. What a caption does not mention
+    keeps the phrase that it has without, put behind the caption."""
     parse_by: str = ""
     """A model of transformers that labels pixels (Mask2Former), whose parse maps stand for the set's own."""
     count: int = 0
@@ -106,6 +112,8 @@ class RawJob:
             _tokenizer(self.options.tokenizer)
         if self.options.captions_by:
             load_describer(self.options.captions_by)
+        if self.options.phrases_by:
+            load_phrase_finder(self.options.phrases_by)
         if self.options.parse_by:
             # The reader cuts garments and faces out by it, as by the set's own maps.
             self.data.parser = functools.partial(load_parser(self.options.parse_by).parse, parts=part_numbers())
@@ -132,7 +140,7 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
     if not sample.assets:
         raise ValueError("it has no asset")
     parse = None if sample.parse is None else frame.labels(np.asarray(sample.parse, np.uint8))
-    caption, phrases = described(sample, options.captions_by)
+    caption, phrases = described(sample, options.captions_by, options.phrases_by)
     assets = [placeable(asset, phrase) for asset, phrase in zip(sample.assets, phrases, strict=True)]
     if options.tokenizer is not None:
         _tokenizer(options.tokenizer).encode_prompt(caption, phrases, options.max_assets)
@@ -174,16 +182,32 @@ def placeable(asset: Any, phrase: str) -> Asset:
     return Asset.from_image(asset.picture, phrase, whole=asset.kind == "face")
 
 
-def described(sample: Any, captions_by: str = "") -> tuple[str, list[str]]:
+def described(sample: Any, captions_by: str = "", phrases_by: str = "") -> tuple[str, list[str]]:
     """The caption and a phrase for every asset: a model's, the data set's own, or else the rule-based captioner's."""
     phrases = [asset.phrase for asset in sample.assets]
-    if captions_by:
+    if phrases_by:
+        caption, phrases = _found(sample, captions_by, phrases_by)
+    elif captions_by:
         caption, phrases = load_describer(captions_by).describe(sample)
     elif sample.caption is None or None in phrases:
         caption, phrases = captioner.describe(sample)
     else:
         caption = sample.caption
     return within_reach(caption, list(phrases))
+
+
+def _found(sample: Any, captions_by: str, phrases_by: str) -> tuple[str, list[str]]:
+    """A caption and the phrases that a language model finds in it; what it does not mention is described without."""
+    if captions_by:
+        describer = load_describer(captions_by)
+        caption, otherwise = describer.caption(sample.image), lambda index: describer.phrase(sample.assets[index])
+    else:
+        sentence, spoken = captioner.describe(sample)
+        caption, otherwise = sample.caption or sentence, spoken.__getitem__
+    caption = " ".join(caption.split())
+    found = load_phrase_finder(phrases_by).find(caption, [asset.kind for asset in sample.assets])
+    phrases = [words or otherwise(index) for index, words in enumerate(found)]
+    return holding(caption, phrases), phrases
 
 
 def within_reach(caption: str, phrases: Sequence[str]) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from fcjax.data.sources import DeepFashion, DressCode, Folder, Labels, Source, VitonHD, check
+from fcjax.data.sources import DeepFashion, DressCode, Folder, Labels, Source, VitonHD, check, require_body_maps
 from fcjax.data.sources.viton import Split
 from train.raw_records import RawJob, RawOptions
 from train.shards import REPORT, write_set
@@ -112,6 +112,10 @@ def prepare_source(job: SourceJob) -> None:
         print("\n".join(lines))
         if not usable:
             raise ValueError(f"no sample of {job.src} can be read")
+    if job.options.need_pose:
+        # A reason that all samples share is told at once, not by the report of a run over all of them.
+        require_body_maps(source, job.options.count)
+    if job.check:
         return
     assert job.out is not None
     raw = RawJob(source, job.name, job.options, job.choices)

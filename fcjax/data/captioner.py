@@ -26,7 +26,8 @@ LEAST_HAIR = 0.0005
 """The share of the picture from which hair has a colour."""
 # Colours that photographs show and Wardrobe does not name.
 _MORE = {"light blue": (0.62, 0.75, 0.90), "dark grey": (0.27, 0.27, 0.28), "light grey": (0.78, 0.78, 0.78)}
-_NOUNS = {"upper": "top", "lower": "lower garment", "outer": "coat", "bottom": "lower garment"}
+NOUNS = {"upper": "top", "lower": "lower garment", "outer": "coat", "bottom": "lower garment"}
+"""What kinds of assets are called whose names are no words for them."""
 
 
 def describe(sample: RawSample) -> tuple[str, list[str]]:
@@ -48,7 +49,7 @@ def describe(sample: RawSample) -> tuple[str, list[str]]:
 
 def phrase_of(asset: RawAsset) -> str:
     """A noun phrase: its colour, what else is known of it, its name."""
-    noun = asset.noun or _NOUNS.get(asset.kind, asset.kind)
+    noun = asset.noun or NOUNS.get(asset.kind, asset.kind)
     words = [asset.color or measured_color(asset), *asset.adjectives, noun]
     return with_article(" ".join(word for word in words if word))
 

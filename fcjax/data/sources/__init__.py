@@ -1,6 +1,6 @@
 """Data sets as their makers lay them out, read as samples of one kind."""
 
-from fcjax.data.sources.check import check
+from fcjax.data.sources.check import check, require_body_maps
 from fcjax.data.sources.deepfashion import DeepFashion
 from fcjax.data.sources.dresscode import DressCode
 from fcjax.data.sources.folder import Folder
@@ -21,5 +21,6 @@ __all__ = [
     "Source",
     "VitonHD",
     "check",
+    "require_body_maps",
     "to_parts",
 ]

@@ -51,6 +51,21 @@ def check(
     return lines, count - len(broken)
 
 
+def require_body_maps(source: Source, count: int = 0) -> None:
+    """ValueError where none of the first `count` samples (0: all) has a body map. No file is opened."""
+    count = min(count or len(source), len(source))
+    needed = (source.body_files(index) for index in range(count))
+    if any(all(shelf.find(stem) for shelf, stem in files) for files in needed):
+        return
+    files = " and ".join(dict.fromkeys(_label(source, shelf) for shelf, _ in source.body_files(0)))
+    raise ValueError(
+        f"none of the {count} samples of {source.root} has a body map, and all would be left out: put DensePose maps "
+        f"(part, u and v) where {files} are read (pictures of the parts alone, as in VITON-HD's image-densepose/, show "
+        "no u and v), or give --no-need-pose, which takes samples with an empty map: enough to train try-on, not "
+        "composing"
+    )
+
+
 def _other_sizes(source: Source, index: int) -> list[tuple[str, str]]:
     """The sample's maps that have another size than its picture; what cannot be opened is told elsewhere."""
     (first, stem), *others = source.shelves(index)

@@ -80,6 +80,9 @@ class DeepFashion(Source):
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
         return [(shelf, self.stems[index]) for shelf in (self.image, self.parse, self.iuv)]
 
+    def body_files(self, index: int) -> list[tuple[Shelf, str]]:
+        return [(self.iuv, self.stems[index])]
+
     def oddities(self) -> list[str]:
         pictures = [path.stem for path in self.image.folder.glob("*.jpg")]
         parsed = set(self.stems)

@@ -85,7 +85,7 @@ class DressCode(Source):
             maps["parse"] = parse
         if (path := room.keypoints.find(stem)) is not None:
             maps["keypoints"] = read_keypoints(path, size)
-        dense, uv = room.dense.find(stem), room.uv.find(stem)
+        dense, uv = (shelf.find(name) for shelf, name in self.body_files(index))
         if dense is not None and uv is not None:
             maps["iuv"] = np.dstack([_charts(dense, size), read_uv(uv, size)])
         parse = maps.get("parse")
@@ -107,8 +107,13 @@ class DressCode(Source):
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
         category, person, garment = self.pairs[index]
         room, stem = self.rooms[category], person[:-2]
-        maps = [(shelf, stem) for shelf in (room.parse, room.keypoints, room.dense, room.uv)]
+        maps = [(room.parse, stem), (room.keypoints, stem), *self.body_files(index)]
         return [(room.image, person), *maps, (room.image, garment), (room.mask, garment)]
+
+    def body_files(self, index: int) -> list[tuple[Shelf, str]]:
+        category, person, _ = self.pairs[index]
+        room, stem = self.rooms[category], person[:-2]
+        return [(room.dense, stem), (room.uv, stem)]
 
     def oddities(self) -> list[str]:
         return [f"no {category}/: its samples are missed" for category in CATEGORIES if category not in self.there]

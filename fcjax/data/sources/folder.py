@@ -113,6 +113,9 @@ class Folder(Source):
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
         return [(shelf, self.stems[index]) for shelf in (self.image, self.parse, self.iuv, self.keypoints)]
 
+    def body_files(self, index: int) -> list[tuple[Shelf, str]]:
+        return [(self.iuv, self.stems[index])]
+
     def oddities(self) -> list[str]:
         found = []
         for room in ("assets", "parse", "iuv", "keypoints"):

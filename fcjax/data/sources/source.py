@@ -57,6 +57,10 @@ class Source(abc.ABC):
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
         """Where the sample's files are looked for, and by which stem; its picture first."""
 
+    @abc.abstractmethod
+    def body_files(self, index: int) -> list[tuple[Shelf, str]]:
+        """Those of the sample's shelves that its body map (part, u and v) is read from, all of them needed."""
+
     def oddities(self) -> list[str]:
         """What is odd in the set's own lists, a line each."""
         return []

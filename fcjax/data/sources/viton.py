@@ -90,6 +90,9 @@ class VitonHD(Source):
         persons = [(shelf, stem) for shelf in (self.image, self.parse, self.keypoints, self.iuv, self.rendered)]
         return [*persons, (self.cloth, cloth), (self.cloth_mask, cloth)]
 
+    def body_files(self, index: int) -> list[tuple[Shelf, str]]:
+        return [(self.iuv, self.stems[index])]
+
     def oddities(self) -> list[str]:
         found = []
         if self.paired and (differ := sum(a != b for a, b in zip(self.stems, self.second, strict=True))):
@@ -105,11 +108,6 @@ class VitonHD(Source):
             )
         if not self.tags:
             found.append(f"no vitonhd_{self.split}_tagged.json: garments are described by their colours alone")
-        if (self.root / self.split / "image-densepose").is_dir() and not self.iuv.folder.is_dir():
-            found.append(
-                "image-densepose/ shows no u and v: trying on can be learnt so (--no-need-pose), composing needs "
-                "DensePose maps (part, u, v) in image-densepose-iuv/"
-            )
         return found
 
 
