@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from fcjax import presets
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, ComposerConfig
+from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, ComposerConfig
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 
 DATA = Path("data")
@@ -151,26 +151,28 @@ def unbound() -> TrainConfig:
 
 
 def ablation() -> TrainConfig:
-    """What `train.ablation` makes its arms of: smaller than `compose_coarse`, for runs of half an hour on 2 cores.
+    """What `train.ablation` makes its arms of: pictures of 64x48, for runs of a quarter of an hour on 2 cores.
 
-    python -m train.prepare latents --config mini_ablation --data data/wardrobe --model runs/mini_vae/model \\
+    python -m train.prepare wardrobe --height 64 --width 48 --count 8000 --out data/wardrobe_small
+    python -m train.prepare latents --config mini_ablation --data data/wardrobe_small --model fcjax/mini \\
         --out data/latents_ablation
-    python -m train.ablation table4 --seeds 0 1 --out runs/ablation
+    python -m train.ablation table4 --vae fcjax/mini --seeds 0 1 --out runs/ablation
     """
     model, coarse = presets.mini(), compose_coarse()
-    narrow = {
-        "down_block_types": (PLAIN_DOWN, CROSS_ATTENTION_DOWN, CROSS_ATTENTION_DOWN),
-        "up_block_types": (CROSS_ATTENTION_UP, CROSS_ATTENTION_UP, PLAIN_UP),
-        "block_out_channels": (32, 64, 96),
-        "attention_head_dim": (1, 2, 3),
+    # At 4x4 pixels a token all levels have attention, as in Stable Diffusion all that bind have.
+    small = {
+        "down_block_types": (CROSS_ATTENTION_DOWN,) * 2,
+        "up_block_types": (CROSS_ATTENTION_UP,) * 2,
+        "block_out_channels": (64, 96),
+        "attention_head_dim": (1, 2),
     }
     assert model.reference_unet is not None
     model = dataclasses.replace(
         model,
-        unet=dataclasses.replace(model.unet, **narrow),
-        reference_unet=dataclasses.replace(model.reference_unet, **narrow),
-        height=128,
-        width=96,
+        unet=dataclasses.replace(model.unet, **small),
+        reference_unet=dataclasses.replace(model.reference_unet, **small),
+        height=64,
+        width=48,
     )
     return dataclasses.replace(
         coarse,

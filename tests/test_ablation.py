@@ -280,6 +280,13 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str]) -
     with pytest.raises(ValueError, match=r"all_0 holds a run with another configuration.* batch_size \(5 there"):
         ablation.main(request)
     assert not stages
+    # Latents of another size claim no folder.
+    index = json.loads((other / "index.json").read_text())
+    index["settings"]["encoded"] = {"height": 8}
+    (other / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"other do not fit the configuration 'tiny': they have height 8 \("):
+        ablation.main(dataclasses.replace(request, data=other, out=tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
     # Where the data is not here, it cannot differ.
     shutil.rmtree(data)
     write_config(tmp_path / "out/all_0", ablation.arm_config(request, "all", 0))

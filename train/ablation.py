@@ -37,6 +37,7 @@ from train.ablation_table import Result, Rows, summary, table
 from train.arms import ARMS, TABLES, arm_start
 from train.config import TrainConfig
 from train.documents import FREE_FIELDS, check_continues, differing, document_of
+from train.tasks import check_sizes
 
 SPLITS = ("alike", "heldout")
 SHEET_ROWS = 8
@@ -324,6 +325,10 @@ def complete(request: Request, made: dict[str, Any], arm: str, seed: int) -> Non
     if claimed.is_file():
         check_same(json.loads(claimed.read_text()), made, request.out)
     elif made["data"] is not None:
+        data = arm_config(request, arm, seed).data
+        assert data is not None
+        # Before OUT is claimed for what could never be trained.
+        check_sizes(read_index(data), data, load_config(request.config).model, request.config)
         request.out.mkdir(parents=True, exist_ok=True)
         claimed.write_text(json.dumps(made, indent=1) + "\n")
     config, base = arm_config(request, arm, seed), request.out / "base"

@@ -150,7 +150,7 @@ def _compose(config: TrainConfig) -> Task:
     if not pictures_given and encoded != given:
         raise ValueError(f"{data.folder} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if not pictures_given:
-        check_sizes(data, model, config.name)
+        check_sizes(data.index, data.folder, model, config.name)
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32)
         if (model.condition, started.condition) == ("tryon", "pose"):
@@ -209,15 +209,15 @@ def _compose(config: TrainConfig) -> Task:
     return Task(params, data, transform, example_of(model, tokenizer, data.index), loss, export, columns)
 
 
-def check_sizes(data: Prepared | Mixed, model: ComposerConfig, name: str) -> None:
-    """ValueError where latents were made for a model of other sizes."""
-    encoded = data.index["settings"].get("encoded", {})
+def check_sizes(index: Mapping[str, Any], where: Any, model: ComposerConfig, name: str) -> None:
+    """ValueError where the latents of a set (its index, and where it lies) were made for a model of other sizes."""
+    encoded = index["settings"].get("encoded", {})
     expected = latent_sizes(model)
     differ = {key: (size, expected[key]) for key, size in encoded.items() if size != expected[key]}
     if differ:
         told = ", ".join(f"{key} {found} (the configuration's: {own})" for key, (found, own) in differ.items())
         raise ValueError(
-            f"the latents in {data.folder} do not fit the configuration {name!r}: they have {told}; prepare them with "
+            f"the latents in {where} do not fit the configuration {name!r}: they have {told}; prepare them with "
             f"train.prepare latents --config {name}"
         )
 
