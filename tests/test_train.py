@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import queue
 import signal
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fcjax.assets import lay_out, owned_tokens
 from fcjax.body import rest_places
 from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
-from fcjax.data import Prepared
+from fcjax.data import Prepared, training_batches
 from fcjax.data.augment import Augmentation
 from fcjax.generation import decode
 from fcjax.models import composer
@@ -103,6 +104,43 @@ def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkey
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     for path in ("vae/diffusion_pytorch_model.safetensors", "vae/config.json"):
         assert (tmp_path / "parts/model" / path).read_bytes() == (tmp_path / "whole/model" / path).read_bytes()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_lie_on_the_devices_two_steps_ahead(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
+):
+    """In a run and in the one that continues it; each step has the batch of its number."""
+    config, laid, put = autoencoder(data, devices=devices), queue.Queue[jax.Array](), Placement.put_batch
+    task, steps = make_task(config), []
+    plain = training_batches(task.data, task.transform, config.batch_size, config.seed, workers=1)
+    expected = [next(plain)["images"] for _ in range(7)]
+
+    def noted(self, rows):
+        placed = put(self, rows)
+        laid.put(placed["images"])
+        return placed
+
+    def watched(*given):
+        step = make_step(*given)
+
+        def call(state, batch):
+            number, images = int(state.step), batch["images"]
+            assert len(images.devices()) == devices and np.array_equal(images, expected[number])
+            for ahead in range(0 if number in (0, 3) else 2, 3):
+                assert np.array_equal(laid.get(timeout=60), expected[number + ahead])
+            steps.append(number)
+            return step(state, batch)
+
+        return call
+
+    monkeypatch.setattr(Placement, "put_batch", noted)
+    monkeypatch.setattr(run, "make_step", watched)
+    assert run.train(dataclasses.replace(config, steps=3), tmp_path)
+    while not laid.empty():
+        laid.get()
+    assert run.train(dataclasses.replace(config, steps=5), tmp_path)
+    assert steps == [0, 1, 2, 3, 4]
 
 
 def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path):

@@ -82,7 +82,7 @@ class Placement:
     def put_batch(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch laid on the devices, from the rows of it that this process read."""
         if self.mesh is None:
-            return dict(rows)
+            return jax.device_put(dict(rows))
         place = {row: number for number, row in enumerate(self.rows or ())}
 
         def lay(array: np.ndarray) -> jax.Array:
