@@ -62,6 +62,8 @@ def train(config: TrainConfig, out: Path) -> bool:
     warnings: list[str] = []
     found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
     step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found
+    # The state has them, or later ones: the memory of those that the run began with is given back.
+    task = dataclasses.replace(task, parameters=jax.eval_shape(lambda params: params, task.parameters))
     with Log(out, step, config.tensorboard) as log:
         for warning in warnings:
             log.warn(step, warning)
