@@ -1,6 +1,7 @@
 """The training step, the tasks and the program, on models that compile in seconds."""
 
 import dataclasses
+import functools
 import json
 import os
 import queue
@@ -537,6 +538,37 @@ def test_frozen_parameters_are_kept_in_few_bits_and_have_no_state(composing):
     assert all("/attn" in path or path.startswith(("binder/", "unet/conv_in/")) for path in trained)
     kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if getattr(leaf, "ndim", 0)]
     assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained.values())
+
+
+def test_frozen_parameters_cost_the_compiled_step_nothing():
+    """Beside their own two bytes each: what it keeps and what it computes in is in proportion to what is trained."""
+    side, base = 256, load_config("tiny")
+    names = ("unet/conv_in", "unet/mid_block/attn1", "unet/mid_block/resnet", "reference_unet/ff", "text_encoder/mlp")
+    kernel = jax.ShapeDtypeStruct((side, side), jnp.float32)
+    params = trees.unflatten({f"{name}/kernel": kernel for name in names})
+    batch = {"x": jax.ShapeDtypeStruct((2, side), jnp.float32)}
+
+    def loss(params, batch, key):
+        x = batch["x"]
+        for one in trees.flatten(params).values():
+            x = jnp.tanh(x @ one.astype(x.dtype))
+        return jnp.mean(jnp.square(x)), {}
+
+    def compiled(trainable):
+        """How many parameters are trained, and the memory of the step."""
+        optimizer = dataclasses.replace(base.optimizer, trainable=trainable)
+        config = dataclasses.replace(base, optimizer=optimizer, batch_size=2)
+        state = jax.eval_shape(functools.partial(initial_state, optimizer, 10, frozen_dtype=jnp.bfloat16), params)
+        return trees.count(state.trained), make_step(config, loss).lower(state, batch).compile().memory_analysis()
+
+    (some, part), (every, whole) = compiled(PAPERS_PARAMETERS), compiled(((".*", True),))
+    frozen = every - some
+    assert (some, every) == (2 * side**2, 5 * side**2)
+    # Trained, each has 4 bytes of its own, of its average and of two moments.
+    assert whole.argument_size_in_bytes - part.argument_size_in_bytes == frozen * (4 * 4 - 2)
+    # And a gradient, in 4 bytes.
+    assert whole.temp_size_in_bytes - part.temp_size_in_bytes >= 4 * frozen
+    assert part.temp_size_in_bytes / some == pytest.approx(whole.temp_size_in_bytes / every, rel=0.01)
 
 
 def test_without_a_moving_average_none_is_kept(composing):
