@@ -33,6 +33,7 @@ from fcjax.wardrobe import Wardrobe
 from train import prepare, run
 from train.config import OptimizerConfig, TrainConfig, VAELossConfig
 from train.documents import check_continues, read_config, write_config
+from train.latent_records import LatentShards
 from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
@@ -252,6 +253,27 @@ def test_latents_of_smaller_pictures_come_of_means_of_pixels(data: Path, tmp_pat
     for field in ("batch_size", "workers"):
         with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
             dataclasses.replace(job, **{field: 0})
+
+
+def test_latents_of_several_devices_are_those_of_one(
+    data: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A batch is split over them; one of 5 becomes one of 8, which changes no sample."""
+    model = load_config("tiny").model
+    job = LatentsJob(data / "pictures", tiny_model_folder, tmp_path / "all", batch_size=5, text=True)
+    made = LatentShards(job, model)
+    assert made.batch_size == len(jax.devices()) == 8
+    latents = made.encode(np.zeros((8, model.height, model.width, 3), np.float32))
+    assert {shard.device: len(shard.data) for shard in latents.addressable_shards} == dict.fromkeys(jax.devices(), 1)
+    prepare_latents(job, model)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    prepare_latents(dataclasses.replace(job, out=tmp_path / "one"), model)
+    sets = [Prepared(tmp_path / name) for name in ("all", "one")]
+    for place in range(8):
+        several, one = (each[place] for each in sets)
+        assert several.keys() == one.keys()
+        for name in ("image", "canvas0", "embeddings"):
+            np.testing.assert_allclose(several[name], one[name], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
