@@ -98,6 +98,7 @@ class Composer:
         condition: Condition | None = None,
         binding: BindingVariant | None = None,
         param_dtype: Dtype | None = None,
+        host: bool = False,
     ) -> "Composer":
         """Reads a model: "mini" is the one in the package; else a composer's folder, a Stable Diffusion 1.x or 2.x
         folder as diffusers writes it, a single file of Stable Diffusion 1.x, or such a folder's name on the Hub.
@@ -110,6 +111,7 @@ class Composer:
         condition, binding: what a model of others becomes, as in `fcjax.pretrained.load`.
         param_dtype: of the parameters, by default that of computation, so that no step casts them. What is saved again
           without loss needs the file's own.
+        host: parameters stay NumPy arrays until `spread` lays them on devices, none of which has to hold all of them.
         """
         dtype = checked_dtype(_default_dtype() if dtype is None else dtype)
         warn_of_slow_bfloat16(dtype)
@@ -119,6 +121,7 @@ class Composer:
             binding=binding,
             clip_skip=clip_skip,
             dtype=dtype if param_dtype is None else param_dtype,
+            host=host,
         )
         where = tokenizer or model.tokenizer
         if where is None:
@@ -135,7 +138,8 @@ class Composer:
     def spread(self, strategy: Strategy, devices: Sequence[Any] | None = None) -> "Composer":
         """A composer like this one whose parameters lie on these devices (all there are) as the strategy says.
 
-        It samples the images of a batch on all of them. ValueError where the model does not suit the strategy.
+        It samples the images of a batch on all of them. ValueError where the model does not suit the strategy. Of a
+        composer loaded with `host`, no device ever holds more than its share.
         """
         mesh = make_mesh(strategy, devices)
         check(self.config, mesh.shape, mesh.shape["data"] * mesh.shape["fsdp"])

@@ -230,8 +230,9 @@ def save(path: str | Path, params: Parameters, config: ComposerConfig, *, dtype:
     _write_json(root / "model_index.json", {"_class_name": "FashionComposer", **index, "fcjax": own})
 
 
-def load(path: str | Path, *, dtype: Any = None) -> tuple[ComposerConfig, Parameters]:
-    """The config and the parameters of a model folder, as `dtype`, or as they are stored when it is None.
+def load(path: str | Path, *, dtype: Any = None, host: bool = False) -> tuple[ComposerConfig, Parameters]:
+    """The config and the parameters of a model folder, as `dtype`, or as they are stored when it is None; on a device,
+    or as NumPy arrays (`host`).
 
     ValueError says what is not there, and lists all missing, unused and mis-shaped keys of a part at once.
     """
@@ -240,7 +241,7 @@ def load(path: str | Path, *, dtype: Any = None) -> tuple[ComposerConfig, Parame
     binder = abstract_binder(config.binder, config.unet)
     if binder:
         abstract["binder"] = binder
-    params = load_parts({name: (tensors(path, name), tree) for name, tree in abstract.items()}, dtype)
+    params = load_parts({name: (tensors(path, name), tree) for name, tree in abstract.items()}, dtype, host)
     return config, {"binder": {}, **params}
 
 
@@ -352,9 +353,11 @@ def save_part(path: str | Path, name: str, params: Parameters, config: PartConfi
         save_file(stored, Path(path) / name / f"{_stem(name)}.safetensors", metadata={"format": "pt"})
 
 
-def load_part(path: str | Path, name: str, config: NetworkConfig, *, dtype: Any = None) -> Parameters:
-    """The parameters of one part of the folder `path`, which must fit `config`; as stored when `dtype` is None."""
-    return load_parts({name: (tensors(path, name), abstract_part(config))}, dtype)[name]
+def load_part(
+    path: str | Path, name: str, config: NetworkConfig, *, dtype: Any = None, host: bool = False
+) -> Parameters:
+    """The parameters of one part of the folder `path`, which must fit `config`; `dtype` and `host` as in `load`."""
+    return load_parts({name: (tensors(path, name), abstract_part(config))}, dtype, host)[name]
 
 
 def load_part_config(path: str | Path, name: str) -> Any:

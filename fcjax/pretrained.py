@@ -101,6 +101,7 @@ def load(
     binding: BindingVariant | None = None,
     clip_skip: int = 0,
     dtype: Any = None,
+    host: bool = False,
 ) -> Pretrained:
     """Reads a composer's folder, a Stable Diffusion folder or a single file, tensor by tensor.
 
@@ -108,24 +109,29 @@ def load(
       composer's own folder must agree with them, but one with a pose may become one that tries on (`for_tryon`).
     clip_skip: how many of the text encoder's last layers to leave out, before its final norm, for weights that were
       trained so (diffusers' count: 1 is what others call clip skip 2). The composer has an encoder without them.
+    host: NumPy arrays, for whoever lays them on several devices.
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
     """
-    model = _read(Path(path), condition, binding, dtype)
+    model = _read(Path(path), condition, binding, dtype, host)
+    if host:
+        # What was made beside what was read: a first convolution, a binder.
+        model = model._replace(params=jax.device_get(model.params))
     return _without_last_layers(model, clip_skip) if clip_skip else model
 
 
-def _read(path: Path, condition: Condition | None, binding: BindingVariant | None, dtype: Any) -> Pretrained:
+def _read(
+    path: Path, condition: Condition | None, binding: BindingVariant | None, dtype: Any, host: bool
+) -> Pretrained:
     if path.is_file():
         opened = open_single_file(path)
         configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
         sources = dict(zip(PARTS, (opened.unet, opened.vae, opened.text_encoder), strict=True))
         beside = path.parent / "tokenizer"
-        return _adapted(
-            configs, sources, condition, binding, dtype, beside if beside.is_dir() else None, f"single file {path}"
-        )
+        tokenizer = beside if beside.is_dir() else None
+        return _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
     index = folder.read_index(path)
     if "fcjax" in index:
-        config, params = folder.load(path, dtype=dtype)
+        config, params = folder.load(path, dtype=dtype, host=host)
         if (condition, config.condition) == ("tryon", "pose"):
             config, params = for_tryon(config, params)
         for name, wanted, present in (
@@ -146,7 +152,7 @@ def _read(path: Path, condition: Condition | None, binding: BindingVariant | Non
         raise ValueError(f"{path} is an incomplete folder of {kind}: it has no {', '.join(absent)}")
     configs = tuple(folder.load_part_config(path, name) for name in (*PARTS, "scheduler"))
     sources = {name: folder.tensors(path, name) for name in PARTS}
-    return _adapted(configs, sources, condition, binding, dtype, path / "tokenizer", f"{kind} {path}")
+    return _adapted(configs, sources, condition, binding, dtype, host, path / "tokenizer", f"{kind} {path}")
 
 
 def _adapted(
@@ -155,6 +161,7 @@ def _adapted(
     condition: Condition | None,
     binding: BindingVariant | None,
     dtype: Any,
+    host: bool,
     tokenizer: Path | None,
     found: str,
 ) -> Pretrained:
@@ -170,7 +177,7 @@ def _adapted(
     if inpainting and condition == "pose":
         raise ValueError(f"{found} is an inpainting model, which can become a try-on model, but not one with a pose")
     by_name = dict(zip(PARTS, (unet, vae, text_encoder), strict=True))
-    params = load_parts({name: (sources[name], abstract_part(config)) for name, config in by_name.items()}, dtype)
+    params = load_parts({name: (sources[name], abstract_part(config)) for name, config in by_name.items()}, dtype, host)
     joined = latent + condition_channels(condition, latent, 1, 0)
     kernel = params["unet"]["conv_in"]["kernel"]
     if inpainting:
@@ -196,7 +203,8 @@ def _adapted(
         width=max(3 * height // (4 * side), 1) * side,
         condition=condition,
     )
-    params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
+    started = init_binder(config, jax.random.key(0), kernel.dtype)
+    params |= {"reference_unet": reference, "binder": started if host else jax.device_put(started)}
     return Pretrained(config, params, tokenizer, found)
 
 

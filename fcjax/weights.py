@@ -90,10 +90,14 @@ def _shards(index: Path) -> list[Path]:
     return sorted({index.parent / name for name in names.values()})
 
 
-def load_parts(parts: Mapping[str, tuple[Tensors, Mapping[str, Any]]], dtype: Any = None) -> dict[str, dict[str, Any]]:
+def load_parts(
+    parts: Mapping[str, tuple[Tensors, Mapping[str, Any]]], dtype: Any = None, host: bool = False
+) -> dict[str, dict[str, Any]]:
     """The parameters of several parts ("unet", "vae", ...), each given as its tensors and its abstract tree, as `dtype`
     or as they are stored. ValueError lists the missing, unused and mis-shaped keys of all parts at once, and those of
     other dtypes than `DTYPES`.
+
+    host: NumPy arrays, for whoever lays them on several devices, none of which may have room for all of them.
     """
     dtype = None if dtype is None else checked_dtype(dtype)
     matched, problems = {}, []
@@ -112,11 +116,11 @@ def load_parts(parts: Mapping[str, tuple[Tensors, Mapping[str, Any]]], dtype: An
             {path: placed(convert.from_torch(path, tensors.read(key))) for path, key in keys.items()}
         )
 
-    def placed(array: np.ndarray) -> jax.Array:
+    def placed(array: np.ndarray) -> np.ndarray | jax.Array:
         values = _empty(array.shape, dtype or array.dtype)
         values[...] = array
         # On a CPU the parameter is this very memory.
-        return jax.device_put(values, may_alias=True)
+        return values if host else jax.device_put(values, may_alias=True)
 
     return {name: read(parts[name][0], keys) for name, keys in matched.items()}
 

@@ -1,6 +1,8 @@
 """Records, shards and the stream of batches."""
 
+import contextlib
 import json
+import queue
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,34 @@ def test_batches_repeat_for_a_seed_and_resume_at_a_step(prepared: Path):
     assert list(epochs[0]) != list(epochs[1])
     other = next(training_batches(data, numbers, batch_size=2, seed=2))
     assert not np.array_equal(other["noise"], first[0]["noise"])
+
+
+def test_batches_are_laid_two_ahead_and_stay_what_they_are(prepared: Path):
+    data, laid = Prepared(prepared), queue.Queue[float]()
+
+    def lay(batch: dict[str, np.ndarray]) -> float:
+        laid.put(batch["noise"][0])
+        return batch["noise"][0]
+
+    plain = training_batches(data, numbers, batch_size=2, seed=1, first_step=3)
+    expected = [next(plain) for _ in range(6)]
+    with contextlib.closing(training_batches(data, numbers, batch_size=2, seed=1, first_step=3, lay=lay)) as pairs:
+        for step in range(4):
+            batch, made = next(pairs)
+            assert all(np.array_equal(batch[name], expected[step][name]) for name in batch)
+            assert made == expected[step]["noise"][0]
+            for ahead in expected[:3] if step == 0 else expected[step + 2 : step + 3]:
+                assert laid.get(timeout=60) == ahead["noise"][0]
+            assert laid.empty()
+
+
+def test_what_laying_a_batch_raises_comes_where_it_is_asked_for(prepared: Path):
+    def lay(batch: dict[str, np.ndarray]) -> None:
+        raise RuntimeError("out of memory")
+
+    batches = training_batches(Prepared(prepared), numbers, batch_size=2, seed=1, lay=lay)
+    with contextlib.closing(batches), pytest.raises(RuntimeError, match="out of memory"):
+        next(batches)
 
 
 def test_a_set_smaller_than_a_batch_is_refused(prepared: Path):

@@ -1,5 +1,7 @@
 """Sampling on 8 simulated devices gives the pictures of one."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -38,6 +40,23 @@ def test_pictures_equal_one_device(single: tuple[Composer, list[Composition]], n
         # Rounding to 8 bits turns the last bits of a float into a whole step.
         assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
     assert len({one.image.tobytes() for one in found}) == 8
+
+
+def test_loading_gives_no_device_more_than_its_share(tiny_model_folder: Path) -> None:
+    """By way of host memory: what lies on a device is what the strategy puts there, and nothing else."""
+    plain, before = Composer.load(tiny_model_folder), jax.live_arrays()
+    spread = Composer.load(tiny_model_folder, host=True).spread(strategy("tensor"))
+    known = set(map(id, before))
+    held = Counter[jax.Device]()
+    for array in jax.live_arrays():
+        if id(array) not in known:
+            held.update({shard.device: shard.data.nbytes for shard in array.addressable_shards})
+    leaves = jax.tree.leaves(spread.params)
+    share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    assert share < 0.8 * sum(leaf.nbytes for leaf in leaves)
+    assert held == dict.fromkeys(jax.devices(), share)
+    for one, other in zip(leaves, jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_batch_that_does_not_divide_is_refused(single: tuple[Composer, list[Composition]]) -> None:

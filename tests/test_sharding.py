@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import types
 from typing import Any
 
@@ -27,7 +28,9 @@ from fcjax.sharding import (
     tree_shardings,
 )
 from train.config import TrainConfig
-from train.step import TrainState, composing_loss, initial_state, make_step
+from train.placement import Placement
+from train.run import start_of
+from train.step import TrainState, composing_loss, initial_state, make_step, parameters
 
 BATCH = 8
 NAMES = [one.name for one in STRATEGIES]
@@ -149,6 +152,23 @@ def test_state_lies_as_its_parameters() -> None:
     for tree in (shardings.trained, shardings.average):
         assert trees.flatten(tree)[kernel].spec == PartitionSpec(None, None, None, "fsdp")
     assert shardings.step.spec == PartitionSpec()
+
+
+def test_a_state_begins_with_no_more_on_a_device_than_its_share() -> None:
+    """The parameters come from host memory, and nothing of them stays beside the state."""
+    config = dataclasses.replace(run_config(), strategy="fsdp", devices=8, batch_size=BATCH)
+    params = jax.device_get(alive(config.model))
+    placement, before = Placement(config, params), jax.live_arrays()
+    state = placement.initial(start_of(config), params)
+    known = set(map(id, before))
+    new = [array for array in jax.live_arrays() if id(array) not in known]
+    held = [sum(array.addressable_shards[place].data.nbytes for array in new) for place in range(8)]
+    leaves = jax.tree.leaves(state)
+    share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    assert share < sum(leaf.nbytes for leaf in leaves) / 4
+    assert held == [share] * 8
+    for path, leaf in trees.flatten(parameters(state)).items():
+        np.testing.assert_array_equal(leaf, trees.flatten(params)[path])
 
 
 @pytest.mark.parametrize("preset", [sd15, mini], ids=["sd15", "mini"])

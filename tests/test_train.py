@@ -1,8 +1,10 @@
 """The training step, the tasks and the program, on models that compile in seconds."""
 
 import dataclasses
+import functools
 import json
 import os
+import queue
 import signal
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from fcjax.assets import lay_out, owned_tokens
 from fcjax.body import rest_places
 from fcjax.composer import Composer
 from fcjax.config import ComposerConfig
-from fcjax.data import Prepared
+from fcjax.data import Prepared, training_batches
 from fcjax.data.augment import Augmentation
 from fcjax.generation import decode
 from fcjax.models import composer
@@ -31,6 +33,7 @@ from fcjax.wardrobe import Wardrobe
 from train import prepare, run
 from train.config import OptimizerConfig, TrainConfig, VAELossConfig
 from train.documents import check_continues, read_config, write_config
+from train.latent_records import LatentShards
 from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
@@ -103,6 +106,43 @@ def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkey
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     for path in ("vae/diffusion_pytorch_model.safetensors", "vae/config.json"):
         assert (tmp_path / "parts/model" / path).read_bytes() == (tmp_path / "whole/model" / path).read_bytes()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_lie_on_the_devices_two_steps_ahead(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
+):
+    """In a run and in the one that continues it; each step has the batch of its number."""
+    config, laid, put = autoencoder(data, devices=devices), queue.Queue[jax.Array](), Placement.put_batch
+    task, steps = make_task(config), []
+    plain = training_batches(task.data, task.transform, config.batch_size, config.seed, workers=1)
+    expected = [next(plain)["images"] for _ in range(7)]
+
+    def noted(self, rows):
+        placed = put(self, rows)
+        laid.put(placed["images"])
+        return placed
+
+    def watched(*given):
+        step = make_step(*given)
+
+        def call(state, batch):
+            number, images = int(state.step), batch["images"]
+            assert len(images.devices()) == devices and np.array_equal(images, expected[number])
+            for ahead in range(0 if number in (0, 3) else 2, 3):
+                assert np.array_equal(laid.get(timeout=60), expected[number + ahead])
+            steps.append(number)
+            return step(state, batch)
+
+        return call
+
+    monkeypatch.setattr(Placement, "put_batch", noted)
+    monkeypatch.setattr(run, "make_step", watched)
+    assert run.train(dataclasses.replace(config, steps=3), tmp_path)
+    while not laid.empty():
+        laid.get()
+    assert run.train(dataclasses.replace(config, steps=5), tmp_path)
+    assert steps == [0, 1, 2, 3, 4]
 
 
 def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path):
@@ -213,6 +253,27 @@ def test_latents_of_smaller_pictures_come_of_means_of_pixels(data: Path, tmp_pat
     for field in ("batch_size", "workers"):
         with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
             dataclasses.replace(job, **{field: 0})
+
+
+def test_latents_of_several_devices_are_those_of_one(
+    data: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A batch is split over them; one of 5 becomes one of 8, which changes no sample."""
+    model = load_config("tiny").model
+    job = LatentsJob(data / "pictures", tiny_model_folder, tmp_path / "all", batch_size=5, text=True)
+    made = LatentShards(job, model)
+    assert made.batch_size == len(jax.devices()) == 8
+    latents = made.encode(np.zeros((8, model.height, model.width, 3), np.float32))
+    assert {shard.device: len(shard.data) for shard in latents.addressable_shards} == dict.fromkeys(jax.devices(), 1)
+    prepare_latents(job, model)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    prepare_latents(dataclasses.replace(job, out=tmp_path / "one"), model)
+    sets = [Prepared(tmp_path / name) for name in ("all", "one")]
+    for place in range(8):
+        several, one = (each[place] for each in sets)
+        assert several.keys() == one.keys()
+        for name in ("image", "canvas0", "embeddings"):
+            np.testing.assert_allclose(several[name], one[name], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -499,6 +560,37 @@ def test_frozen_parameters_are_kept_in_few_bits_and_have_no_state(composing):
     assert all("/attn" in path or path.startswith(("binder/", "unet/conv_in/")) for path in trained)
     kept = [leaf for leaf in jax.tree.leaves(state.optimizer) if getattr(leaf, "ndim", 0)]
     assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained.values())
+
+
+def test_frozen_parameters_cost_the_compiled_step_nothing():
+    """Beside their own two bytes each: what it keeps and what it computes in is in proportion to what is trained."""
+    side, base = 256, load_config("tiny")
+    names = ("unet/conv_in", "unet/mid_block/attn1", "unet/mid_block/resnet", "reference_unet/ff", "text_encoder/mlp")
+    kernel = jax.ShapeDtypeStruct((side, side), jnp.float32)
+    params = trees.unflatten({f"{name}/kernel": kernel for name in names})
+    batch = {"x": jax.ShapeDtypeStruct((2, side), jnp.float32)}
+
+    def loss(params, batch, key):
+        x = batch["x"]
+        for one in trees.flatten(params).values():
+            x = jnp.tanh(x @ one.astype(x.dtype))
+        return jnp.mean(jnp.square(x)), {}
+
+    def compiled(trainable):
+        """How many parameters are trained, and the memory of the step."""
+        optimizer = dataclasses.replace(base.optimizer, trainable=trainable)
+        config = dataclasses.replace(base, optimizer=optimizer, batch_size=2)
+        state = jax.eval_shape(functools.partial(initial_state, optimizer, 10, frozen_dtype=jnp.bfloat16), params)
+        return trees.count(state.trained), make_step(config, loss).lower(state, batch).compile().memory_analysis()
+
+    (some, part), (every, whole) = compiled(PAPERS_PARAMETERS), compiled(((".*", True),))
+    frozen = every - some
+    assert (some, every) == (2 * side**2, 5 * side**2)
+    # Trained, each has 4 bytes of its own, of its average and of two moments.
+    assert whole.argument_size_in_bytes - part.argument_size_in_bytes == frozen * (4 * 4 - 2)
+    # And a gradient, in 4 bytes.
+    assert whole.temp_size_in_bytes - part.temp_size_in_bytes >= 4 * frozen
+    assert part.temp_size_in_bytes / some == pytest.approx(whole.temp_size_in_bytes / every, rel=0.01)
 
 
 def test_without_a_moving_average_none_is_kept(composing):

@@ -63,6 +63,16 @@ def test_values_that_are_not_finite_are_refused_wherever_they_are(
         loaded(written(tmp_path / "unet", array))
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_in_host_memory_nothing_lies_on_a_device(dtype: str | None, tmp_path: Path) -> None:
+    given = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+    tensors = Tensors.of_part(written(tmp_path / "unet", given), "model")
+    before = len(jax.live_arrays())
+    array = load_parts({"unet": (tensors, abstract())}, dtype, host=True)["unet"]["conv_in"]["bias"]
+    assert isinstance(array, np.ndarray) and len(jax.live_arrays()) == before
+    np.testing.assert_array_equal(array, given.astype(dtype or "float32"))
+
+
 def index(path: Path, content: Any) -> Path:
     """A part whose weights lie in the files that an index names."""
     written(path, np.ones(SHAPE, np.float32))

@@ -1,4 +1,7 @@
-"""A prepared set of pictures as one of latents: encoded once with an autoencoder, so that training need not."""
+"""A prepared set of pictures as one of latents: encoded once with an autoencoder, so that training need not.
+
+Each batch is split over the devices of this machine.
+"""
 
 import dataclasses
 import itertools
@@ -10,11 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from configs.sharding import strategy
 from fcjax import folder, trees
 from fcjax.config import ComposerConfig
 from fcjax.data.records import decode_record, encode_record, read_index, read_shard, shards
 from fcjax.models import composer
+from fcjax.sharding import batch_sharding, make_mesh
 from fcjax.tokenizer import Tokenizer
 from train.examples import asset_tokens, fitted, latent_sizes, matches, person_tokens, pose_points
 
@@ -31,6 +37,7 @@ class LatentsJob:
     out: Path
     config: str = "mini"
     batch_size: int = 16
+    """Pictures that are encoded at once, on all devices together; rounded up to a multiple of their number."""
     text: bool = False
     """The captions as well, by the text encoder in the model folder: for runs that keep it as it is."""
     workers: int = 2
@@ -56,10 +63,14 @@ class LatentShards:
         if index["source"] == "latents":
             raise ValueError(f"{job.data} holds latents already; name the set of pictures that they were made of")
         vae = folder.load_part_config(job.model, "vae")
-        params = folder.load_part(job.model, "vae", vae)
+        params = folder.load_part(job.model, "vae", vae, host=True)
         self.config = config = dataclasses.replace(config, vae=vae)
-        self.batch_size, self.samples, self.paths = job.batch_size, index["count"], shards(job.data)
-        self.encode = jax.jit(lambda pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0))
+        self.samples, self.paths = index["count"], shards(job.data)
+        devices = len(jax.local_devices())
+        self.batch_size = -(-job.batch_size // devices) * devices
+        self.encode = _Spread(
+            lambda params, pictures: composer.encode_images({"vae": params}, config, pictures / 127.5 - 1.0), params
+        )
         self.settings = {
             **index["settings"],
             "vae": trees.digest(composer.encoding_parameters(params)),
@@ -70,7 +81,7 @@ class LatentShards:
         self.words = None
         if job.text:
             self.words = _Words(job.model, config)
-            self.settings["text"] = trees.digest(self.words.params)
+            self.settings["text"] = self.words.digest
 
     @property
     def shards(self) -> int:
@@ -84,14 +95,31 @@ class LatentShards:
             yield from _latent_records(samples, self.encode, self.words, self.config, self.batch_size, pool)
 
 
+class _Spread:
+    """A function of parameters and rows, the rows split over this machine's devices, the parameters whole on each."""
+
+    def __init__(self, function: Callable[..., jax.Array], params: Any):
+        self._mesh = make_mesh(strategy("data"), jax.local_devices())
+        whole, rows = NamedSharding(self._mesh, PartitionSpec()), batch_sharding(self._mesh)
+        self._params = jax.device_put(params, whole)
+        self._function = jax.jit(function, in_shardings=(whole, rows), out_shardings=rows)
+
+    def __call__(self, rows: np.ndarray) -> jax.Array:
+        with jax.set_mesh(self._mesh):
+            return self._function(self._params, rows)
+
+
 class _Words:
     """Captions as the text encoder of a model folder reads them."""
 
     def __init__(self, model: Path, config: ComposerConfig):
         self.config = dataclasses.replace(config, text_encoder=folder.load_part_config(model, "text_encoder"))
         self.tokenizer = Tokenizer.load(model / "tokenizer")
-        self.params = folder.load_part(model, "text_encoder", self.config.text_encoder, dtype=jnp.float32)
-        self.encode = jax.jit(lambda ids: composer.encode_prompt({"text_encoder": self.params}, self.config, ids))
+        params = folder.load_part(model, "text_encoder", self.config.text_encoder, dtype=jnp.float32, host=True)
+        self.digest = trees.digest(params)
+        self.encode = _Spread(
+            lambda params, ids: composer.encode_prompt({"text_encoder": params}, self.config, ids), params
+        )
 
     def __call__(self, samples: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Of each sample, its token ids (77,) int32 and embeddings (77, e) float16."""

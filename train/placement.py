@@ -54,9 +54,13 @@ class Placement:
         return None if self.mesh is None else tree_shardings(tree, self._specs, self.mesh)
 
     def initial(self, make: Callable[[Tree], Any], params: Tree) -> Any:
-        """The state that `make` gives for parameters that every process holds whole, laid on the devices."""
+        """The state that `make` gives for parameters that every process holds whole, NumPy arrays, laid on the devices.
+
+        No device of a mesh ever holds more than its share of them.
+        """
         if self.mesh is None:
-            return make(params)
+            # On a CPU they are this very memory.
+            return make(jax.device_put(params, may_alias=True))
         laid = jax.device_put(params, self.shardings(params))
         return self.unshared(jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(laid))
 
@@ -82,7 +86,7 @@ class Placement:
     def put_batch(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch laid on the devices, from the rows of it that this process read."""
         if self.mesh is None:
-            return dict(rows)
+            return jax.device_put(dict(rows))
         place = {row: number for number, row in enumerate(self.rows or ())}
 
         def lay(array: np.ndarray) -> jax.Array:

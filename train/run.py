@@ -5,7 +5,7 @@ DIR holds `checkpoints/` (parameters, moving average, optimiser, step), `config.
 a model folder. A DIR that holds a run is continued: from the newest checkpoint that is whole, to the same numbers that
 an uninterrupted run would have. SIGTERM saves and ends with 0; SIGUSR1 traces the next steps into `profile/`.
 A configuration without a data set (tiny) draws a few samples into DIR/data.
-The loop dispatches step N before it reads step N-1's numbers.
+The loop dispatches step N before it reads step N-1's numbers; meanwhile the next batches are laid on the devices.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,8 @@ def train(config: TrainConfig, out: Path) -> bool:
     warnings: list[str] = []
     found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
     step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found
+    # The state has them, or later ones: the memory of those that the run began with is given back.
+    task = dataclasses.replace(task, parameters=jax.eval_shape(lambda params: params, task.parameters))
     with Log(out, step, config.tensorboard) as log:
         for warning in warnings:
             log.warn(step, warning)
@@ -117,16 +120,16 @@ class _Run:
             Checkpoints(folder, config, samples, warn) as checkpoints,
             Tracer(config, self._out, self._log) as tracer,
             _preemption() as asked_to_stop,
+            contextlib.closing(self._batches(start)) as batches,
         ):
             if continued:
                 checkpoints.check(start)
-            batches = self._batches(start) if start < config.steps else iter(())
             for number in range(start + 1, config.steps + 1):
                 with self._progress.waiting():
-                    batch = next(batches)
+                    batch, laid = next(batches)
                 tracer.before(number)
                 with self._placement.context():
-                    state, metrics = step(state, self._placement.put_batch(batch))
+                    state, metrics = step(state, laid)
                 tracer.after(number, metrics)
                 self._read()
                 self._pending = _Pending(number, metrics, batch)
@@ -137,10 +140,18 @@ class _Run:
                     return state, number == config.steps
         return state, True
 
-    def _batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
-        config, task, rows = self._config, self._task, self._placement.rows
+    def _batches(self, start: int) -> grain.DatasetIterator:
+        """Batches from that of step `start` + 1 on, each as it was read and as it lies on the devices."""
+        config, task, placement = self._config, self._task, self._placement
         return training_batches(
-            task.data, task.transform, config.batch_size, config.seed, config.workers, first_step=start, rows=rows
+            task.data,
+            task.transform,
+            config.batch_size,
+            config.seed,
+            config.workers,
+            first_step=start,
+            rows=placement.rows,
+            lay=placement.put_batch,
         )
 
     def _read(self) -> None:

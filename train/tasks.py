@@ -33,6 +33,7 @@ GUIDANCE = 1.5
 class Task:
     """One kind of training, put together from a `TrainConfig`."""
 
+    # NumPy arrays, which a `Placement` lays on the devices.
     parameters: Tree
     data: Prepared | Mixed
     # With augmentation, and without, for held-out samples.
@@ -78,7 +79,7 @@ def _autoencoder(config: TrainConfig) -> Task:
         return np.stack([data[index][names[turn % len(names)]] for turn, index in enumerate(places)])
 
     if config.start:
-        params = {"vae": folder.load_part(config.start, "vae", model.vae, dtype=jnp.float32)}
+        params = {"vae": folder.load_part(config.start, "vae", model.vae, dtype=jnp.float32, host=True)}
     elif model.vae.linear_encoder:
         params = {"vae": linear_start(init_parameters(model, jax.random.key(config.seed))["vae"], model, pictures(400))}
     else:
@@ -111,9 +112,9 @@ def _autoencoder(config: TrainConfig) -> Task:
 def linear_start(params: Tree, model: ComposerConfig, pictures: np.ndarray) -> Tree:
     """The VAE's parameters with the principal components of `pictures` uint8 (b, H, W, 3); its network adds nothing."""
     decoder = params["decoder"]
-    silent = {**decoder, "conv_out": jax.tree.map(jnp.zeros_like, decoder["conv_out"])}
+    silent = {**decoder, "conv_out": jax.tree.map(np.zeros_like, decoder["conv_out"])}
     linear = principal_components(jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0, model.vae)
-    return {**params, **jax.tree.map(jnp.asarray, linear), "decoder": silent}
+    return {**params, **linear, "decoder": silent}
 
 
 def quiet_start(params: Tree, log_variance: float = -6.0) -> Tree:
@@ -121,8 +122,8 @@ def quiet_start(params: Tree, log_variance: float = -6.0) -> Tree:
 
     At 0, where it would start, the noise drowns the colours: training then spends its first thousands of steps grey.
     """
-    bias = params["quant_conv"]["bias"]
-    quiet = bias.at[bias.shape[0] // 2 :].set(log_variance)
+    quiet = params["quant_conv"]["bias"].copy()
+    quiet[len(quiet) // 2 :] = log_variance
     return {**params, "quant_conv": {**params["quant_conv"], "bias": quiet}}
 
 
@@ -143,7 +144,7 @@ def _compose(config: TrainConfig) -> Task:
     if config.vae is None:
         raise ValueError("composing needs --vae, the folder of the VAE that encoded the data: it joins what is trained")
     vae_config = folder.load_part_config(config.vae, "vae")
-    vae = folder.load_part(config.vae, "vae", vae_config)
+    vae = folder.load_part(config.vae, "vae", vae_config, host=True)
     model = dataclasses.replace(model, vae=vae_config)
     encoding, pictures_given = composer.encoding_parameters(vae), data.index["source"] != "latents"
     encoded, given = data.index["settings"].get("vae"), trees.digest(encoding)
@@ -152,7 +153,7 @@ def _compose(config: TrainConfig) -> Task:
     if not pictures_given:
         check_sizes(data.index, data.folder, model, config.name)
     if config.start:
-        started, drawn = folder.load(config.start, dtype=jnp.float32)
+        started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
         if (model.condition, started.condition) == ("tryon", "pose"):
             started, drawn = for_tryon(started, drawn)
         # The networks do not depend on the picture's size: a run may go on from one on smaller pictures.
@@ -164,8 +165,7 @@ def _compose(config: TrainConfig) -> Task:
     if (made_by := data.index["settings"].get("text")) is not None:
         check_text(config, params, made_by)
     if pictures_given:
-        # A copy, as the step gives its state's memory away.
-        params["vae"] = jax.tree.map(jnp.copy, encoding)
+        params["vae"] = encoding
     height, width = model.latent_height, model.latent_width
     empty_ids = tokenizer.encode("")
 

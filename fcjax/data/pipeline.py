@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
 
 from fcjax.data.records import decode_record, read_index, shards
 
@@ -86,8 +87,12 @@ def training_batches(
     workers: int = 2,
     first_step: int = 0,
     rows: Sequence[int] | None = None,
+    lay: Callable[[Batch], Any] | None = None,
 ) -> grain.DatasetIterator:
     """An endless iterator of batches (dicts of stacked arrays), every set shuffled anew in each of its epochs.
+
+    lay: what lays a batch on the devices. A thread calls it for two batches ahead of the one that was asked for last,
+      and the iterator, to be closed then, gives pairs: the batch, and what `lay` made of it.
 
     The same seed and step give the same batch; `first_step` starts at the batch of that step. So the position in the
     data is the number of steps alone, on any number of processes: each reads the `rows` of every batch that it needs
@@ -104,7 +109,11 @@ def training_batches(
     chosen = list(range(batch_size)) if rows is None else list(rows)
     batches = grain.MapDataset.source(_Rows(examples, batch_size, chosen, first_step)).batch(len(chosen))
     # Threads suffice: PNG decoding and NumPy release the interpreter lock.
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)))
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers))
+    if lay is None:
+        return iter(stream)
+    # Beside the one in the buffer the thread holds another, which waits for its place there.
+    return iter(ThreadPrefetchIterDataset(stream.map(lambda batch: (batch, lay(batch))), prefetch_buffer_size=1))
 
 
 @dataclasses.dataclass(frozen=True)

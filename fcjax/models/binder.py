@@ -49,7 +49,7 @@ class _ConvInBinder(nn.Module):
         painted = jnp.einsum("bahw,bac->bhwc", masks.astype(self.dtype), vectors)
         shape = (3, 3, self.hidden_size, self.width)
         kernel = self.param("kernel", nn.initializers.zeros, shape, self.param_dtype)
-        return conv2d(painted, kernel.astype(self.dtype), padding=1)
+        return conv2d(painted, jnp.asarray(kernel, self.dtype), padding=1)
 
 
 class Binder(nn.Module):

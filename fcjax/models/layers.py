@@ -56,7 +56,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _kernel_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
+        y = conv2d(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), stride=self.stride, padding=padding)
         return y + bias.astype(self.dtype)
 
 

@@ -83,7 +83,8 @@ def _abstract(module: nn.Module, *inputs: Any) -> Parameters:
 def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32) -> Parameters:
     """Parameters to train from nothing, drawn by `INITIALISERS`; each path has its own stream of random numbers.
 
-    Drawn with NumPy from the abstract shapes: a jitted initialisation of the full-size UNet compiles for 15 seconds.
+    Drawn with NumPy from the abstract shapes (a jitted initialisation of the full-size UNet compiles for 15 seconds),
+    and NumPy arrays until they are laid on devices, none of which need have room for all of them.
     """
     abstract = abstract_parameters(config, dtype)
     # Rules keep leaves alone: the empty binder of the variant "none" has to be put back.
@@ -92,14 +93,14 @@ def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = 
 
 
 def init_binder(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32) -> Parameters:
-    """A binder that adds nothing yet, for networks that were trained without one; {} for the variant "none"."""
+    """A binder that adds nothing yet, NumPy arrays, for networks that were trained without one; {} for "none"."""
     return _drawn({"binder": abstract_binder(config.binder, config.unet, dtype)}, key).get("binder", {})
 
 
 def _drawn(abstract: Parameters, key: Key[Array, ""]) -> Parameters:
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
-    def draw(path: str, leaf: jax.ShapeDtypeStruct, kind: str) -> Array:
+    def draw(path: str, leaf: jax.ShapeDtypeStruct, kind: str) -> np.ndarray:
         generator = np.random.default_rng([*seed, zlib.crc32(path.encode())])
         if kind == "zeros":
             values = np.zeros(leaf.shape, np.float32)
@@ -110,6 +111,6 @@ def _drawn(abstract: Parameters, key: Key[Array, ""]) -> Parameters:
         else:
             fan_in = int(np.prod(leaf.shape[:-1]))
             values = generator.standard_normal(leaf.shape, np.float32) * np.float32(fan_in**-0.5)
-        return jnp.asarray(values, leaf.dtype)
+        return values.astype(leaf.dtype, copy=False)
 
     return trees.map_paths(draw, abstract, trees.match_rules(abstract, INITIALISERS))
