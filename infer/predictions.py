@@ -172,6 +172,14 @@ def score_folders(
         one_size=protocol.height is None,
         progress=lambda files: tqdm(files, unit="file", desc="checking", disable=quiet),
     )
+    return score_matched(matched, flags, work, networks, seed=seed, quiet=quiet)
+
+
+def score_matched(
+    matched: Matched, flags: FolderFlags, work: Path, networks: Networks, *, seed: int = 0, quiet: bool = False
+) -> Scored:
+    """The same of pictures that are matched already and are known to fit, whatever else their folders hold."""
+    protocol, metrics = flags.check()
     _check_counts(matched.pairs, metrics)
     settings = {"protocol": dataclasses.asdict(protocol), "metrics": metrics, "networks": networks.names}
     scratch = Scratch(work, matched.pairs, settings)

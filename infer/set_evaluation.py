@@ -27,10 +27,11 @@ from infer.blind import Contest
 from infer.compose import save_png
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
+from infer.folders import Matched, Pair
 from infer.likeness import NOTHING, Measure, digests, likeness
 from infer.listed_sets import ListedSets, read_sets
 from infer.pages import write_page
-from infer.predictions import FolderFlags, Scored, score_folders, working_folder, write_csv
+from infer.predictions import FolderFlags, Scored, score_matched, working_folder, write_csv
 from infer.prepared_sets import PreparedSets
 from infer.scoring import Networks, claim
 from infer.sets import DrawnSets, EvaluationSet, WardrobeSets
@@ -175,9 +176,10 @@ def _exchange(
 
 
 def by_protocol(
-    sets: PreparedSets, columns: Sequence[Arm], folder: Path, count: int, flags: FolderFlags, seed: int, networks: Any
+    sets: PreparedSets, columns: Sequence[Arm], folder: Path, count: int, flags: FolderFlags, seed: int, nets: Networks
 ) -> dict[str, Scored]:
-    """Every model's pictures against the people of the data set, at the model's size, by a published protocol."""
+    """Every model's pictures of the first `count` sets against the people of the data set, at the model's size, by a
+    published protocol. The folder may hold pictures of more sets."""
     for index in range(count):
         path = picture_file(folder, "people", index)
         if not path.exists():
@@ -185,10 +187,14 @@ def by_protocol(
     found = {}
     for place, column in enumerate(columns):
         if column.name != TRUTH:
-            own = dataclasses.replace(
-                flags, predictions=folder / str(place), truth=folder / "people", csv=None, work=None
-            )
-            found[column.name] = score_folders(own, folder / f"scores-{place}", networks, seed=seed)
+            pairs = [
+                Pair(f"{index:06d}", picture_file(folder, place, index), picture_file(folder, "people", index))
+                for index in range(count)
+            ]
+            made, true = folder / str(place), folder / "people"
+            own = dataclasses.replace(flags, predictions=made, truth=true, csv=None, work=None)
+            kept = folder / f"scores-{place}-of-{count}"
+            found[column.name] = score_matched(Matched(pairs), own, kept, nets, seed=seed)
     return found
 
 
@@ -222,7 +228,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         evaluation = score_drawn(sets, columns, folder, count, further, seed=request.seed, swaps=request.swaps)
         scored: dict[str, Scored] = {}
         if wants_protocol:
-            assert isinstance(sets, PreparedSets)
+            assert isinstance(sets, PreparedSets) and networks is not None
             scored = by_protocol(sets, columns, folder, count, flags, request.seed, networks)
         print("\n\n".join([title(request, sets, count), table(evaluation), *_protocol_tables(scored)]))
         _write(request, sets, columns, folder, evaluation, scored, size)
@@ -285,7 +291,9 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
     """All that decides what the pictures look like."""
     names = ("task", "binding_off", "seed", "steps", "sampler", "guidance")
     said = {name: getattr(request, name) for name in names}
-    return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": weights(request)}
+    # The pictures lie by the place of their column, whatever it is called.
+    drawn_by = list(weights(request).values())
+    return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": drawn_by}
 
 
 def title(request: Request, sets: Sets, count: int) -> str:

@@ -262,9 +262,9 @@ def test_files_that_are_no_smpl_model(changes, message, small):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="missing.npz"):
         load_smpl(tmp_path / "missing.npz")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="missing.pkl"):
         load_smpl(tmp_path / "missing.pkl")
     with pytest.raises(ValueError, match="is a folder"):
         load_smpl(tmp_path)

@@ -68,7 +68,7 @@ def test_mistakes_of_the_program_keep_their_traceback():
     def program(request: Request) -> None:
         raise KeyError("oops")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="oops"):
         run(program, [])
 
 

@@ -1,5 +1,10 @@
 """Costs read from the text of programs that XLA compiled for TPUs, shortened to what is read."""
 
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from train.cost import Collective, collectives_of, cycles_of, needed_memory, traffic_of
@@ -79,6 +84,48 @@ def test_groups_in_every_form(groups: str, members: tuple[int, ...]) -> None:
 def test_groups_in_no_known_form() -> None:
     with pytest.raises(ValueError, match="a form that is not known here"):
         collectives_of("ENTRY %main (p: f32[8]) -> f32[8] {\n  %x = f32[8]{0} all-gather(%p), replica_groups=<all>")
+
+
+@pytest.mark.parametrize(
+    ("result", "size"),
+    [
+        ("pred[6]{0}", 6),
+        ("bf16[3,2]{1,0:T(8,128)(2,1)S(1)}", 12),
+        ("f64[]", 8),
+        ("s64[2]", 16),
+        ("c64[2,3]{1,0}", 48),
+        ("c128[2]", 32),
+        ("f8e4m3fn[5]{0}", 5),
+        ("f8e8m0fnu[5]", 5),
+        ("u4[7]{0}", 7),
+        ("s4[7,2]{1,0:T(8,128)E(4)}", 7),
+        ("f4e2m1fn[5]{0:E(4)}", 3),
+        ("f32[<=5,3]{1,0}", 60),
+        ("(f32[2]{0}, /*index=1*/u16[3]{0}, token[])", 14),
+    ],
+)
+def test_bytes_of_every_type(result: str, size: int) -> None:
+    """A kernel's result, which is written once, of an operand of one byte."""
+    text = f"ENTRY %main (p: s8[1]) -> {result} {{\n  %p = s8[1]{{0}} parameter(0)\n  %x = {result} fusion(%p)"
+    assert traffic_of(text) == size + 1
+
+
+def test_every_type_of_jax_has_the_bytes_of_an_array() -> None:
+    names = [name for name in dir(jnp) if re.fullmatch(r"bool_|bfloat16|(u?int|float|complex)\d+\w*", name)]
+    types = [np.dtype(getattr(jnp, name)) for name in names]
+    # Of 64 bits they are narrowed on the way.
+    types = [dtype for dtype in types if dtype not in ("int64", "uint64", "float64", "complex128")]
+    assert len(types) > 20
+    for dtype in types:
+        text = jax.jit(lambda x: x).lower(jax.ShapeDtypeStruct((4,), dtype)).as_text("hlo")
+        [shape] = re.findall(r"= (\S+) parameter", text)
+        moved = traffic_of(f"ENTRY %main (x: {shape}) -> {shape} {{\n  %x = {shape} negate(%y)")
+        assert moved == 4 * dtype.itemsize, (dtype, shape)
+
+
+def test_a_type_that_is_not_known_is_named() -> None:
+    with pytest.raises(ValueError, match="XLA writes an array of 'q7': expected pred, token, opaque or a type that"):
+        traffic_of("ENTRY %main (p: q7[4]) -> q7[4] {\n  %x = q7[4]{0} negate(%p)")
 
 
 def test_traffic_counts_kernels_alone() -> None:

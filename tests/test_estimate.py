@@ -92,7 +92,9 @@ def test_without_the_model_it_is_said_what_to_install(monkeypatch: pytest.Monkey
         estimate.estimate(np.zeros((64, 48, 3), np.uint8))
 
 
-def test_a_photograph_without_a_person_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_photograph_without_a_person_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the model says of one: a certainty near 0."""
 
     def unsure(square: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
@@ -101,9 +103,12 @@ def test_a_photograph_without_a_person_is_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(estimate, "_model", lambda: unsure)
     Image.new("RGB", (96, 128), (120, 130, 140)).save(tmp_path / "wall.png")
-    with pytest.raises(SystemExit) as ended, pytest.warns(UserWarning, match="second best"):
+    with pytest.raises(SystemExit) as ended:
         run(main, ["--image", str(tmp_path / "wall.png"), "--estimate", "--out", str(tmp_path / "mask.png")])
     assert ended.value.code == 2 and not (tmp_path / "mask.png").exists()
+    warned, refused = capsys.readouterr().err.splitlines()
+    assert warned.startswith("warning: the body is estimated from the photograph alone, which is second best")
+    assert refused.startswith("error: no person is found in the picture")
     with pytest.raises(ValueError, match="no person is found in the picture"):
         estimate.estimate(np.full((128, 96, 3), 127, np.uint8))
 

@@ -33,4 +33,4 @@ def test_what_is_named_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert with_data(config, tmp_path) is config
     with pytest.raises(SystemExit):
         main(["--config", "tiny", "--out", str(tmp_path / "run"), "--data", str(tmp_path / "nowhere")])
-    assert not (tmp_path / "run/data").exists() and "error:" in capsys.readouterr().err
+    assert not (tmp_path / "run/data").exists() and "nowhere" in capsys.readouterr().err

@@ -19,13 +19,15 @@ from fcjax.metrics.protocols import PROTOCOLS
 from fcjax.metrics.ssim import ssim_outside
 from fcjax.pictures import open_rgb
 from fcjax.tokenizer import Tokenizer
-from infer import predictions
+from infer import predictions, set_evaluation
 from infer.arms import Arm
 from infer.evaluate import main
 from infer.evaluation import table
+from infer.evaluation_request import Request
+from infer.predictions import FolderFlags, Scored
 from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered, stored_regions, without_bare, worn_of
 from infer.scoring import Networks
-from infer.set_evaluation import draw, score_drawn
+from infer.set_evaluation import by_protocol, draw, score_drawn
 from tests import miniatures
 from tests.miniatures import flat, save
 from tests.test_folders import mean_difference, mean_features
@@ -200,6 +202,38 @@ def test_figures_of_networks_join_the_table(data: Path, tmp_path: Path):
     assert "CLIP-I" in table(evaluation)
 
 
+def test_a_smaller_count_is_scored_alone_by_a_protocol(data: Path, tmp_path: Path):
+    """In a folder that holds pictures of more sets, too."""
+    sets = PreparedSets(data, "compose", "paired", 0, SIZE)
+    arms = [Arm("inverted", lambda one, assets, seed: 255 - one.target.truth)]
+    networks = Networks(mean_difference, mean_features)
+
+    def scored(folder: Path, count: int) -> Scored:
+        draw(sets, arms, folder, count, 0, (0, 1), quiet=True)
+        flags = FolderFlags(protocol="ladi-512")
+        return by_protocol(sets, arms, folder, count, flags, 0, networks)["inverted"]
+
+    all_three, two, anew = scored(tmp_path / "a", 3), scored(tmp_path / "a", 2), scored(tmp_path / "b", 2)
+    assert two.counts == {"predictions": 2, "truth": 2} and all_three.counts == {"predictions": 3, "truth": 3}
+    assert two.figures == anew.figures == all_three.figures[:2]
+    assert two.distances == anew.distances != all_three.distances
+    assert scored(tmp_path / "a", 3).distances == all_three.distances
+
+
+def test_pictures_are_known_by_the_weights_that_draw_them(monkeypatch: pytest.MonkeyPatch):
+    """In the order of the columns, whatever these are called."""
+    digest = {"a": "1", "b": "2", "copy of a": "1"}
+    monkeypatch.setattr(
+        set_evaluation, "weights", lambda one: dict(zip(one.names, map(digest.get, one.drawn_by), strict=True))
+    )
+
+    def told(model: str, *also: str, labels: tuple[str, ...] = ()) -> dict:
+        return set_evaluation._drawn_by(Request(model=model, also=also, labels=labels), SIZE)
+
+    assert told("a", "b") == told("a", "b", labels=("ours", "theirs")) == told("copy of a", "b")
+    assert told("a", "b") != told("b", "a") and told("a") != told("a", "b") and told("a") != told("b", labels=("a",))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The program
 
@@ -253,6 +287,13 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
     for name in ("worst", "sheet"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.height > 512
+    # What the columns are called changes nothing of the pictures.
+    drawn = [path for path in (tmp_path / "work").glob("*/*.png")]
+    before = [path.stat().st_mtime_ns for path in drawn]
+    evaluated(*words, "--overwrite", "--labels", "ours", "--count", 2)
+    assert "ladi-512, paired, 2 pictures" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "out.json").read_text())["protocols"]) == ["truth through the VAE", "ours"]
+    assert [path.stat().st_mtime_ns for path in drawn] == before and len(drawn) == 12
     with pytest.raises(SystemExit):
         evaluated(*words, "--overwrite", "--seed", 1)
     assert "with other pictures or settings" in capsys.readouterr().err

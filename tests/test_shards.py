@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_and_finished_shards_stay(
 
 
 def test_a_mistake_in_a_job_keeps_its_own_error(job: Numbers, tmp_path: Path):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="NoneType"):
         write_set(dataclasses.replace(job, broken=None), tmp_path / "out")  # type: ignore[arg-type]
     assert not list((tmp_path / "out").glob("*.arrayrecord*"))
 

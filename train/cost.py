@@ -11,9 +11,8 @@ import numpy as np
 from jax.extend import core
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
-    f"{sign}{bits}": bits // 8 for sign in "su" for bits in (8, 16, 32, 64)
-}
+# What XLA's primitive types without bits in their names take of each element.
+_BYTES = {"pred": 1, "token": 0, "opaque": 0}
 
 
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
@@ -264,9 +263,27 @@ def _lines(text: str) -> Iterator[_Line]:
 
 
 def _sizes(result: str) -> list[int]:
-    """Bytes of each array in an instruction's result."""
-    shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
-    return [_BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in shapes]
+    """Bytes of each array in an instruction's result, those of bounded dimensions in full."""
+    shapes = re.findall(r"(\w+)\[([\d,<=]*)\](?:\{[^}]*?E\((\d+)\))?", result)
+    return [
+        math.ceil(_bits(dtype, packed) * math.prod(map(int, re.findall(r"\d+", shape))) / 8)
+        for dtype, shape, packed in shapes
+    ]
+
+
+def _bits(dtype: str, packed: str) -> int:
+    """Of an element of a primitive type of XLA's: s32, bf16, f8e4m3fn, c64 say theirs. packed: those of its layout.
+
+    ValueError for a type that says none and that is not known.
+    """
+    named = re.fullmatch(r"(?:s|u|f|bf|c)(\d+)(?:e\d+m\d+\w*)?", dtype)
+    if named is None and dtype not in _BYTES:
+        raise ValueError(
+            f"XLA writes an array of {dtype!r}: expected {', '.join(_BYTES)} or a type that says its bits, such as "
+            "bf16; teach train/cost.py how many bytes it takes"
+        )
+    # What is not packed lies in bytes of its own.
+    return int(packed or 0) or (8 * math.ceil(int(named[1]) / 8) if named else 8 * _BYTES[dtype])
 
 
 def _members(line: str, devices: int) -> tuple[int, ...]:
