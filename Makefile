@@ -22,8 +22,9 @@ demo: $(VENV)/.run  ## a full look on two poses, and an album, into outputs/demo
 	$(PY) -m infer.demo --out outputs/demo
 
 TRAINED = outputs/train-demo
-SETTINGS = --data $(TRAINED)/latents --vae $(TRAINED)/vae/model --heldout $(TRAINED)/latents_heldout --watch-every 100 \
-	--batch-size 8 --optimizer.learning-rate 3e-3 --optimizer.warmup-steps 20 --optimizer.ema-decay 0.98
+TRAIN = $(PY) -m train.run --config tiny --out $(TRAINED)/run --data $(TRAINED)/latents --vae $(TRAINED)/vae/model \
+	--heldout $(TRAINED)/latents_heldout --watch-every 100 --log-every 50 --checkpoint-every 100 \
+	--steps 400 --batch-size 8 --optimizer.learning-rate 3e-3 --optimizer.warmup-steps 20 --optimizer.ema-decay 0.98
 
 train-demo: $(VENV)/.run  ## data, a tiny model trained, stopped, continued, exported, and what it composes; no beauty
 	rm -rf $(TRAINED)
@@ -33,10 +34,14 @@ train-demo: $(VENV)/.run  ## data, a tiny model trained, stopped, continued, exp
 		--optimizer.learning-rate 3e-3 --optimizer.warmup-steps 20 --optimizer.ema-decay 0.98
 	for set in pictures pictures_heldout; do $(PY) -m train.prepare latents --config tiny \
 		--data $(TRAINED)/$$set --model $(TRAINED)/vae/model --out $(TRAINED)/latents$${set#pictures} || exit 1; done
-	$(PY) -m train.run --config tiny --out $(TRAINED)/run $(SETTINGS) --log-every 50 --steps 250
-	@echo "The run is stopped here, and goes on from its last checkpoint:"
-	$(PY) -m train.run --config tiny --out $(TRAINED)/run $(SETTINGS) --log-every 50 --steps 400
-	$(PY) -m infer.demo --model $(TRAINED)/run/model --out $(TRAINED)/composed
+	@echo "SIGTERM stops this run once its log has step 150:"
+	$(TRAIN) & run=$$!; trap "kill $$run; exit 1" INT TERM; \
+	until grep -qs '"step": 150,' $(TRAINED)/run/log.jsonl; do kill -0 $$run && sleep 0.1 || exit 1; done; \
+	kill $$run && wait $$run && test ! -e $(TRAINED)/run/model
+	@echo "The same command goes on where it stopped:"
+	$(TRAIN)
+	$(PY) -m train.export $(TRAINED)/run $(TRAINED)/model
+	$(PY) -m infer.demo --model $(TRAINED)/model --out $(TRAINED)/composed
 
 test: $(VENV)/.test  ## the tests that fit in about 12 minutes on 2 cores
 	$(PY) -m pytest -n 2 --dist loadfile
