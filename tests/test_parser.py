@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.parser import MEANINGS, Parser, meant, numbered
+from train.parser import Parser, meant, numbered
 
 LABELS = ["Background", "Hair", "Upper-clothes", "Left-arm", "right_shoe", "Jumpsuits"]
 PARTS = {"background": 0, "hair": 7, "upper": 3, "left_arm": 4, "shoes": 9, "dress": 2}
@@ -83,7 +83,7 @@ def test_other_models_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="expected a segmentation model, got .*, which is a bert"):
         Parser(str(tmp_path))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nowhere"):
         Parser(str(tmp_path / "nowhere"))
 
 
@@ -104,7 +104,6 @@ LIP += ",Right-arm,Left-leg,Right-leg,Left-shoe,Right-shoe"
 @pytest.mark.parametrize("labels", [ATR, LIP])
 def test_the_usual_labels_are_all_known(labels: str):
     assert [label for label in labels.split(",") if not meant(label)] == []
-    assert all(names for names in MEANINGS.values())
 
 
 def test_torch_is_an_extra(monkeypatch: pytest.MonkeyPatch):

@@ -205,13 +205,13 @@ def test_figures_of_networks_join_the_table(data: Path, tmp_path: Path):
 def test_a_smaller_count_is_scored_alone_by_a_protocol(data: Path, tmp_path: Path):
     """In a folder that holds pictures of more sets, too."""
     sets = PreparedSets(data, "compose", "paired", 0, SIZE)
-    arms = [Arm("inverted", lambda one, assets, seed: 255 - one.target.truth)]
+    arms = [Arm("grey", lambda one, assets, seed: np.full((*SIZE, 3), 40 * (1 + len(one.prompt) % 5), np.uint8))]
     networks = Networks(mean_difference, mean_features)
 
     def scored(folder: Path, count: int) -> Scored:
         draw(sets, arms, folder, count, 0, (0, 1), quiet=True)
         flags = FolderFlags(protocol="ladi-512")
-        return by_protocol(sets, arms, folder, count, flags, 0, networks)["inverted"]
+        return by_protocol(sets, arms, folder, count, flags, 0, networks)["grey"]
 
     all_three, two, anew = scored(tmp_path / "a", 3), scored(tmp_path / "a", 2), scored(tmp_path / "b", 2)
     assert two.counts == {"predictions": 2, "truth": 2} and all_three.counts == {"predictions": 3, "truth": 3}

@@ -34,6 +34,7 @@ def test_every_set_becomes_shards(kind: str, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert said.startswith(f"{kept} samples") and ("report.json says why" in said) == bool(left_out)
     tokenizer = Tokenizer.load(TOKENIZER)
+    known = 0
     for number in range(kept):
         record = data[number]
         assert record["image"].shape == record["agnostic"].shape == (HEIGHT, WIDTH, 3)
@@ -44,7 +45,9 @@ def test_every_set_becomes_shards(kind: str, tmp_path: Path, capsys: pytest.Capt
         worn = [place + 1 for place, name in enumerate(record["kinds"]) if name != "face"]
         if (shown := np.isin(record["regions"], worn)).any():
             assert hidden[shown].mean() > 0.9
+            known += 1
         assert 0.02 < hidden.mean() < 0.6 and record["iuv"][..., 0].max() <= 24
+    assert known
 
 
 def test_a_broken_picture_lands_in_the_report(tmp_path: Path):

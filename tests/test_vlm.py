@@ -148,7 +148,7 @@ def test_records_take_the_models_words(model: Path, monkeypatch: pytest.MonkeyPa
 
 @needs_torch
 def test_what_is_no_such_model_is_refused(model: Path, tmp_path: Path):
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nowhere"):
         Describer(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(ValueError, match="expected a vision-language model"):
