@@ -159,7 +159,7 @@ def ablation() -> TrainConfig:
     python -m train.ablation table4 --vae fcjax/mini --seeds 0 1 --out runs/ablation
     """
     model, coarse = presets.mini(), compose_coarse()
-    # At 4x4 pixels a token all levels have attention, as in Stable Diffusion all that bind have.
+    # Attention at both levels: 16x12 and 8x6 tokens.
     small = {
         "down_block_types": (CROSS_ATTENTION_DOWN,) * 2,
         "up_block_types": (CROSS_ATTENTION_UP,) * 2,

@@ -113,9 +113,8 @@ def load(
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
     """
     model = _read(Path(path), condition, binding, dtype, host)
-    if host:
-        # What was made beside what was read: a first convolution, a binder.
-        model = model._replace(params=jax.device_get(model.params))
+    # What was made beside what was read, too: a first convolution, a binder.
+    model = model._replace(params=(jax.device_get if host else jax.device_put)(model.params))
     return _without_last_layers(model, clip_skip) if clip_skip else model
 
 
@@ -203,8 +202,7 @@ def _adapted(
         width=max(3 * height // (4 * side), 1) * side,
         condition=condition,
     )
-    started = init_binder(config, jax.random.key(0), kernel.dtype)
-    params |= {"reference_unet": reference, "binder": started if host else jax.device_put(started)}
+    params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)
 
 

@@ -321,17 +321,15 @@ def complete(request: Request, made: dict[str, Any], arm: str, seed: int) -> Non
             f"{place} holds figures of other sets ({' and '.join(scored)}) or not of all, and not the model: copy "
             "its model folder and trained.json there too, ask for the same --count and --guidance, or remove it"
         )
+    config, base = arm_config(request, arm, seed), request.out / "base"
     claimed = request.out / "made-from.json"
     if claimed.is_file():
         check_same(json.loads(claimed.read_text()), made, request.out)
-    elif made["data"] is not None:
-        data = arm_config(request, arm, seed).data
-        assert data is not None
+    elif made["data"] is not None and config.data is not None:
         # Before OUT is claimed for what could never be trained.
-        check_sizes(read_index(data), data, load_config(request.config).model, request.config)
+        check_sizes(read_index(config.data), config.data, config.model, request.config)
         request.out.mkdir(parents=True, exist_ok=True)
         claimed.write_text(json.dumps(made, indent=1) + "\n")
-    config, base = arm_config(request, arm, seed), request.out / "base"
     if not is_trained(config, place):
         if not is_trained(base_config(request), base):
             train_apart(base_config(request), base)

@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend import core
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# What XLA's primitive types without bits in their names take of each element.
-_BYTES = {"pred": 1, "token": 0, "opaque": 0}
+# Of an element of XLA's primitive types that do not say their bits.
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
@@ -277,13 +277,13 @@ def _bits(dtype: str, packed: str) -> int:
     ValueError for a type that says none and that is not known.
     """
     named = re.fullmatch(r"(?:s|u|f|bf|c)(\d+)(?:e\d+m\d+\w*)?", dtype)
-    if named is None and dtype not in _BYTES:
+    if named is None and dtype not in _BITS:
         raise ValueError(
-            f"XLA writes an array of {dtype!r}: expected {', '.join(_BYTES)} or a type that says its bits, such as "
+            f"XLA writes an array of {dtype!r}: expected {', '.join(_BITS)} or a type that says its bits, such as "
             "bf16; teach train/cost.py how many bytes it takes"
         )
     # What is not packed lies in bytes of its own.
-    return int(packed or 0) or (8 * math.ceil(int(named[1]) / 8) if named else 8 * _BYTES[dtype])
+    return int(packed or 0) or (8 * math.ceil(int(named[1]) / 8) if named else _BITS[dtype])
 
 
 def _members(line: str, devices: int) -> tuple[int, ...]:

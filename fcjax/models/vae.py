@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         return Conv(config.out_channels, name="conv_out", **dtypes)(x)
 
 
-def _patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
+def patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
     """size x size pixels side by side as channels, ordered (row, column, colour)."""
     batch, height, width, channels = images.shape
     cells = images.reshape(batch, height // size, size, width // size, size, channels)
@@ -134,7 +134,7 @@ def principal_components(images: Float[Array, "b h w c"], config: VAEConfig) -> 
     Components are divided by the square root of their standard deviation, half-way between pixels' own weights, where
     a denoiser hardly sees texture, and equal ones, where it sees little else. Latents have mean 0 and variance 1.
     """
-    cells = np.asarray(_patches(images, config.factor), np.float64).reshape(-1, 3 * config.factor**2)
+    cells = np.asarray(patches(images, config.factor), np.float64).reshape(-1, 3 * config.factor**2)
     mean, covariance = cells.mean(axis=0), np.cov(cells, rowvar=False)
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = (part[..., ::-1][..., : config.latent_channels] for part in (variances, directions))
@@ -176,9 +176,9 @@ class VAE(nn.Module):
         A linear encoder's log variance is -30, none.
         """
         if self.config.linear_encoder:
-            mean = self.linear_encoder(_patches(images, self.config.factor))
+            mean = self.linear_encoder(patches(images, self.config.factor))
             return mean, jnp.full_like(mean, -30.0)
-        moments = self.encoder(_patches(images, self.config.patch_size))
+        moments = self.encoder(patches(images, self.config.patch_size))
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, log_variance = jnp.split(moments.astype(FLOAT32), 2, axis=-1)
