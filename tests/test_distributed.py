@@ -17,14 +17,12 @@ import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import load_config
-from fcjax import folder
 from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP
 from fcjax.data import Prepared, training_batches
-from fcjax.models.parameters import init_parameters
+from tests.training import prepared
 from train import run
 from train.config import TrainConfig
 from train.placement import Placement
-from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
 
 STEPS, BEFORE = 6, 4
 # Of a batch over 8 devices; a schedule that does not depend on the number of steps.
@@ -34,14 +32,7 @@ SHARED += ["--optimizer.warmup-steps", "1"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, and their latents of an untrained autoencoder beside it."""
-    root = tmp_path_factory.mktemp("data")
-    pictures = WardrobeJob(out=root / "pictures", count=16, height=64, width=48, shard_size=8, workers=1)
-    prepare_wardrobe(pictures)
-    model = load_config("tiny").model
-    folder.save_part(root / "model", "vae", init_parameters(model, jax.random.key(0))["vae"], model.vae)
-    prepare_latents(LatentsJob(data=pictures.out, model=root / "model", out=root / "latents", batch_size=8), model)
-    return root
+    return prepared(tmp_path_factory.mktemp("data"), count=16)
 
 
 # The tiny model with one level in its UNets, which compiles three times faster.

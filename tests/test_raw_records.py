@@ -17,7 +17,7 @@ from fcjax.data.sources import Folder
 from fcjax.models.parameters import init_parameters
 from tests import miniatures
 from tests.conftest import TOKENIZER
-from tests.test_train import one_level
+from tests.training import one_level
 from train import run
 from train.config import TrainConfig
 from train.latent_records import LatentsJob

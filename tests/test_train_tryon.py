@@ -20,7 +20,7 @@ from fcjax.pretrained import for_tryon
 from fcjax.tokenizer import Tokenizer
 from fcjax.wardrobe import Wardrobe
 from tests.conftest import TOKENIZER
-from tests.test_train import one_level
+from tests.training import one_level
 from train import run
 from train.config import TrainConfig
 from train.examples import example_of
