@@ -50,7 +50,7 @@ class Settings:
 
 
 def configuration(settings: Settings) -> Any:
-    from fcjax.config import UNetConfig
+    from fcjax.network_config import UNetConfig
 
     return UNetConfig() if settings.preset == "sd15" else UNetConfig(block_out_channels=(96, 160, 320, 320))
 

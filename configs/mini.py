@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from fcjax import presets
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, ComposerConfig
+from fcjax.config import ComposerConfig
+from fcjax.network_config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 
 DATA = Path("data")

@@ -30,9 +30,10 @@ from PIL import Image
 from fcjax import folder, pretrained
 from fcjax.assets import AssetCanvas, Placeable
 from fcjax.body import Body, BodyMaps
-from fcjax.config import BindingVariant, ComposerConfig, Condition
+from fcjax.config import ComposerConfig, Condition
 from fcjax.generation import Conditions, PictureInputs, conditions_of_pictures, generate, generate_stepwise
 from fcjax.models.layers import Dtype
+from fcjax.network_config import BindingVariant
 from fcjax.person import Person
 from fcjax.preparation import Prepared, prepare
 from fcjax.samplers import SamplerTable, sampler_table

@@ -26,18 +26,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fcjax import convert
-from fcjax.config import (
-    APPEARANCES,
-    BinderConfig,
-    ComposerConfig,
-    ControlNetConfig,
-    DiffusionConfig,
-    ImageEncoderConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from fcjax.config import APPEARANCES, ComposerConfig, DiffusionConfig
 from fcjax.models.parameters import NetworkConfig, Parameters, abstract_binder, abstract_part
+from fcjax.network_config import BinderConfig, ControlNetConfig, ImageEncoderConfig, TextConfig, UNetConfig, VAEConfig
 from fcjax.weights import Tensors, checked_dtype, load_parts, read_json
 
 PartConfig = NetworkConfig | BinderConfig | DiffusionConfig

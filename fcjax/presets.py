@@ -2,23 +2,18 @@
 
 import dataclasses
 
-from fcjax.config import (
-    APPEARANCES,
+from fcjax.config import APPEARANCES, ComposerConfig, Condition, DiffusionConfig, condition_channels, wave_channels
+from fcjax.network_config import (
     CROSS_ATTENTION_DOWN,
     CROSS_ATTENTION_UP,
     PLAIN_DOWN,
     BinderConfig,
     BindingVariant,
-    ComposerConfig,
-    Condition,
     ControlNetConfig,
-    DiffusionConfig,
     ImageEncoderConfig,
     TextConfig,
     UNetConfig,
     VAEConfig,
-    condition_channels,
-    wave_channels,
 )
 
 

@@ -14,19 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from fcjax import folder
-from fcjax.config import (
-    BinderConfig,
-    BindingVariant,
-    ComposerConfig,
-    Condition,
-    DiffusionConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-    condition_channels,
-)
+from fcjax.config import ComposerConfig, Condition, DiffusionConfig, condition_channels
 from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
+from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.single_file import open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fcjax.config import (
+from fcjax.config import DiffusionConfig
+from fcjax.network_config import (
     CROSS_ATTENTION_DOWN,
     CROSS_ATTENTION_UP,
     PLAIN_DOWN,
     PLAIN_UP,
-    DiffusionConfig,
     TextConfig,
     UNetConfig,
     VAEConfig,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcjax import folder
-from fcjax.config import UNetConfig
+from fcjax.network_config import UNetConfig
 from fcjax.presets import tiny
 from fcjax.tokenizer import Tokenizer
 from tests import oracles

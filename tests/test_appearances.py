@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 
 from fcjax import convert, folder, presets, trees
-from fcjax.config import (
-    APPEARANCES,
-    CROSS_ATTENTION_DOWN,
-    PLAIN_DOWN,
-    ComposerConfig,
-    ControlNetConfig,
-    ImageEncoderConfig,
-)
+from fcjax.config import APPEARANCES, ComposerConfig
 from fcjax.models import composer, dino
 from fcjax.models.controlnet import ControlNet
 from fcjax.models.dino import ImageEncoder
 from fcjax.models.parameters import abstract_part, init_parameters
 from fcjax.models.unet import UNet
+from fcjax.network_config import CROSS_ATTENTION_DOWN, PLAIN_DOWN, ControlNetConfig, ImageEncoderConfig
 from tests import oracles
 from tests.dual_unet import denoised, features_of, inputs_of
 

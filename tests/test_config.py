@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fcjax.config import BinderConfig, ComposerConfig, DiffusionConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.config import ComposerConfig, DiffusionConfig
+from fcjax.network_config import BinderConfig, TextConfig, UNetConfig, VAEConfig
 from fcjax.presets import mini, sd15, tiny
 
 

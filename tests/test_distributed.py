@@ -17,8 +17,8 @@ import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import load_config
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP
 from fcjax.data import Prepared, training_batches
+from fcjax.network_config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP
 from tests.training import prepared
 from train import run
 from train.config import TrainConfig

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fcjax import convert, folder, trees
-from fcjax.config import BindingVariant, ComposerConfig
+from fcjax.config import ComposerConfig
 from fcjax.models.parameters import abstract_parameters
+from fcjax.network_config import BindingVariant
 from fcjax.presets import mini, sd15, tiny
 from tests import oracles
 

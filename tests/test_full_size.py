@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import TextConfig, UNetConfig
 from fcjax.models.parameters import abstract_part
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
+from fcjax.network_config import TextConfig, UNetConfig
 from fcjax.presets import sd15
 from tests import oracles
 

@@ -11,9 +11,10 @@ import pytest
 
 from fcjax import folder, presets, trees
 from fcjax.cli import run
-from fcjax.config import CROSS_ATTENTION_UP, PLAIN_UP, ComposerConfig
+from fcjax.config import ComposerConfig
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
+from fcjax.network_config import CROSS_ATTENTION_UP, PLAIN_UP
 from tests.dual_unet import inputs_of
 from train import grow
 

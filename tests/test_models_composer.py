@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from fcjax import trees
-from fcjax.config import BindingVariant, ComposerConfig
+from fcjax.config import ComposerConfig
 from fcjax.models import composer
 from fcjax.models.binder import Binder
 from fcjax.models.parameters import abstract_binder, abstract_parameters, init_parameters
+from fcjax.network_config import BindingVariant
 from fcjax.presets import mini, sd15, tiny
 from tests import oracles
 from tests.dual_unet import composing, denoised, features_of, inputs_of

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import BindingVariant, ComposerConfig
+from fcjax.config import ComposerConfig
 from fcjax.models import composer
 from fcjax.models.parameters import abstract_parameters
+from fcjax.network_config import BindingVariant
 from fcjax.presets import tiny
 from tests import oracles
 from tests.dual_unet import composing, denoised, features_of, inputs_of

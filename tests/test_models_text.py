@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import TextConfig
 from fcjax.models.parameters import abstract_part
 from fcjax.models.text import TextEncoder
+from fcjax.network_config import TextConfig
 from fcjax.presets import sd15
 from tests import oracles
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig
 from fcjax.models.convolution import conv2d
 from fcjax.models.parameters import abstract_part
 from fcjax.models.unet import UNet
+from fcjax.network_config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig
 from fcjax.presets import sd15
 from tests import oracles
 

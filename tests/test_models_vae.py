@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import VAEConfig
 from fcjax.models import vae
 from fcjax.models.parameters import abstract_part
 from fcjax.models.vae import VAE
+from fcjax.network_config import VAEConfig
 from fcjax.presets import mini, sd15
 from tests import oracles
 

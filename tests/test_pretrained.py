@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from fcjax import convert, folder, pretrained, single_file, trees
 from fcjax.cli import run
 from fcjax.composer import Composer, warn_of_slow_bfloat16
-from fcjax.config import Condition, TextConfig, UNetConfig, VAEConfig
+from fcjax.config import Condition
 from fcjax.models import composer
 from fcjax.models.unet import UNet
+from fcjax.network_config import TextConfig, UNetConfig, VAEConfig
 from fcjax.presets import sd15
 from fcjax.tokenizer import Tokenizer
 from infer import convert as convert_program

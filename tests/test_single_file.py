@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fcjax import convert, trees
-from fcjax.config import UNetConfig
 from fcjax.models.parameters import abstract_part
+from fcjax.network_config import UNetConfig
 from fcjax.presets import sd15
 from fcjax.single_file import TEXT, UNET, VAE, SingleFile, open_single_file
 from tests.stable_diffusion import ldm_unet_key, ldm_vae_key

@@ -18,8 +18,9 @@ import tyro
 
 from fcjax import folder, trees
 from fcjax.cli import run
-from fcjax.config import CROSS_ATTENTION_UP, ComposerConfig, UNetConfig
+from fcjax.config import ComposerConfig
 from fcjax.models.parameters import init_parameters
+from fcjax.network_config import CROSS_ATTENTION_UP, UNetConfig
 
 Tree = dict[str, Any]
 _LAYER = re.compile(r"(down|up)_blocks_(\d+)/(resnets|attentions)_(\d+)/(.*)")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fcjax.config import ComposerConfig, UNetConfig
+from fcjax.config import ComposerConfig
 from fcjax.hardware import Hardware
 from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
+from fcjax.network_config import UNetConfig
 
 # Choice: half of what a kernel's products would take at the peak rate is lost to its softmax, which vectors compute.
 KERNEL_SHARE = 0.5

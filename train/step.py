@@ -12,13 +12,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from fcjax import trees
-from fcjax.config import ComposerConfig, DiffusionConfig, UNetConfig
+from fcjax.config import ComposerConfig, DiffusionConfig
 from fcjax.diffusion import add_noise, loss_weight, make_alphas_cumprod, to_clean, training_target
 from fcjax.models import composer
 from fcjax.models.attend import split_heads
 from fcjax.models.layers import Dtype
 from fcjax.models.unet import LAYER_OUTPUT, UNet
 from fcjax.models.vae import VAE
+from fcjax.network_config import UNetConfig
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 

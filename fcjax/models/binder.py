@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fcjax.config import BinderConfig, UNetConfig
 from fcjax.models.convolution import conv2d
 from fcjax.models.layers import FLOAT32, Dense, Dtype
 from fcjax.models.unet import CONV_IN
+from fcjax.network_config import BinderConfig, UNetConfig
 
 
 class _BlockBinder(nn.Module):

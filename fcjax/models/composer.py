@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from fcjax.config import ComposerConfig, VAEConfig
+from fcjax.config import ComposerConfig
 from fcjax.models import dino
 from fcjax.models.attention import Correspondence, KeyValue
 from fcjax.models.binder import Binder
@@ -23,6 +23,7 @@ from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
+from fcjax.network_config import VAEConfig
 
 
 def _apply(module: nn.Module, params: dict[str, Any], *inputs: Any, **options: Any) -> Any:

@@ -5,10 +5,10 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float, Num
 
-from fcjax.config import ControlNetConfig
 from fcjax.models.layers import FLOAT32, Conv, Dtype
 from fcjax.models.layout import GRID, lay_out
 from fcjax.models.unet import Block, begin, blocks
+from fcjax.network_config import ControlNetConfig
 
 
 class _ConditioningEmbedding(nn.Module):

@@ -10,15 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from fcjax import trees
-from fcjax.config import (
-    BinderConfig,
-    ComposerConfig,
-    ControlNetConfig,
-    ImageEncoderConfig,
-    TextConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from fcjax.config import ComposerConfig
 from fcjax.models.binder import Binder
 from fcjax.models.controlnet import ControlNet
 from fcjax.models.dino import ImageEncoder
@@ -26,6 +18,7 @@ from fcjax.models.layers import Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
+from fcjax.network_config import BinderConfig, ControlNetConfig, ImageEncoderConfig, TextConfig, UNetConfig, VAEConfig
 
 Parameters = dict[str, Any]
 NetworkConfig = UNetConfig | ControlNetConfig | ImageEncoderConfig | VAEConfig | TextConfig

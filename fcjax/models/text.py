@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fcjax.config import TextConfig
 from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Dense, Dtype, Embedding, LayerNorm
+from fcjax.network_config import TextConfig
 
 
 def _activate(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Num
 
-from fcjax.config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, UNetConfig
 from fcjax.models.attention import Correspondence, KeyValue, SpatialTransformer
 from fcjax.models.layers import (
     FLOAT32,
@@ -25,6 +24,7 @@ from fcjax.models.layers import (
     timestep_features,
 )
 from fcjax.models.layout import GRID, lay_out
+from fcjax.network_config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP, UNetConfig
 
 CONV_IN = "conv_in"
 # The name, for policies of rematerialisation, of what resnets and attentions hand on.

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fcjax.config import VAEConfig
 from fcjax.models.attend import attend, split_heads
 from fcjax.models.layers import FLOAT32, Conv, Dense, Downsample, Dtype, GroupNorm, ResnetBlock, Upsample
 from fcjax.models.layout import GRID, lay_out
+from fcjax.network_config import VAEConfig
 
 EPSILON = 1e-6
 
