@@ -78,8 +78,8 @@ def test_patches_of_pixels_go_in_and_come_out_in_place() -> None:
     moments = VAE(config).apply({"params": params}, images, method=VAE.encode)[0]
     assert config.factor == 4 and moments.shape == (1, 4, 2, 4)
     assert VAE(config).apply({"params": params}, moments, method=VAE.decode).shape == images.shape
-    assert np.array_equal(vae._pixels(vae._patches(images, 2), 2), images)
-    patches = vae._patches(jnp.arange(16.0).reshape(1, 4, 4, 1).repeat(3, -1), 2)
+    assert np.array_equal(vae._pixels(vae.patches(images, 2), 2), images)
+    patches = vae.patches(jnp.arange(16.0).reshape(1, 4, 4, 1).repeat(3, -1), 2)
     assert sorted(set(np.asarray(patches[0, 1, 0]).tolist())) == [8.0, 9.0, 12.0, 13.0]
 
 
@@ -133,10 +133,10 @@ def test_a_linear_encoder_is_the_best_linear_code_of_the_pixels() -> None:
     assert np.allclose(latents.mean(0), 0.0, atol=1e-4)
     assert float(jnp.mean(jnp.var(latents, axis=0))) == pytest.approx(1.0, rel=1e-3)
     # The truncated singular value decomposition has the least squared error of all codes of 5 numbers.
-    cells = np.asarray(vae._patches(images, LINEAR.factor)).reshape(-1, 3 * LINEAR.factor**2)
+    cells = np.asarray(vae.patches(images, LINEAR.factor)).reshape(-1, 3 * LINEAR.factor**2)
     left, sizes, right = np.linalg.svd(cells - cells.mean(0), full_matrices=False)
     best = (left[:, :5] * sizes[:5]) @ right[:5] + cells.mean(0)
-    ours = np.asarray(vae._patches(restored, LINEAR.factor)).reshape(cells.shape)
+    ours = np.asarray(vae.patches(restored, LINEAR.factor)).reshape(cells.shape)
     np.testing.assert_allclose(ours, best, atol=2e-4)
 
 

@@ -122,7 +122,7 @@ def patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2
 
 
 def _pixels(patches: Float[Array, "b h2 w2 c2"], size: int) -> Float[Array, "b h w c"]:
-    """The reverse of `_patches`."""
+    """The reverse of `patches`."""
     batch, height, width, channels = patches.shape
     cells = patches.reshape(batch, height, width, size, size, channels // size**2)
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * size, width * size, -1)
