@@ -24,7 +24,7 @@ from tests import oracles
 from tests.dual_unet import denoised, features_of, inputs_of
 from train import ablation
 from train.ablation import SPLITS, Request
-from train.ablation_table import cell, over_seeds, summary, table
+from train.ablation_table import against, cell, over_seeds, summary, table
 from train.arms import ARMS, TABLES, arm_start
 from train.documents import write_config
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
@@ -77,8 +77,8 @@ def test_an_arm_begins_as_the_model_without_assets(arm: str) -> None:
 
 def test_arms_differ_in_the_model_alone(tmp_path: Path) -> None:
     request = Request("table4", tmp_path, config="tiny", steps=7, base_steps=3)
-    base = ablation.base_config(request)
-    assert base.steps == 3 and base.start is None and base.model.binder.variant == "none"
+    base = ablation.base_config(request, 5)
+    assert base.seed == 5 and base.steps == 3 and base.start is None and base.model.binder.variant == "none"
     assert base.loss.drop_both + base.loss.drop_reference == 1 and not base.loss.matching
     arms = {arm: ablation.arm_config(request, arm, 5) for arm in ARMS}
     assert len({dataclasses.replace(one, name="", model=base.model, start=None) for one in arms.values()}) == 1
@@ -125,8 +125,10 @@ def test_the_table() -> None:
     # All sets alike: what is left of the interval are the seeds, drawn twice each.
     assert text.count("| Bind(1,2,3) | 0.600 [0.500, 0.700] (0.500 to 0.700) | 1.000 [1.000, 1.000]") == 2
     assert "| Bind(1,2,3) | 70 | 1.23 M | 1.5, 2.0 (cpu) |" in text and "| conv_in | 0.500 [0.500, 0.500] |" in text
-    assert "| binding accuracy | swap test |" in text and "2 seeds" in text and "share one base model" in text
+    assert "| binding accuracy | swap test |" in text and "2 seeds" in text
     assert "NOT THERE YET, and in no mean: conv_in (seed 1)." in text
+    # Seed 1 is told of both, and its sets are alike; where an arm lacks a seed, the other one is compared.
+    assert text.count("| without binding less Bind(1,2,3) | 0.000 [0.000, 0.000] | 0.000 [0.000, 0.000] |") == 2
     found = summary(rows, SPLITS)["all"]["alike"]["figures"]["binding_accuracy"]
     assert found["seeds"] == {0: 0.5, 1: 0.7} and found["groups"] == 10
     assert cell([], "binding_accuracy") == "-"
@@ -142,6 +144,23 @@ def test_intervals_over_sets_and_seeds() -> None:
     assert alone is not None and agreeing is not None and apart is not None
     assert alone[:3] == pytest.approx(agreeing[:3]) and agreeing.count == 80 and agreeing.groups == 40
     assert apart.mean == pytest.approx(alone.mean + 0.5) and apart.high - apart.low > 0.9
+
+
+def test_differences_are_of_the_same_sets() -> None:
+    """A constant difference has no interval, however much sets and seeds differ."""
+    sets = np.random.default_rng(0).random((2, 40))
+    one = {seed: result(sets[seed].tolist()) for seed in (0, 1)}
+    other = {seed: result((sets[seed] - 0.25).tolist()) for seed in (0, 1)}
+    found = against(one, other, "binding_accuracy")
+    assert found is not None and found[:3] == pytest.approx((0.25,) * 3) and found.count == 80
+    # Sets without a value in either, and seeds without results, are in no difference.
+    other[0]["sets"][3] = {}
+    found = against(one, {0: other[0], 7: other[1]}, "binding_accuracy")
+    assert found is not None and found.count == 39
+    swapped = {seed: {**result([0.5] * 40), "swaps": [True, False]} for seed in (0, 1)}
+    against_all = against({seed: {**own, "swaps": [True, True]} for seed, own in one.items()}, swapped, "swap_test")
+    assert against_all is not None and against_all.mean == 0.5
+    assert against(one, {}, "binding_accuracy") is None
 
 
 @pytest.fixture
@@ -185,7 +204,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_it_goes_on_where_it_was(tmp_path: Path, stages: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     request = Request("table3", tmp_path, config="tiny", seeds=(0,), count=5)
     ablation.main(request)
-    first = ["base", "image_encoder_0", "alike of image_encoder_0", "heldout of image_encoder_0", "controlnet_0"]
+    first = ["base_0", "image_encoder_0", "alike of image_encoder_0", "heldout of image_encoder_0", "controlnet_0"]
     assert stages[:5] == first
     assert stages[-1] == "sheet of DINOv2-style encoder, trained with the model ControlNet reference UNet"
     assert "| ControlNet | 0.500 [0.500, 0.500] |" in capsys.readouterr().out
@@ -196,7 +215,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, stages: list[str], capsys: pyte
     # What is trained may be scored later.
     stages.clear()
     ablation.main(dataclasses.replace(request, seeds=(1,), score=False))
-    assert stages == ["image_encoder_1", "controlnet_1", "none_1"]
+    assert stages == ["base_1", "image_encoder_1", "controlnet_1", "none_1"]
     stages.clear()
     ablation.main(dataclasses.replace(request, seeds=(1,), arms=("none",)))
     assert stages[:-1] == ["alike of none_1", "heldout of none_1"]

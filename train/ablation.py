@@ -4,10 +4,10 @@
     python -m train.ablation table3 --config mini_ablation --data data/latents_ablation --seeds 0 1 --out runs/ablation
 
 Table 4 compares variants of binding, Table 3 encoders of the assets; both may share OUT, as the reference UNet of one
-is the model without binding of the other. First one model is trained without assets, from text and pose, which stands
-for Stable Diffusion; every arm begins with copies of its denoiser, as the paper's does, and has the same data, batches
-and steps. OUT holds a folder for each arm and seed, and the table as Markdown, JSON and a sheet of pictures. A run that
-was stopped goes on where it was, within an arm too.
+is the model without binding of the other. First each seed trains a base model without assets, from text and pose, which
+stands for Stable Diffusion; every arm begins with copies of its denoiser, as the paper's does, and has the same data,
+batches and steps. OUT holds a folder for each arm and seed, and the table as Markdown, JSON and a sheet of pictures. A
+run that was stopped goes on where it was, within an arm too.
 
 --arms trains some arms alone, and --no-score leaves their figures to a later run, on another machine perhaps, which
 needs their model/ and trained.json. ARM_SEED/heldout.json, alike.json and pictures/ are all that a table needs of an
@@ -61,7 +61,7 @@ class Request:
     steps: int | None = None
     """Of every arm, if not the configuration's."""
     base_steps: int | None = None
-    """Of the model without assets; by default as many."""
+    """Of the models without assets; by default as many."""
     count: int = 100
     """Sets of each kind to score."""
     swap_count: int | None = None
@@ -98,7 +98,7 @@ class Request:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def base_config(request: Request) -> TrainConfig:
+def base_config(request: Request, seed: int) -> TrainConfig:
     """The model without assets: that without binding, whose denoiser never sees them."""
     given = load_config(request.config)
     if given.task != "compose" or given.model.reference_unet is None:
@@ -106,7 +106,9 @@ def base_config(request: Request) -> TrainConfig:
     loss = dataclasses.replace(given.loss, drop_both=0.1, drop_text=0.0, drop_reference=0.9, matching=0.0)
     changes = {**request.changes, **({"steps": request.base_steps} if request.base_steps else {})}
     model = ARMS["none"](given.model)
-    return dataclasses.replace(given, name=f"{given.name}_base", model=model, loss=loss, start=None, **changes)
+    return dataclasses.replace(
+        given, name=f"{given.name}_base", model=model, loss=loss, seed=seed, start=None, **changes
+    )
 
 
 def arm_config(request: Request, arm: str, seed: int) -> TrainConfig:
@@ -126,7 +128,7 @@ def made_from(request: Request) -> dict[str, Any]:
     """All that results of one table must have in common; the data set's own description, not where it lies (None
     where it is not here).
     """
-    configs = {"base": base_config(request), "arms": arm_config(request, "all", 0)}
+    configs = {"base": base_config(request, 0), "arms": arm_config(request, "all", 0)}
     free = {"name", "seed", *FREE_FIELDS} - {"steps"}
     found: dict[str, Any] = {
         name: {field: value for field, value in document_of(config).items() if field not in free}
@@ -321,7 +323,7 @@ def complete(request: Request, made: dict[str, Any], arm: str, seed: int) -> Non
             f"{place} holds figures of other sets ({' and '.join(scored)}) or not of all, and not the model: copy "
             "its model folder and trained.json there too, ask for the same --count and --guidance, or remove it"
         )
-    config, base = arm_config(request, arm, seed), request.out / "base"
+    config, base = arm_config(request, arm, seed), request.place("base", seed)
     claimed = request.out / "made-from.json"
     if claimed.is_file():
         check_same(json.loads(claimed.read_text()), made, request.out)
@@ -331,23 +333,24 @@ def complete(request: Request, made: dict[str, Any], arm: str, seed: int) -> Non
         request.out.mkdir(parents=True, exist_ok=True)
         claimed.write_text(json.dumps(made, indent=1) + "\n")
     if not is_trained(config, place):
-        if not is_trained(base_config(request), base):
-            train_apart(base_config(request), base)
+        first = base_config(request, seed)
+        if not is_trained(first, base):
+            train_apart(first, base)
         train_apart(config, place, base / "model")
     for split in left if request.score else ():
         score(request, made, arm, seed, split)
 
 
 def check_bases(request: Request, rows: Rows) -> None:
-    """ValueError where arms began with different models."""
-    here = request.out / "base/model"
-    bases = {"base": folder.weights_digest(here)} if here.is_dir() else {}
-    for arm, seeds in rows.items():
-        for seed, splits in seeds.items():
-            bases |= {f"{arm}_{seed}/{split}": one["training"]["base"] for split, one in splits.items()}
-    if len(set(bases.values())) > 1:
-        said = ", ".join(f"{name} {digest[:8]}" for name, digest in bases.items())
-        raise ValueError(f"arms of one table begin with one base model; these are of different ones: {said}")
+    """ValueError where arms of one seed began with different models."""
+    for seed in request.seeds:
+        here = request.place("base", seed) / "model"
+        bases = {here.parent.name: folder.weights_digest(here)} if here.is_dir() else {}
+        for arm, seeds in rows.items():
+            bases |= {f"{arm}_{seed}/{split}": one["training"]["base"] for split, one in seeds[seed].items()}
+        if len(set(bases.values())) > 1:
+            said = ", ".join(f"{name} {digest[:8]}" for name, digest in bases.items())
+            raise ValueError(f"arms of one seed begin with one base model; these are of different ones: {said}")
 
 
 def write_sheet(request: Request) -> None:

@@ -28,6 +28,26 @@ def over_seeds(results: Sequence[Result], name: str) -> Figure | None:
     return bootstrap_runs([[own.get(name, []) for own in one["sets"]] for one in results])
 
 
+def against(results: Mapping[int, Result], others: Mapping[int, Result], name: str) -> Figure | None:
+    """How much more an arm has of a figure than another one, with an interval like `over_seeds`.
+
+    Each set of each seed is compared with itself: what is hard in a set, or bad luck of a base model, is in both arms
+    and in no interval. Seeds that one arm lacks are left out.
+    """
+    pairs = [(results[seed], others[seed]) for seed in results if seed in others]
+    if name == "swap_test":
+        return bootstrap_runs(
+            [[[float(a) - float(b)] for a, b in zip(one["swaps"], other["swaps"], strict=True)] for one, other in pairs]
+        )
+    both = [
+        [(a.get(name, []), b.get(name, [])) for a, b in zip(one["sets"], other["sets"], strict=True)]
+        for one, other in pairs
+    ]
+    return bootstrap_runs(
+        [[[sum(a) / len(a) - sum(b) / len(b)] if a and b else [] for a, b in of_sets] for of_sets in both]
+    )
+
+
 def summary(rows: Rows, splits: Sequence[str]) -> dict[str, Any]:
     """By arm its training, and by split every figure: over seeds, and of each."""
     found: dict[str, Any] = {}
@@ -53,19 +73,27 @@ def summary(rows: Rows, splits: Sequence[str]) -> dict[str, Any]:
 def table(words: Mapping[str, str], rows: Rows, splits: Sequence[str], count: int) -> str:
     """Markdown: how arms were trained, and a line an arm with its figures for each kind of sets.
 
-    words: what a line calls an arm. Arms and seeds without results are listed.
+    words: what a line calls an arm. The last one's is what the others are compared with. Arms and seeds without
+    results are listed.
     """
     parts = [_lines(["", "steps", "parameters", "minutes a seed"], [_training(words[arm], rows[arm]) for arm in words])]
+    *others, last = words
     for split in splits:
-        results = {arm: [one[split] for one in rows[arm].values() if split in one] for arm in words}
-        names = [name for name in FIGURES if any(over_seeds(own, name) for own in results.values())]
-        lines = [[words[arm], *(cell(own, name) for name in names)] for arm, own in results.items()]
-        parts.append(f"Sets: {split}.\n\n" + _lines(["", *(WORDS[name] for name in names)], lines))
+        results = {arm: {seed: one[split] for seed, one in rows[arm].items() if split in one} for arm in words}
+        names = [name for name in FIGURES if any(over_seeds([*own.values()], name) for own in results.values())]
+        head = ["", *(WORDS[name] for name in names)]
+        lines = [[words[arm], *(cell([*own.values()], name) for name in names)] for arm, own in results.items()]
+        parts.append(f"Sets: {split}.\n\n" + _lines(head, lines))
+        apart = [
+            [f"{words[arm]} less {words[last]}", *(_said(against(results[arm], results[last], name)) for name in names)]
+            for arm in others
+        ]
+        parts.append(_lines(head, apart))
     seeds = {seed for own in rows.values() for seed in own}
     parts.append(
         f"Means over {len(seeds)} seeds, with 95 % bootstrap intervals over seeds and sets and, in parentheses, the "
-        f"lowest and the highest seed's; {count} sets of each kind. All seeds share one base model, so that no "
-        "interval says what another base would give."
+        f"lowest and the highest seed's; {count} sets of each kind. Each seed has a base model of its own, which its "
+        "arms share. Differences are means over sets of each seed, an arm's beside the other's of the same set."
     )
     missing = [
         f"{words[arm]} (seed {seed})"
@@ -99,8 +127,19 @@ def cell(results: Sequence[Result], name: str) -> str:
     figure = over_seeds(results, name)
     if figure is None:
         return "-"
-    digits = 1 if figure.mean >= 2 else 3
-    mean, low, high = (f"{value:.{digits}f}" for value in figure[:3])
+    digits = _digits(figure)
     own = [one["figures"][name]["mean"] for one in results]
     spread = f" ({min(own):.{digits}f} to {max(own):.{digits}f})" if len(own) > 1 else ""
-    return f"{mean} [{low}, {high}]{spread}"
+    return f"{_said(figure)}{spread}"
+
+
+def _said(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    digits = _digits(figure)
+    mean, low, high = (f"{value:.{digits}f}" for value in figure[:3])
+    return f"{mean} [{low}, {high}]"
+
+
+def _digits(figure: Figure) -> int:
+    return 1 if abs(figure.mean) >= 2 else 3
