@@ -61,7 +61,9 @@ class PreparedSets:
         settings = self.data.index["settings"]
         if self.data.index["source"] == "latents":
             raise ValueError(f"{folder} holds latents: name the set of pictures that they were made from")
-        if task == "tryon" and "agnostic" not in self.data[0]:
+        if task == "compose":
+            self.data.require_poses()
+        elif "agnostic" not in self.data[0]:
             raise ValueError(
                 f"{folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; other "
                 "sets: without --no-agnostic)"

@@ -369,6 +369,11 @@ def test_sets_that_cannot_serve(source: Path, data: Path, tmp_path: Path):
     for name, changed, words in (
         ("latents", {**index, "source": "latents"}, "holds latents"),
         ("swapped", {**index, "settings": {**index["settings"], "paired": False}}, "prepared with unpaired garments"),
+        (
+            "poseless",
+            {**index, "settings": {**index["settings"], "need_pose": False}},
+            "poseless was prepared with --no",
+        ),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -377,6 +382,8 @@ def test_sets_that_cannot_serve(source: Path, data: Path, tmp_path: Path):
         (folder / "index.json").write_text(json.dumps(changed))
         with pytest.raises(ValueError, match=words):
             PreparedSets(folder, "compose", "paired", 0, SIZE)
+    # Try-on sees the pose in the person's picture.
+    assert len(PreparedSets(tmp_path / "poseless", "tryon", "paired", 0, SIZE)) == 3
     with pytest.raises(ValueError, match="does not say where its garments are worn: prepare the set anew"):
         stored_regions({"caption": "a man", "origins": np.zeros((4, 4, 3), np.uint8)})
     # What was prepared with another's garments keeps them.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -22,9 +23,7 @@ from train import run
 from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, prepare_latents
-from train.step import (
-    initial_state,
-)
+from train.step import initial_state
 from train.tasks import make_task
 from train.watch import Watch
 
@@ -133,6 +132,21 @@ def test_latents_of_another_size_are_refused(composing):
     words = r"do not fit the configuration 'tiny': they have height 64 \(the configuration's: 32\), .*max_assets"
     with pytest.raises(ValueError, match=words):
         make_task(dataclasses.replace(config, model=other))
+
+
+def test_sets_with_people_of_unknown_pose_are_refused(composing, data: Path, tmp_path: Path):
+    """One of several too; also what a latents' set says of its pictures."""
+    for name in ("pictures", "latents"):
+        shutil.copytree(data / name, tmp_path / name)
+        index = json.loads((data / name / "index.json").read_text())
+        index["settings"]["need_pose"] = False
+        (tmp_path / name / "index.json").write_text(json.dumps(index))
+        config = dataclasses.replace(composing[0], data=data / name, mixed_with=(tmp_path / name,))
+        with pytest.raises(ValueError, match=rf"{name} was prepared with --no-need-pose"):
+            make_task(config)
+    watched = dataclasses.replace(composing[0], heldout=tmp_path / "latents", batch_size=2)
+    with pytest.raises(ValueError, match="latents was prepared with --no-need-pose"), Log(tmp_path) as log:
+        Watch(watched, composing[1], Placement(watched, composing[1].parameters), tmp_path, log)
 
 
 def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):

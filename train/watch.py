@@ -36,6 +36,8 @@ class Watch:
         if config.heldout is None:
             return
         data = Prepared(config.heldout)
+        if config.task == "compose":
+            data.require_poses()
         if len(data) < config.batch_size:
             raise ValueError(
                 f"{config.heldout} has {len(data)} samples, held-out losses need a batch: {config.batch_size}"

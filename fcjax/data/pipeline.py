@@ -34,6 +34,14 @@ class Prepared:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return decode_record(self._source[index])
 
+    def require_poses(self) -> None:
+        """ValueError where samples without a body map were taken, which is empty in them."""
+        if not self.index["settings"].get("need_pose", True):
+            raise ValueError(
+                f"{self.folder} was prepared with --no-need-pose, so that samples without a body map are in it, and "
+                "composing goes by that map: prepare the set anew without the flag"
+            )
+
 
 class Mixed:
     """Several prepared sets of one kind, each giving its share of the samples.
@@ -67,6 +75,11 @@ class Mixed:
     def folder(self) -> str:
         """The sets' folders, for messages."""
         return ", ".join(str(one.folder) for one in self.sets)
+
+    def require_poses(self) -> None:
+        """ValueError, as of one set."""
+        for one in self.sets:
+            one.require_poses()
 
     def __len__(self) -> int:
         return sum(len(one) for one in self.sets)
