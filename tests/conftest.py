@@ -1,5 +1,6 @@
 """What several test files share: a tiny model folder with random weights."""
 
+import ctypes
 import dataclasses
 import os
 import shutil
@@ -35,6 +36,16 @@ install_import_hook(CHECKED, f"{tests.typecheck.__name__}.checked")
 stand_in("torch_fidelity")
 
 TOKENIZER = Path(__file__).parents[1] / "fcjax" / "mini" / "tokenizer"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back() -> Iterator[None]:
+    """A file's programs, and what compiling them left to the C library's heap, end with it: gigabytes otherwise."""
+    yield
+    jax.clear_caches()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture
