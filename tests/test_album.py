@@ -22,6 +22,7 @@ from fcjax.composer import Composer
 from fcjax.models.attention import Attention, Correspondence
 from fcjax.preparation import prepare
 from infer import album as program
+from tests import oracles
 
 PROMPT = "a woman in a red shirt"
 SHIRT = Asset(np.full((12, 10, 4), (200, 20, 30, 255), np.uint8), "a red shirt")
@@ -128,7 +129,7 @@ def test_only_matched_tokens_use_the_other_rows_keys_and_values():
 def test_attention_looks_at_the_exchanged_keys_and_values():
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     layer = Attention(2)
-    params = layer.init(jax.random.key(1), x)
+    params = oracles.random_parameters(jax.eval_shape(layer.init, jax.random.key(1), x))
     rows = jnp.asarray([0, 0])
     everything = Correspondence(rows, jnp.stack([jnp.full(5, -1), jnp.arange(5)]))
     shared, _ = layer.apply(params, x, corresponding=everything)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
 from fcjax import convert, trees
 from fcjax.models.convolution import conv2d
@@ -126,6 +127,11 @@ def test_errors() -> None:
         unet.apply({"params": params}, sample, timesteps, text, reference=((text, text),))
     with pytest.raises(ValueError, match="down_blocks_7"):
         unet.apply({"params": params}, sample, timesteps, text, bound={"down_blocks_7": (text, text)})
+    other = {**params, "conv_in": {**params["conv_in"], "kernel": params["conv_in"]["kernel"][:1]}}
+    with pytest.raises(ScopeParamShapeError, match=r"conv_in.*shape \(3, 3, 4, 8\), but .*\(1, 3, 4, 8\)"):
+        unet.apply({"params": other}, sample, timesteps, text)
+    with pytest.raises(ScopeParamNotFoundError, match="bias.*conv_in"):
+        unet.apply({"params": {**params, "conv_in": {"kernel": params["conv_in"]["kernel"]}}}, sample, timesteps, text)
 
 
 @pytest.mark.parametrize("padding", [1, ((0, 1), (2, 1))])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fcjax.models.convolution import conv2d
-from fcjax.models.layers import FLOAT32, Dense, Dtype
+from fcjax.models.layers import FLOAT32, Dense, Dtype, parameter
 from fcjax.models.unet import CONV_IN
 from fcjax.network_config import BinderConfig, UNetConfig
 
@@ -47,8 +47,7 @@ class _ConvInBinder(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         vectors = Dense(self.hidden_size, name="proj", **dtypes)(phrases)
         painted = jnp.einsum("bahw,bac->bhwc", masks.astype(self.dtype), vectors)
-        shape = (3, 3, self.hidden_size, self.width)
-        kernel = self.param("kernel", nn.initializers.zeros, shape, self.param_dtype)
+        kernel = parameter(self, "kernel", 3, 3, self.hidden_size, self.width)
         return conv2d(painted, jnp.asarray(kernel, self.dtype), padding=1)
 
 

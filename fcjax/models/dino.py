@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fcjax.models.attend import attend, split_heads
-from fcjax.models.layers import FLOAT32, Conv, Dense, Dtype, LayerNorm
+from fcjax.models.layers import FLOAT32, Conv, Dense, Dtype, LayerNorm, parameter
 from fcjax.network_config import ImageEncoderConfig
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,12 +23,12 @@ class _Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, grid: Float[Array, "b h w c"]) -> Float[Array, "b k e"]:
-        config, normal = self.config, nn.initializers.normal(0.02)
+        config = self.config
         side, width = config.image_size // config.patch_size, config.hidden_size
         patches = _Patches(config, name="patch_embeddings", dtype=self.dtype, param_dtype=self.param_dtype)(grid)
         batch, height, across, _ = patches.shape
-        first = self.param("cls_token", normal, (1, 1, width), self.param_dtype)
-        places = self.param("position_embeddings", normal, (1, side * side + 1, width), self.param_dtype)
+        first = parameter(self, "cls_token", 1, 1, width)
+        places = parameter(self, "position_embeddings", 1, side * side + 1, width)
         first, places = first.astype(FLOAT32), places.astype(FLOAT32)
         square = places[:, 1:].reshape(side, side, width)
         down, right = cubic_weights(side, height), cubic_weights(side, across)
@@ -105,7 +105,7 @@ class _Scale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
-        return x * self.param("lambda1", nn.initializers.ones, (x.shape[-1],), self.param_dtype).astype(self.dtype)
+        return x * parameter(self, "lambda1", x.shape[-1]).astype(self.dtype)
 
 
 class _Layer(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float, Int, Num
 
 from fcjax.models import layout
@@ -16,8 +17,19 @@ from fcjax.models.convolution import conv2d
 Dtype = Any
 FLOAT32 = jnp.float32
 
-# How training starts is one table in models/parameters.py, not scattered over the modules: these only give shapes.
-_kernel_init = nn.initializers.lecun_normal()
+
+def parameter(module: Any, name: str, *shape: int) -> Array:
+    """A module's parameter in its `param_dtype`, as it is given; 0 where Flax asks for one, as only its shape counts.
+
+    How training starts is one table in models/parameters.py. To hold a shape against its initialiser's, as Flax's
+    `param` does, takes as long as tracing all else. Flax's ScopeParamShapeError for another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, nn.initializers.zeros, shape, module.param_dtype)
+    value = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
+    return value
 
 
 class Dense(nn.Module):
@@ -30,13 +42,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch features"]:
-        kernel = self.param("kernel", _kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        kernel = parameter(self, "kernel", x.shape[-1], self.features)
         # One matrix product over all tokens: CPU's product with two batch axes is slower, backward above all. On a mesh
         # the axes stay apart, as each may be split.
         tokens = x.astype(self.dtype) if layout.is_set() else x.astype(self.dtype).reshape(-1, x.shape[-1])
         y = jnp.dot(tokens, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
+            y += parameter(self, "bias", self.features).astype(self.dtype)
         return y
 
 
@@ -52,9 +64,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        kernel = parameter(self, "kernel", self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        bias = parameter(self, "bias", self.features)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         y = conv2d(x.astype(self.dtype), jnp.asarray(kernel, self.dtype), stride=self.stride, padding=padding)
         return y + bias.astype(self.dtype)
@@ -71,8 +82,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *grid c"]) -> Float[Array, "b *grid c"]:
         batch, channels = x.shape[0], x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype).astype(FLOAT32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype).astype(FLOAT32)
+        scale = parameter(self, "scale", channels).astype(FLOAT32)
+        bias = parameter(self, "bias", channels).astype(FLOAT32)
         group = channels // self.num_groups
         # b t g c, t the grid's tokens and c the channels of a group
         grouped = x.astype(FLOAT32).reshape(batch, -1, self.num_groups, group)
@@ -92,8 +103,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype).astype(FLOAT32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype).astype(FLOAT32)
+        scale = parameter(self, "scale", x.shape[-1]).astype(FLOAT32)
+        bias = parameter(self, "bias", x.shape[-1]).astype(FLOAT32)
         centred = x.astype(FLOAT32)
         centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -110,9 +121,9 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        init = nn.initializers.normal(0.02)
-        table = self.param("embedding", init, (self.num_embeddings, self.features), self.param_dtype)
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return jnp.take(parameter(self, "embedding", self.num_embeddings, self.features), ids, axis=0).astype(
+            self.dtype
+        )
 
 
 def timestep_features(
