@@ -45,7 +45,7 @@ def write(path: Path, settings: Settings) -> None:
     """A Stable Diffusion folder of random weights."""
     import numpy as np
 
-    from fcjax import folder, presets, trees
+    from fcjax import folder, part_config, presets, trees
     from fcjax.models.parameters import abstract_part
 
     config, generator = getattr(presets, settings.preset)(), np.random.default_rng(0)
@@ -56,7 +56,7 @@ def write(path: Path, settings: Settings) -> None:
         )
         folder.save_part(path, name, drawn, part, dtype=settings.dtype)
     (path / "scheduler").mkdir()
-    scheduler = folder.config_dict("scheduler", config.diffusion)
+    scheduler = part_config.config_dict("scheduler", config.diffusion)
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (path / "tokenizer").mkdir()
     (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))

@@ -321,3 +321,7 @@ class BinderConfig:
             smallest = max(level for _, level in outer)
             return tuple((name, level) for name, level in outer if level == smallest)
         return ()
+
+
+NetworkConfig = UNetConfig | ControlNetConfig | ImageEncoderConfig | VAEConfig | TextConfig
+"""Of the networks that read or write pictures or text by themselves."""

@@ -23,7 +23,6 @@ made them; what fails is listed in FOLDER/failed.json, and the rest is made.
 import dataclasses
 import hashlib
 import json
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from fcjax.agnostic import CATEGORIES, MARGIN, Category, agnostic_mask
+from fcjax.agnostic import Category, agnostic_mask
 from fcjax.assets import Asset
 from fcjax.cli import one_line, run
 from fcjax.data.sources.files import read_iuv
@@ -41,121 +40,12 @@ from fcjax.estimate import warned
 from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb
 from infer.compose import prepare_output, save_png
-from infer.request import (
-    AssetFile,
-    asset_files,
-    asset_problems,
-    changed,
-    check,
-    check_whole_numbers,
-    found,
-    key_problems,
-    png_metadata,
-    read_png_metadata,
-    tuples,
-    weights_digest,
-)
+from infer.request import AssetFile, changed, found, read_png_metadata, weights_digest
 from infer.sheet import sheet
+from infer.tryon_request import TryOnRequest
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Fitting
-
-TRYON_MODEL = "mini-tryon"
-
-
-@dataclass(frozen=True)
-class TryOnRequest:
-    """What `Composer.try_on` is asked for, with pictures as files and its model as a name or a folder."""
-
-    prompt: str
-    person: str
-    assets: tuple[AssetFile, ...] = ()
-    mask: str | None = None
-    iuv: str | None = None
-    estimate: bool = False
-    category: Category = "outfit"
-    margin: float = MARGIN
-    shoes: bool = False
-    hat: bool = False
-    model: str = TRYON_MODEL
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 1.5
-    reference_guidance: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str = "ddim"
-    eta: float = 0.0
-    size: tuple[int, int] | None = None
-    layout_seed: int = 0
-    dtype: str | None = None
-    feather: int | None = None
-    raw: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "person", "model", "sampler"):
-            check(name, getattr(self, name), str, "text")
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty")
-        for name in ("mask", "iuv"):
-            if getattr(self, name) is not None:
-                check(name, getattr(self, name), str, "a file's name")
-        if self.dtype is not None:
-            check("dtype", self.dtype, str, "a name")
-        for name in ("seed", "steps", "layout_seed"):
-            check(name, getattr(self, name), numbers.Integral, "a whole number")
-        if self.feather is not None:
-            check("feather", self.feather, numbers.Integral, "a whole number")
-        if self.reference_guidance is not None:
-            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("guidance", "guidance_rescale", "eta", "margin"):
-            check(name, getattr(self, name), numbers.Real, "a number")
-        for name in ("raw", "estimate", "shoes", "hat"):
-            check(name, getattr(self, name), bool, "true or false")
-        if self.size is not None:
-            check_whole_numbers("size", self.size, 2, "height and width")
-        if self.category not in CATEGORIES:
-            raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
-        if not self.assets:
-            raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
-        if self.mask is None and self.iuv is None and not self.estimate:
-            raise ValueError(
-                "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one "
-                "(or --estimate, where there is only the photograph)"
-            )
-        sources = [name for name in ("mask", "iuv", "estimate") if getattr(self, name)]
-        if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} each say what to repaint: give one of them")
-        if self.mask is not None and (self.shoes or self.hat or self.margin != MARGIN):
-            raise ValueError("shoes, hat and margin are for masks that are made; the one given says what to repaint")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments of `Composer.try_on`."""
-        files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "margin", "shoes", "hat", "model")
-        others = (*files, "dtype")
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
-
-    @property
-    def worn(self) -> dict[str, Any]:
-        """What `agnostic_mask` is to take off."""
-        return {name: getattr(self, name) for name in ("category", "margin", "shoes", "hat")}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":
-        """The request of plain data; ValueError names every unknown or missing key at once, and `source`."""
-        problems = [*key_problems(cls, given, ""), *asset_problems(given)]
-        if problems:
-            raise ValueError(f"{source}: {'; '.join(problems)}")
-        return cls(**{**given, "assets": asset_files(given), "size": tuples(given.get("size"))})
-
-    def asdict(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        """Plain data for JSON: what is not at its default, and the SHA-256 of every file that the request names."""
-        said = {**changed(self), "assets": [changed(asset) for asset in self.assets], "model": self.model}
-        return {**said, "seed": self.seed, "sha256": dict(digests)}
-
-    def metadata(self, weights: str, digests: Mapping[str, str]) -> Any:
-        """The PNG's text, see `asdict`."""
-        return png_metadata(self.asdict(digests), weights)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fcjax.body import Body
-from fcjax.data.sources import LABELS, Part
+from fcjax.data.sources import LABELS, Part, RawSample, Source, check
 from fcjax.data.sources.files import CHART_COLOURS
 
 HEIGHT, WIDTH = 128, 96
@@ -192,3 +192,12 @@ def own_folder(root: Path) -> Path:
         save(root / f"iuv/{name}.png", person.iuv)
     write(root / "keypoints/ben.json", openpose(person.keypoints, body_25=False))
     return root
+
+
+def kinds(sample: RawSample) -> list[str]:
+    return [asset.kind for asset in sample.assets]
+
+
+def report(source: Source) -> str:
+    """What `check` says, one text."""
+    return "\n".join(check(source)[0])

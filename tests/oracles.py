@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import convert, trees
-from fcjax.models.parameters import NetworkConfig, abstract_part
-from fcjax.network_config import ControlNetConfig, ImageEncoderConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.models.parameters import abstract_part
+from fcjax.network_config import ControlNetConfig, ImageEncoderConfig, NetworkConfig, TextConfig, UNetConfig, VAEConfig
 
 
 def random_parameters(abstract: dict[str, Any], seed: int = 0) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from fcjax import estimate
 from fcjax.agnostic import agnostic_mask
 from fcjax.cli import run
 from infer.mask import Request, main
-from infer.tryon import TryOnRequest, person_of
+from infer.tryon import person_of
+from infer.tryon_request import TryOnRequest
 
 HEIGHT, WIDTH = 160, 120
 # x and y of MediaPipe's landmarks in a person who faces the camera: their left is on the right.

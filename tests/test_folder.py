@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fcjax import convert, folder, trees
+from fcjax import convert, folder, part_config, trees
 from fcjax.config import ComposerConfig
 from fcjax.models.parameters import abstract_parameters
 from fcjax.network_config import BindingVariant
@@ -66,8 +66,8 @@ def test_every_variant_and_dtype(variant: BindingVariant, tmp_path: Path) -> Non
 def test_configs_of_the_presets_survive(config: ComposerConfig) -> None:
     for name in (*config.networks, "binder", "scheduler"):
         part = config.diffusion if name == "scheduler" else getattr(config, name)
-        written = json.loads(json.dumps(folder.config_dict(name, part)))
-        assert folder.parse_config(type(part), written, name) == part
+        written = json.loads(json.dumps(part_config.config_dict(name, part)))
+        assert part_config.parse_config(type(part), written, name) == part
 
 
 def test_diffusers_and_transformers_open_the_parts(saved) -> None:

@@ -19,10 +19,16 @@ from fcjax.models.layers import Dtype
 from fcjax.models.text import TextEncoder
 from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
-from fcjax.network_config import BinderConfig, ControlNetConfig, ImageEncoderConfig, TextConfig, UNetConfig, VAEConfig
+from fcjax.network_config import (
+    BinderConfig,
+    ControlNetConfig,
+    ImageEncoderConfig,
+    NetworkConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 Parameters = dict[str, Any]
-NetworkConfig = UNetConfig | ControlNetConfig | ImageEncoderConfig | VAEConfig | TextConfig
 
 # Choice: a path that adds to a residual, and the UNets' output, start at zero (as in ADM, arXiv 2105.05233), which a
 # model trained from nothing needs to get going; the binder starts at zero so that it starts as no binding.

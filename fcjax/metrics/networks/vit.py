@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fcjax import convert, trees
-from fcjax.folder import parse_config
 from fcjax.metrics.networks.torchfile import load_torch_file
 from fcjax.models.dino import ImageEncoder
 from fcjax.models.parameters import abstract_part
 from fcjax.models.text import TextEncoder
 from fcjax.network_config import ImageEncoderConfig, TextConfig
+from fcjax.part_config import parse_config
 from fcjax.pretrained import locate
 
 FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.json", "merges.txt", "tokenizer*.json")

@@ -1,0 +1,60 @@
+"""A person's picture and its mask: what is repainted, and pictures of every kind that they are read from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.person import Person, feathered
+from fcjax.pictures import open_mask, open_rgb
+
+
+def test_a_feather_lies_inside_the_mask():
+    mask = np.zeros((20, 20), bool)
+    mask[4:16, 4:16] = True
+    share = feathered(mask, 3)
+    assert not share[~mask].any()
+    np.testing.assert_allclose(share[10, 3:9], [0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_array_equal(feathered(mask, 0), mask)
+
+
+def test_persons_that_cannot_be():
+    image, mask = np.zeros((50, 30, 3), np.uint8), np.zeros((50, 30), bool)
+    mask[10:20, 5:9] = True
+    for given, expected in (
+        ((image, mask[:-1]), "the mask must be bool of the picture's 50x30 .* got bool 49x30"),
+        ((image, mask.astype(np.uint8)), "got uint8 50x30"),
+        ((image, np.zeros_like(mask)), "the mask is empty"),
+        ((image, np.ones_like(mask)), "the mask covers everything"),
+        ((image[..., 0], mask), "must be uint8 RGB"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            Person(*given)
+    speck = np.zeros((500, 500), bool)
+    speck[0, 0] = True
+    with pytest.raises(ValueError, match="so thin that nothing of it is left at the model's 32x32"):
+        Person(np.zeros((500, 500, 3), np.uint8), speck).framed(32, 32)
+    with pytest.raises(ValueError, match="feather must be 0"):
+        feathered(mask, -1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "L", "P", "I;16"])
+def test_pictures_of_every_kind_are_read(tmp_path: Path, mode: str):
+    grey = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (50, 1))
+    deep = mode == "I;16"
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if deep else Image.fromarray(grey).convert(mode)
+    path = tmp_path / ("p.tiff" if mode == "CMYK" else "p.png")
+    picture.save(path)
+    np.testing.assert_allclose(open_rgb(path), np.dstack([grey] * 3), atol=1)
+    np.testing.assert_array_equal(open_mask(path), grey >= 128)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "p.jpg", exif=exif, quality=95)
+    turned = open_rgb(tmp_path / "p.jpg")
+    assert turned.shape == (40, 20, 3) and turned[:15].min() > 200 > 50 > turned[25:].max()
