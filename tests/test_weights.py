@@ -40,6 +40,27 @@ def test_tensors_are_read_as_they_are_stored_or_as_is_asked(stored: str, dtype: 
     np.testing.assert_array_equal(array, given.astype(dtype or stored))
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("shape", [(130, 300, 3, 3), (300, 129)])
+def test_kernels_larger_than_a_tile_are_turned(shape: tuple[int, ...], dtype: str | None, tmp_path: Path) -> None:
+    given = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    turned = given.transpose(2, 3, 1, 0) if len(shape) == 4 else given.T
+    tree = {"conv_in": {"kernel": jax.ShapeDtypeStruct(turned.shape, jnp.float32)}}
+    path = written(tmp_path / "unet", given, "conv_in.weight")
+    found = load_parts({"unet": (Tensors.of_part(path, "model"), tree)}, dtype)["unet"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(found, turned.astype(dtype or np.float32))
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
+def test_values_that_are_not_finite_are_refused(stored: str, value: float, tmp_path: Path) -> None:
+    given = np.full(SHAPE, ml_dtypes.finfo(stored).max, stored)
+    loaded(written(tmp_path / "unet", given))
+    given[-1, -1] = value
+    with pytest.raises(ValueError, match=r"conv_in.bias holds values that are not finite"):
+        loaded(written(tmp_path / "unet", given))
+
+
 @pytest.mark.parametrize("stored", [np.int8, np.float64, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
 def test_other_precisions_are_refused(stored: Any, tmp_path: Path) -> None:
     path = written(tmp_path / "unet", np.ones(SHAPE).astype(stored))
