@@ -95,9 +95,9 @@ def in_two_processes(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
 @pytest.mark.parametrize(
     "name",
     [
-        "composer of one level",
+        "autoencoder",
+        pytest.param("composer of one level", marks=pytest.mark.slow),
         pytest.param("composer", marks=pytest.mark.slow),
-        pytest.param("autoencoder", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_and_one_goes_on(data: Path, tmp_path: Path, name: str):

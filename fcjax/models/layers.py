@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Float, Int, Num
 
@@ -18,7 +19,7 @@ Dtype = Any
 FLOAT32 = jnp.float32
 
 
-def parameter(module: Any, name: str, *shape: int) -> Array:
+def parameter(module: Any, name: str, *shape: int) -> Array | np.ndarray:
     """A module's parameter in its `param_dtype`, as it is given; 0 where Flax asks for one, as only its shape counts.
 
     How training starts is one table in models/parameters.py. To hold a shape against its initialiser's, as Flax's
