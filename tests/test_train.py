@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import load_config
-from fcjax import folder, trees
+from fcjax import folder, hardware, trees
 from fcjax.data import Prepared, training_batches
 from fcjax.models.composer import encode_images, encoding_parameters
 from tests.training import losses, prepared
@@ -44,6 +44,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def autoencoder(data: Path, **changes) -> TrainConfig:
     config = dataclasses.replace(load_config("tiny_vae"), data=data / "pictures", steps=6, checkpoint_every=4)
     return dataclasses.replace(config, **{"log_every": 1, "workers": 1, **changes})
+
+
+@pytest.mark.parametrize(
+    ("listed", "has"),
+    [
+        ("flags\t\t: fpu avx512_vnni amx_bf16 amx_tile", True),
+        ("flags\t\t: avx512_bf16", True),
+        ("Features\t: fp asimd i8mm bf16", True),
+        ("flags\t\t: fma avx2 avx512f avx512_vnni", False),
+        ("processor\t: 0", True),
+    ],
+)
+def test_bfloat16_on_a_processor_without_it_is_advised_against(
+    listed: str, has: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{listed}\n")
+    assert hardware.multiplies_bfloat16(tmp_path / "cpuinfo") == has
+    assert hardware.multiplies_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: has)
+    told = run.advice(autoencoder(data, compute_dtype="bfloat16"))
+    assert [text.rpartition("--compute-dtype ")[2].split()[0] for text in told] == ([] if has else ["float32"])
+    assert not run.advice(autoencoder(data, compute_dtype="float32"))
 
 
 def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

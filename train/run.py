@@ -27,6 +27,7 @@ import tyro
 from jax.experimental import multihost_utils
 
 from configs import load_config
+from fcjax import hardware
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
 from train.alarm import Alarm
@@ -65,7 +66,7 @@ def train(config: TrainConfig, out: Path) -> bool:
     # The state has them, or later ones: the memory of those that the run began with is given back.
     task = dataclasses.replace(task, parameters=jax.eval_shape(lambda params: params, task.parameters))
     with Log(out, step, config.tensorboard) as log:
-        for warning in warnings:
+        for warning in (*warnings, *advice(config)):
             log.warn(step, warning)
         if found is not None:
             state = placement.unshared(state)
@@ -78,6 +79,13 @@ def train(config: TrainConfig, out: Path) -> bool:
                 task.export(params, out / "model")
             log.say(f"wrote {out / 'model'}")
     return whole
+
+
+def advice(config: TrainConfig) -> list[str]:
+    """What of a configuration will do, but badly on this machine."""
+    if config.compute_dtype != "bfloat16" or jax.default_backend() != "cpu" or hardware.multiplies_bfloat16():
+        return []
+    return ["this processor has no bfloat16 instructions; --compute-dtype float32 may be many times faster on it"]
 
 
 def start_of(config: TrainConfig) -> Start:
