@@ -159,36 +159,47 @@ def _portable(query: Array, key: Array, value: Array, mask: Array | None) -> Arr
     def by_head(tokens: Array) -> Array:
         return tokens.transpose(0, 2, 1, 3).reshape(batch * heads, -1, size)
 
-    y = _attention(by_head(query), by_head(key), by_head(value), mask)
+    y = _traced_once(by_head(query), by_head(key), by_head(value), mask, (_SCORES_ON_CPU, _SCORES_ELSEWHERE))
     return y.reshape(batch, heads, -1, size).transpose(0, 2, 1, 3)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(
-    query: Float[Array, "m q d"], key: Float[Array, "m k d"], value: Float[Array, "m k d"], mask: Array | None
+    query: Float[Array, "m q d"],
+    key: Float[Array, "m k d"],
+    value: Float[Array, "m k d"],
+    mask: Array | None,
+    most_scores: tuple[int, int],
 ) -> Float[Array, "m q d"]:
-    return _attention_forward(query, key, value, mask)[0]
+    """most_scores: that are held at once, on CPUs and elsewhere."""
+    return _attention_forward(query, key, value, mask, most_scores)[0]
 
 
-def _attention_forward(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, tuple]:
-    y, log_sum = _head_by_head_on_cpu(_forward_in_chunks, (query, key, value, mask))
+@functools.partial(jax.jit, static_argnums=4, inline=True)
+def _attention_forward(
+    query: Array, key: Array, value: Array, mask: Array | None, most_scores: tuple[int, int]
+) -> tuple[Array, tuple]:
+    y, log_sum = _head_by_head_on_cpu(_forward_in_chunks, (query, key, value, mask), most_scores)
     return y, (query, key, value, mask, y, log_sum)
 
 
-def _attention_backward(saved: tuple, gradient: Array) -> tuple[Array, Array, Array, None]:
-    return *_head_by_head_on_cpu(_backward_in_chunks, (*saved, gradient)), None
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _attention_backward(
+    most_scores: tuple[int, int], saved: tuple, gradient: Array
+) -> tuple[Array, Array, Array, None]:
+    return *_head_by_head_on_cpu(_backward_in_chunks, (*saved, gradient), most_scores), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
+# Functions that are inlined are traced once for the shapes that recur from block to block.
+_traced_once = jax.jit(_attention, static_argnums=4, inline=True)
 
 
-def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple) -> Any:
+def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple, most_scores: tuple[int, int]) -> Any:
     """One head of one sample at a time on CPU; all at once elsewhere."""
-    on_cpu = functools.partial(function, most_scores=_SCORES_ON_CPU)
+    here, elsewhere = (functools.partial(function, most_scores=most) for most in most_scores)
     return jax.lax.platform_dependent(
-        *arguments,
-        cpu=lambda *heads: jax.lax.map(lambda head: on_cpu(*head), heads),
-        default=functools.partial(function, most_scores=_SCORES_ELSEWHERE),
+        *arguments, cpu=lambda *heads: jax.lax.map(lambda head: here(*head), heads), default=elsewhere
     )
 
 

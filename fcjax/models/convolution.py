@@ -53,15 +53,18 @@ def _fastest(x: Array, kernel: Array, padding: Pairs) -> Array:
     )
 
 
+# Functions that are inlined are traced once for the shapes that recur from layer to layer.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, padding: Pairs) -> Array:
+def _convolved(x: Array, kernel: Array, padding: Pairs) -> Array:
     return _fastest(x, kernel, padding)
 
 
+@partial(jax.jit, static_argnums=2, inline=True)
 def _forward(x: Array, kernel: Array, padding: Pairs) -> tuple[Array, tuple[Array, Array]]:
     return _fastest(x, kernel, padding), (x, kernel)
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 def _backward(padding: Pairs, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     of_x = jax.lax.platform_dependent(
@@ -86,4 +89,5 @@ def _input_gradient(padding: Pairs, gradient: Array, kernel: Array) -> Array:
     return _fastest(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), turned)
 
 
-_conv.defvjp(_forward, _backward)
+_convolved.defvjp(_forward, _backward)
+_conv = jax.jit(_convolved, static_argnums=2, inline=True)
