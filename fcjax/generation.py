@@ -55,16 +55,14 @@ def make_conditions(
 ) -> Conditions:
     """Conditions for `images` images of each request. The reference pass runs once, always with the full prompt."""
     requests = inputs.ids.shape[0]
-    text = model.encode_prompt(params, config, jnp.concatenate([inputs.ids, inputs.empty_ids[None]]), dtype=dtype)
-    features = model.appearance_features(
-        params, config, inputs.canvas, text[:-1], inputs.spans, inputs.masks, dtype=dtype
-    )
+    text, no_text = model.encode_prompts(params, config, inputs.ids, inputs.empty_ids[None], dtype=dtype)
+    features = model.appearance_features(params, config, inputs.canvas, text, inputs.spans, inputs.masks, dtype=dtype)
     rows = np.tile(np.repeat(np.arange(requests), images), len(branches))
     features = jax.tree.map(lambda leaf: leaf[rows], features)
     has_text = np.repeat([branch.text for branch in branches], requests * images)
     has_reference = np.repeat([branch.reference for branch in branches], requests * images)
     return Conditions(
-        text[np.where(has_text, rows, requests)],
+        jnp.where(has_text[:, None, None], text[rows], no_text),
         inputs.channels[rows],
         model.keep_assets(features, jnp.asarray(has_reference)),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 import types
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import load_config
 from configs.sharding import STRATEGIES, named, strategy
@@ -33,7 +34,7 @@ from train.placement import Placement
 from train.run import start_of
 from train.step import TrainState, composing_loss, initial_state, make_step, parameters
 
-BATCH = 8
+BATCH, KEY = 8, jax.random.key(0)
 NAMES = [one.name for one in STRATEGIES]
 
 
@@ -137,6 +138,19 @@ def test_steps_equal_one_device(single: Any, chosen: Strategy) -> None:
     assert not wrong
     # (What lies behind the reference UNet's last keys and values has no part in anything.)
     assert np.mean([distance > 0 for distance in moved.values()]) > 0.9
+
+
+def test_every_device_encodes_its_own_captions() -> None:
+    """A batch of the captions and the empty prompt together would not divide, and every device would encode all."""
+    config = run_config()
+    model, mesh = one_level(config.model), make_mesh(strategy("data"))
+    loss, params = composing_loss(model, config.loss, jnp.float32), abstract_parameters(model)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(loss, in_shardings=(whole, rows, None)).lower(params, batch_of(model), KEY).compile()
+    words, width = model.text_encoder.max_position_embeddings, model.text_encoder.intermediate_size
+    hidden = re.findall(rf"f32\[(\d+,)?{words},{width}\]", compiled.as_text())
+    assert hidden and set(hidden) <= {"", "1,"}
 
 
 def test_state_lies_as_its_parameters() -> None:

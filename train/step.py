@@ -186,9 +186,8 @@ def composing_loss(
         batch = with_latents(params, model, batch, dtype)
         samples = batch["latents"].shape[0]
         # The empty prompt is the same in every row.
-        unread, empty = [] if "text" in batch else [batch["ids"]], batch["empty_ids"][:1]
-        embedded = composer.encode_prompt(params, model, jnp.concatenate([*unread, empty]), dtype=dtype)
-        text, no_text = embedded[:-1], embedded[-1:]
+        unread = batch["ids"][:0] if "text" in batch else batch["ids"]
+        text, no_text = composer.encode_prompts(params, model, unread, batch["empty_ids"][:1], dtype=dtype)
         if "text" in batch:
             text = batch["text"].astype(no_text.dtype)
         read = network(composer.appearance_features)

@@ -5,6 +5,7 @@ Parameters: {"unet" (the denoiser), "reference_unet" (or what else encodes the a
 scaled (and shifted) as the denoiser sees them.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from fcjax.config import ComposerConfig
-from fcjax.models import dino
+from fcjax.models import dino, layout
 from fcjax.models.attention import Correspondence, KeyValue
 from fcjax.models.binder import Binder
 from fcjax.models.controlnet import ControlNet
@@ -63,6 +64,23 @@ def encode_prompt(
 ) -> Float[Array, "b k e"]:
     """The text encoder's embeddings of token ids."""
     return _apply(TextEncoder(config.text_encoder, dtype=dtype), params["text_encoder"], ids)
+
+
+def encode_prompts(
+    params: dict[str, Any],
+    config: ComposerConfig,
+    ids: Int[Array, "b k"],
+    empty_ids: Int[Array, "1 k"],
+    *,
+    dtype: Dtype = FLOAT32,
+) -> tuple[Float[Array, "b k e"], Float[Array, "1 k e"]]:
+    """The embeddings of prompts, and of the empty one."""
+    encode = functools.partial(encode_prompt, params, config, dtype=dtype)
+    if layout.is_set() and len(ids):
+        # A batch of one more could not be split as the prompts are: every device would encode all of them.
+        return encode(ids), encode(empty_ids)
+    text = encode(jnp.concatenate([ids, empty_ids]))
+    return text[:-1], text[-1:]
 
 
 def phrase_vectors(text: Float[Array, "b k e"], spans: Float[Array, "b a k"]) -> Float[Array, "b a e"]:
