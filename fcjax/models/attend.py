@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32
 from fcjax.models.layout import attend_on_shards
+from fcjax.tracing import traced_once
 
 KERNELS = ("auto", "portable", "cudnn", "splash")
 attention_kernel = jax.make_user_context("auto")
@@ -159,7 +160,7 @@ def _portable(query: Array, key: Array, value: Array, mask: Array | None) -> Arr
     def by_head(tokens: Array) -> Array:
         return tokens.transpose(0, 2, 1, 3).reshape(batch * heads, -1, size)
 
-    y = _traced_once(by_head(query), by_head(key), by_head(value), mask, (_SCORES_ON_CPU, _SCORES_ELSEWHERE))
+    y = _kept_attention(by_head(query), by_head(key), by_head(value), mask, (_SCORES_ON_CPU, _SCORES_ELSEWHERE))
     return y.reshape(batch, heads, -1, size).transpose(0, 2, 1, 3)
 
 
@@ -175,7 +176,7 @@ def _attention(
     return _attention_forward(query, key, value, mask, most_scores)[0]
 
 
-@functools.partial(jax.jit, static_argnums=4, inline=True)
+@traced_once(4)
 def _attention_forward(
     query: Array, key: Array, value: Array, mask: Array | None, most_scores: tuple[int, int]
 ) -> tuple[Array, tuple]:
@@ -183,7 +184,7 @@ def _attention_forward(
     return y, (query, key, value, mask, y, log_sum)
 
 
-@functools.partial(jax.jit, static_argnums=0, inline=True)
+@traced_once(0)
 def _attention_backward(
     most_scores: tuple[int, int], saved: tuple, gradient: Array
 ) -> tuple[Array, Array, Array, None]:
@@ -191,8 +192,7 @@ def _attention_backward(
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
-# Functions that are inlined are traced once for the shapes that recur from block to block.
-_traced_once = jax.jit(_attention, static_argnums=4, inline=True)
+_kept_attention = traced_once(4)(_attention)
 
 
 def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple, most_scores: tuple[int, int]) -> Any:

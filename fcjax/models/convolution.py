@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fcjax.models import layout
+from fcjax.tracing import traced_once
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
@@ -53,18 +54,17 @@ def _fastest(x: Array, kernel: Array, padding: Pairs) -> Array:
     )
 
 
-# Functions that are inlined are traced once for the shapes that recur from layer to layer.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolved(x: Array, kernel: Array, padding: Pairs) -> Array:
     return _fastest(x, kernel, padding)
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
+@traced_once(2)
 def _forward(x: Array, kernel: Array, padding: Pairs) -> tuple[Array, tuple[Array, Array]]:
     return _fastest(x, kernel, padding), (x, kernel)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)
+@traced_once(0)
 def _backward(padding: Pairs, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     of_x = jax.lax.platform_dependent(
@@ -90,4 +90,4 @@ def _input_gradient(padding: Pairs, gradient: Array, kernel: Array) -> Array:
 
 
 _convolved.defvjp(_forward, _backward)
-_conv = jax.jit(_convolved, static_argnums=2, inline=True)
+_conv = traced_once(2)(_convolved)
