@@ -15,12 +15,13 @@ import platform
 import sys
 import typing
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from fcjax import processor
 
 
 def run(function: Callable[..., object], arguments: Sequence[str] | None = None) -> None:
@@ -68,7 +69,7 @@ def _use_compilation_cache() -> None:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcjax"
     # What was compiled for one processor may not run on another that shares the home folder.
-    folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{_processor():08x}")
+    folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{processor.number():08x}")
     # JAX by itself keeps what took it a second; most programs of a small model take less, and are many.
     least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1))
     for name, value in (
@@ -79,13 +80,6 @@ def _use_compilation_cache() -> None:
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:
             sys.modules["jax"].config.update(name, value)
-
-
-def _processor() -> int:
-    """A number that differs where a processor's instructions do."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else [platform.processor()]
-    return zlib.crc32(next((line for line in lines if line.startswith(("flags", "Features"))), lines[0]).encode())
 
 
 def one_line(error: BaseException) -> str:

@@ -1,10 +1,8 @@
 """Accelerators by name, and their devices for programs that are compiled where none is."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -192,11 +190,3 @@ def _topology(kind: str, hardware: Hardware, sizes: list[int], slices: int) -> A
         # Both cores of a chip as one device, as they are where there is one.
         given["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", **given)
-
-
-def multiplies_bfloat16(described: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's processor has instructions for bfloat16 products, by Linux's list; True without one."""
-    if not described.is_file():
-        return True
-    lines = [line for line in described.read_text().splitlines() if line.startswith(("flags", "Features"))]
-    return not lines or re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", lines[0]) is not None

@@ -1,13 +1,18 @@
 """A person's picture and its mask: what is repainted, and pictures of every kind that they are read from."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import fcjax
 from fcjax.person import Person, feathered
 from fcjax.pictures import open_mask, open_rgb
+from infer.request import AssetFile
+from infer.tryon import person_of
+from infer.tryon_request import TryOnRequest
 
 
 def test_a_feather_lies_inside_the_mask():
@@ -58,3 +63,41 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
     Image.fromarray(pixels).save(tmp_path / "p.jpg", exif=exif, quality=95)
     turned = open_rgb(tmp_path / "p.jpg")
     assert turned.shape == (40, 20, 3) and turned[:15].min() > 200 > 50 > turned[25:].max()
+
+
+def test_a_mask_is_made_of_a_body_map(tmp_path: Path):
+    body = fcjax.Body(pose="standing").render(64, 48)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(tmp_path / "person.png")
+    Image.fromarray(body.iuv).save(tmp_path / "iuv.png")
+    asset = AssetFile("shirt.png", "a red shirt")
+    request = TryOnRequest("a woman in a red shirt", "person.png", (asset,), iuv="iuv.png", category="upper")
+    person = person_of(request, tmp_path)
+    torso = np.isin(body.iuv[..., 0], (1, 2))
+    assert person.mask[torso].mean() > 0.95 and not person.mask[np.isin(body.iuv[..., 0], (23, 24))].any()
+    # As infer.mask reads it: blue first, of half the size; and what is no such map is refused.
+    Image.fromarray(body.iuv[..., ::-1]).save(tmp_path / "iuv.png")
+    np.testing.assert_array_equal(person_of(request, tmp_path).mask, person.mask)
+    Image.fromarray(body.iuv[::2, ::2]).save(tmp_path / "iuv.png")
+    assert (person_of(request, tmp_path).mask == person.mask).mean() > 0.95
+    Image.fromarray(body.iuv[:-12]).save(tmp_path / "iuv.png")
+    with pytest.raises(ValueError, match="iuv.png is 52x48 .*, the picture 64x48"):
+        person_of(request, tmp_path)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(tmp_path / "iuv.png")
+    with pytest.raises(ValueError, match="iuv.png is no DensePose map"):
+        person_of(request, tmp_path)
+
+
+def test_what_a_made_mask_takes_off(tmp_path: Path):
+    body = fcjax.Body(pose="standing").render(64, 48)
+    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(tmp_path / "person.png")
+    Image.fromarray(body.iuv).save(tmp_path / "iuv.png")
+    asset = AssetFile("shirt.png", "a red shirt")
+
+    def area(**changed: Any) -> int:
+        return int(
+            person_of(
+                TryOnRequest("a woman in a red shirt", "person.png", (asset,), iuv="iuv.png", **changed), tmp_path
+            ).mask.sum()
+        )
+
+    assert area() < area(shoes=True) < area(shoes=True, hat=True) and area() < area(margin=0.1)

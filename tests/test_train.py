@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import load_config
-from fcjax import folder, hardware, trees
+from fcjax import folder, processor, trees
 from fcjax.data import Prepared, training_batches
 from fcjax.models.composer import encode_images, encoding_parameters
 from tests.training import losses, prepared
@@ -59,10 +59,10 @@ def autoencoder(data: Path, **changes) -> TrainConfig:
 def test_bfloat16_on_a_processor_without_it_is_advised_against(
     listed: str, has: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(processor, "_DESCRIBED", tmp_path / "cpuinfo")
+    assert processor.multiplies_bfloat16()
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{listed}\n")
-    assert hardware.multiplies_bfloat16(tmp_path / "cpuinfo") == has
-    assert hardware.multiplies_bfloat16(tmp_path / "none")
-    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: has)
+    assert processor.multiplies_bfloat16() == has
     told = run.advice(autoencoder(data, compute_dtype="bfloat16"))
     assert [text.rpartition("--compute-dtype ")[2].split()[0] for text in told] == ([] if has else ["float32"])
     assert not run.advice(autoencoder(data, compute_dtype="float32"))

@@ -287,44 +287,6 @@ def test_lists_that_cannot_be_read(files: Path, capsys: pytest.CaptureFixture[st
     assert not (files / "made").exists()
 
 
-def test_a_mask_is_made_of_a_body_map(files: Path):
-    body = fcjax.Body(pose="standing").render(64, 48)
-    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "person.png")
-    Image.fromarray(body.iuv).save(files / "iuv.png")
-    asset = tryon.AssetFile(str(files / "shirt.png"), "a red shirt")
-    request = tryon.TryOnRequest(PROMPT, "person.png", (asset,), iuv="iuv.png", category="upper")
-    person = tryon.person_of(request, files)
-    torso = np.isin(body.iuv[..., 0], (1, 2))
-    assert person.mask[torso].mean() > 0.95 and not person.mask[np.isin(body.iuv[..., 0], (23, 24))].any()
-    # As infer.mask reads it: blue first, of half the size; and what is no such map is refused.
-    Image.fromarray(body.iuv[..., ::-1]).save(files / "iuv.png")
-    np.testing.assert_array_equal(tryon.person_of(request, files).mask, person.mask)
-    Image.fromarray(body.iuv[::2, ::2]).save(files / "iuv.png")
-    assert (tryon.person_of(request, files).mask == person.mask).mean() > 0.95
-    Image.fromarray(body.iuv[:-12]).save(files / "iuv.png")
-    with pytest.raises(ValueError, match="iuv.png is 52x48 .*, the picture 64x48"):
-        tryon.person_of(request, files)
-    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "iuv.png")
-    with pytest.raises(ValueError, match="iuv.png is no DensePose map"):
-        tryon.person_of(request, files)
-
-
-def test_what_a_made_mask_takes_off(files: Path):
-    body = fcjax.Body(pose="standing").render(64, 48)
-    Image.fromarray(np.full((64, 48, 3), 90, np.uint8)).save(files / "person.png")
-    Image.fromarray(body.iuv).save(files / "iuv.png")
-    asset = tryon.AssetFile(str(files / "shirt.png"), "a red shirt")
-
-    def area(**changed: Any) -> int:
-        return int(
-            tryon.person_of(
-                tryon.TryOnRequest(PROMPT, "person.png", (asset,), iuv="iuv.png", **changed), files
-            ).mask.sum()
-        )
-
-    assert area() < area(shoes=True) < area(shoes=True, hat=True) and area() < area(margin=0.1)
-
-
 def test_a_whole_outfit_in_one_pass(files: Path, model: Path):
     """Top, skirt, shoes and hat on a mask that is made of the body map."""
     body = fcjax.Body(pose="standing").render(64, 48)

@@ -27,7 +27,7 @@ import tyro
 from jax.experimental import multihost_utils
 
 from configs import load_config
-from fcjax import hardware
+from fcjax import processor
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
 from train.alarm import Alarm
@@ -83,7 +83,7 @@ def train(config: TrainConfig, out: Path) -> bool:
 
 def advice(config: TrainConfig) -> list[str]:
     """What of a configuration will do, but badly on this machine."""
-    if config.compute_dtype != "bfloat16" or jax.default_backend() != "cpu" or hardware.multiplies_bfloat16():
+    if config.compute_dtype != "bfloat16" or jax.default_backend() != "cpu" or processor.multiplies_bfloat16():
         return []
     return ["this processor has no bfloat16 instructions; --compute-dtype float32 may be many times faster on it"]
 

@@ -185,11 +185,13 @@ def composing_loss(
         keys = dict(zip(("time", "noise", "drop", "pose"), jax.random.split(key, 4), strict=True))
         batch = with_latents(params, model, batch, dtype)
         samples = batch["latents"].shape[0]
-        # The empty prompt is the same in every row.
-        unread = batch["ids"][:0] if "text" in batch else batch["ids"]
-        text, no_text = composer.encode_prompts(params, model, unread, batch["empty_ids"][:1], dtype=dtype)
+        # The same in every row.
+        empty = batch["empty_ids"][:1]
         if "text" in batch:
+            no_text = composer.encode_prompt(params, model, empty, dtype=dtype)
             text = batch["text"].astype(no_text.dtype)
+        else:
+            text, no_text = composer.encode_prompts(params, model, batch["ids"], empty, dtype=dtype)
         read = network(composer.appearance_features)
         given = {name: batch[name] for name in ("canvas", "spans", "masks")}
         own = read(params, text=text, **given)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32
 from fcjax.models.layout import attend_on_shards
-from fcjax.tracing import traced_once
+from fcjax.traces import traced_once
 
 KERNELS = ("auto", "portable", "cudnn", "splash")
 attention_kernel = jax.make_user_context("auto")

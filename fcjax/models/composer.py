@@ -76,7 +76,7 @@ def encode_prompts(
 ) -> tuple[Float[Array, "b k e"], Float[Array, "1 k e"]]:
     """The embeddings of prompts, and of the empty one."""
     encode = functools.partial(encode_prompt, params, config, dtype=dtype)
-    if layout.is_set() and len(ids):
+    if layout.is_set():
         # A batch of one more could not be split as the prompts are: every device would encode all of them.
         return encode(ids), encode(empty_ids)
     text = encode(jnp.concatenate([ids, empty_ids]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fcjax.models import layout
-from fcjax.tracing import traced_once
+from fcjax.traces import traced_once
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
