@@ -23,7 +23,7 @@ def parameter(module: Any, name: str, *shape: int) -> Array | np.ndarray:
     """A module's parameter in its `param_dtype`, as it is given; 0 where Flax asks for one, as only its shape counts.
 
     How training starts is one table in models/parameters.py. To hold a shape against its initialiser's, as Flax's
-    `param` does, takes as long as tracing all else. Flax's ScopeParamShapeError for another shape.
+    `param` does, means to trace that each time. Flax's ScopeParamShapeError for another shape.
     """
     if not module.has_variable("params", name):
         return module.param(name, nn.initializers.zeros, shape, module.param_dtype)
@@ -122,9 +122,8 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        return jnp.take(parameter(self, "embedding", self.num_embeddings, self.features), ids, axis=0).astype(
-            self.dtype
-        )
+        table = parameter(self, "embedding", self.num_embeddings, self.features)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
 
 
 def timestep_features(
