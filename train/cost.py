@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Of an element of XLA's primitive types that do not say their bits.
@@ -18,14 +19,16 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of the products and convolutions that `function` traces to; the bodies of loops as often as they run.
 
-    Of the branches that the platform or a value chooses, the dearest. ValueError for a loop of unknown length.
+    A gradient that nobody asked for is none of a program's work. Of the branches that the platform or a value chooses,
+    the dearest. ValueError for a loop of unknown length.
     """
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:
     total = 0.0
-    for equation in _needed(jaxpr):
+    for equation in jaxpr.eqns:
         name, given = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = given["dimension_numbers"]
@@ -47,17 +50,6 @@ def _flops(jaxpr: core.Jaxpr) -> float:
         else:
             total += sum(_flops(inner) for value in given.values() for inner in _inner(value))
     return total
-
-
-def _needed(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    """The equations whose results are read: a gradient that nobody asked for is none of a program's work."""
-    read = {variable for variable in jaxpr.outvars if isinstance(variable, core.Var)}
-    needed = []
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or any(variable in read for variable in equation.outvars):
-            needed.append(equation)
-            read.update(variable for variable in equation.invars if isinstance(variable, core.Var))
-    return needed
 
 
 def _size(variable: Any) -> int:
