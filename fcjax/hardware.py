@@ -77,6 +77,9 @@ class Hardware:
     ring: the length from which a TPU slice's axis has its ends joined.
     tile: how many numbers of a head its matrix units take at once; shorter heads are filled up to it.
     clock: cycles/s, by which XLA counts a TPU's kernels.
+    cores: of a TPU, which share its FLOP/s, bandwidth and batch.
+    attention_cycles: of one core's attention kernel for the blocks of `train.kernels`, the larger and the smaller of
+      the forward and of the backward pass, as libtpu 0.0.50 schedules them: `benchmarks.kernels`.
     attention: the kernel of `fcjax.models.attend` that it runs.
     """
 
@@ -92,18 +95,62 @@ class Hardware:
     ring: int = 4
     tile: int = 128
     clock: float = 1e9
+    cores: int = 1
+    attention_cycles: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
 
 
 _GIB = 2.0**30
 _TORUS: dict[str, Any] = {"attention": "splash", "host": (2, 2, 1), "ring": 4}
 _FLAT: dict[str, Any] = {"attention": "splash", "host": (2, 4, 1), "ring": 16}
 HARDWARE: dict[str, Hardware] = {
-    "v4": Hardware("tpu", 30.75 * _GIB, 275e12, 1228e9, 50e9, clock=1.05e9, **_TORUS),
-    "v5e": Hardware("tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, clock=1.5e9, **_FLAT),
-    "v5p": Hardware("tpu", 95.73 * _GIB, 459e12, 2765e9, 100e9, clock=1.75e9, **_TORUS),
-    "v6e": Hardware("tpu", 31.24 * _GIB, 918e12, 1640e9, 112e9, tile=256, clock=1.75e9, **_FLAT),
+    "v4": Hardware(
+        "tpu",
+        30.75 * _GIB,
+        275e12,
+        1228e9,
+        50e9,
+        clock=1.05e9,
+        cores=2,
+        attention_cycles=((14571, 8413), (22733, 13786)),
+        **_TORUS,
+    ),
+    "v5e": Hardware(
+        "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, clock=1.5e9, attention_cycles=((10344, 5650), (19729, 11629)), **_FLAT
+    ),
+    "v5p": Hardware(
+        "tpu",
+        95.73 * _GIB,
+        459e12,
+        2765e9,
+        100e9,
+        clock=1.75e9,
+        cores=2,
+        attention_cycles=((10382, 5727), (20001, 11518)),
+        **_TORUS,
+    ),
+    "v6e": Hardware(
+        "tpu",
+        31.24 * _GIB,
+        918e12,
+        1640e9,
+        112e9,
+        tile=256,
+        clock=1.75e9,
+        attention_cycles=((6664, 3693), (11628, 6459)),
+        **_FLAT,
+    ),
     # A chip is two devices.
-    "tpu7x": Hardware("tpu", 94.74 * _GIB, 1153e12, 3690e9, 50e9, tile=256, clock=2.2e9, **_TORUS),
+    "tpu7x": Hardware(
+        "tpu",
+        94.74 * _GIB,
+        1153e12,
+        3690e9,
+        50e9,
+        tile=256,
+        clock=2.2e9,
+        attention_cycles=((6745, 3648), (11237, 6471)),
+        **_TORUS,
+    ),
     "h100": Hardware("cuda", 0.95 * 79.1 * _GIB, 989e12, 3352e9, 450e9, 50e9, "cudnn", _H100),
     "a100": Hardware("cuda", 0.95 * 79.1 * _GIB, 312e12, 2039e9, 300e9, 25e9, "cudnn", _A100),
     # Without NVLink: PCIe 4.

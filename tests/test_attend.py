@@ -59,12 +59,13 @@ def test_chunks_bound_the_memory() -> None:
 @pytest.mark.parametrize("mask_kind", ["none", "keys"])
 def test_the_tpu_kernel_equals_its_equation(mask_kind: str) -> None:
     """Interpreted on this host, with the scaling that `attend` does before."""
-    mask = make_mask(mask_kind, 256, 384)
+    mask = make_mask(mask_kind, 256, 1536)
 
     def splash(query, key, value, mask):
         return kernels._splash(query * query.shape[-1] ** -0.5, key, value, mask, interpret=True)
 
-    assert max(errors(splash, 256, 384, 40, mask)) <= 1e-4
+    # Keys in one block of the forward pass, in several parts of it in either.
+    assert max(errors(splash, 256, 1536, 40, mask)) <= 1e-4
 
 
 def test_a_hidden_key_is_a_further_number() -> None:
@@ -128,9 +129,14 @@ def test_which_heads_suit_a_kernel_without_a_mask(name: str, size: int, expected
         assert kernels.kernel_of(tokens, tokens, None) == expected
 
 
-def test_blocks_of_wide_heads_are_small_enough_for_their_backward_pass() -> None:
-    assert [kernels._largest_block(3072, size) for size in (40, 256, 512)] == [1024, 1024, 512]
-    assert kernels._largest_block(2304, 512) == 384 and kernels._largest_block(1536, 40) == 768
+def test_blocks_divide_the_tokens_and_wide_heads_have_small_ones() -> None:
+    assert kernels.splash_blocks(3072, 6144, 41) == ((768, 3072, 1024), (1024, 2048, 512))
+    assert kernels.splash_blocks(768, 1536, 81) == ((768, 1536, 768), (768, 1536, 512))
+    assert kernels.splash_blocks(4096, 8192, 40) == ((512, 2048, 1024), (1024, 2048, 512))
+    assert kernels.splash_blocks(128, 640, 40) == ((128, 640, 640), (128, 640, 128))
+    assert kernels.splash_blocks(3072, 3072, 168) == ((1024, 1024, 1024),) * 2
+    # The VAE's heads.
+    assert kernels.splash_blocks(2304, 2304, 512) == ((384, 384, 384),) * 2
 
 
 def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:

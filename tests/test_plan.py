@@ -132,12 +132,12 @@ def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch:
     assert 0 < found.flops / 2 < forecast.model_flops(config) / 2
 
     def planned(config: TrainConfig, *others: Any, alone: bool) -> forecast.Plan:
-        assert alone and (config.model.height, config.model.width) == (128, 96)
+        assert alone and quick and (config.model.height, config.model.width) == (128, 96)
         return dataclasses.replace(found, strategy=others[1], remat=others[3])
 
     monkeypatch.setattr(planner, "plan_training", planned)
     settings = planner.Settings(
-        "tiny", "unet", size=(128, 96), hardware=("cpu:1",), strategy=("fsdp",), remat=("dots",)
+        "tiny", "unet", size=(128, 96), hardware=("cpu:1",), strategy=("fsdp",), remat=("dots",), quick=True
     )
     sized = planner._config(settings)
     assert [(one.strategy, one.remat) for one in planner.plans(settings, sized)] == [("fsdp", "dots")]
@@ -280,19 +280,33 @@ def test_the_network_between_devices():
     assert network_rate(HARDWARE["h100"], gpus[::8], gpus) == HARDWARE["h100"].slow_network
 
 
-def test_kernels_that_run_anew_take_longer():
-    """7 products of a step, 9 where the forward pass is computed twice; heads of 40 fill tiles of 128, or of 256."""
-    layers = [kernels.SelfAttention(3072, 6144, 8, 40)]
-    step = kernels.kernel_cost(layers, HARDWARE["v5p"], kernels.FORWARD + kernels.BACKWARD)
+def test_kernels_take_their_schedules_cycles():
+    """Two passes of a step, three where the forward one runs twice; heads of 40 fill tiles of 128, or of 256."""
+    layers, v5p, v6e = [kernels.SelfAttention(3072, 6144, 8, 40)], HARDWARE["v5p"], HARDWARE["v6e"]
+    step = kernels.kernel_cost(layers, v5p, kernels.FORWARD + kernels.BACKWARD)
     assert step.flops == pytest.approx(7 * layers[0].product * 128 / 40)
-    assert step.seconds == pytest.approx(step.flops / HARDWARE["v5p"].flops / kernels.KERNEL_SHARE)
-    anew = kernels.kernel_cost(layers, HARDWARE["v5p"], kernels.FORWARD * 2 + kernels.BACKWARD)
+    # 8 heads, 4 x 2 blocks of 768 x 3072 forward, 3 x 3 of 1024 x 2048 backward, two cores.
+    (forward, _), (backward, _) = v5p.attention_cycles
+    assert step.seconds == pytest.approx(8 * (8 * forward + 9 * backward) / 2 / v5p.clock)
+    # The products alone would take so long at the peak rate, and no schedule is that much better.
+    assert 0.8 < step.flops / v5p.flops / step.seconds < 1.1
+    anew = kernels.kernel_cost(layers, v5p, kernels.FORWARD * 2 + kernels.BACKWARD)
     assert anew.flops == pytest.approx(9 / 7 * step.flops)
-    assert kernels.kernel_cost(layers, HARDWARE["v6e"], kernels.FORWARD + kernels.BACKWARD).flops == 2 * step.flops
+    assert anew.seconds - step.seconds == pytest.approx(8 * 8 * forward / 2 / v5p.clock)
+    assert kernels.kernel_cost(layers, v6e, kernels.FORWARD + kernels.BACKWARD).flops == 2 * step.flops
     assert kernels.kernel_cost(layers, HARDWARE["h100"], kernels.FORWARD).flops == 0
     # Where little is computed for what is read, the bytes take longer.
-    slow = dataclasses.replace(HARDWARE["v5p"], bandwidth=1e9)
+    slow = dataclasses.replace(v5p, bandwidth=1e9)
     assert kernels.kernel_cost(layers, slow, kernels.FORWARD).seconds > 10 * step.seconds
+
+
+def test_blocks_that_were_not_measured_lie_on_the_line():
+    [layer], v5p = [kernels.SelfAttention(512, 1024, 1, 40)], HARDWARE["v5p"]
+    (large, small), _ = v5p.attention_cycles
+    each = small + (large - small) * (512 * 1024 - 768 * 1536) / (768 * 1536)
+    assert kernels.kernel_cost([layer], v5p, kernels.FORWARD).seconds == pytest.approx(each / 2 / v5p.clock)
+    wide = dataclasses.replace(layer, size=128)
+    assert kernels.kernel_cost([wide], v5p, kernels.FORWARD).seconds == pytest.approx(2 * each / 2 / v5p.clock)
 
 
 def compiled(**fields: Any) -> Compiled:
@@ -334,6 +348,10 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkey
     assert found.fits and found.devices == 4 and found.memory_by_kind["padding"] > 0
     assert found.seconds and found.cycle_seconds and found.xla_seconds is not None and found.compiled_bytes
     assert {one["kind"] for one in found.collectives} >= {"all-gather", "all-reduce"}
+    quick = forecast.plan_training(config, "v5e:2x2", "fsdp", 2, "none", quick=True)
+    assert quick.xla_seconds == found.xla_seconds and quick.cycle_seconds is None
+    assert quick.memory_by_kind["trained"] == found.memory_by_kind["trained"]
+    assert quick.compile_seconds < found.compile_seconds
     _, chips = devices_of("v5e:2x2:2")
     mesh = make_mesh(strategy("hybrid"), chips)
     assert {chip.slice_index for chip in mesh.devices[0].flat} == {0} and dict(mesh.shape)["fsdp"] == 4

@@ -15,11 +15,18 @@ from train.cost import Collective, collectives_of, cycles_of, needed_memory, tra
 # What plain products and copies reach of an H100's 989 TFLOP/s and 3.35 TB/s: 798 and 3.0 were measured.
 PRODUCT_SHARE = 0.8
 BANDWIDTH_SHARE = 0.9
+# XLA's first level: the same kernels, neither fetched ahead nor laid out with care, in a fraction of the time.
+_FIRST_LEVEL = {"optimization_level": 19}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a program's compilation says, of one device. refused: for want of memory."""
+    """What a program's compilation says, of one device.
+
+    xla_seconds, bytes: on a TPU of the program without what it fetches ahead, which XLA counts as often as four times.
+    quick: `cycles` are those of a program that nobody would run.
+    refused: for want of memory.
+    """
 
     arguments: float
     temporaries: float
@@ -32,6 +39,7 @@ class Compiled:
     traffic: float
     collectives: list[Collective]
     compile_seconds: float
+    quick: bool = False
     refused: bool = False
 
     def beside(self, held: float) -> dict[str, float]:
@@ -58,28 +66,34 @@ class Compiled:
         """XLA's estimate, each kernel's FLOPs or bytes at the peak rates, mended where it is known to be wrong."""
         once, whole = (cycles / hardware.clock for cycles in self.cycles)
         assert self.xla_seconds is not None
-        # It takes a second off for some kernels whose time it does not know, fused sums and slices among them. By its
-        # own count of cycles large kernels take at most 2.6 times their ideal (copies do), small ones more. And it
-        # takes a loop's body once.
+        # It takes a second off for a kernel whose time it does not know. By its own count of cycles large kernels take
+        # at most 2.6 times their ideal (copies do), small ones more. And it takes a loop's body once.
         unknown = max(math.ceil(max(once / 3 - 0.1, 0.0) - self.xla_seconds), 0)
         return self.xla_seconds + unknown + (whole - once)
 
 
-def compile_ahead(function: Any, arguments: tuple[Any, ...], mesh: Mesh, hardware: Hardware) -> Compiled:
-    """Of a jitted function and abstract arguments with shardings. What does not fit is `refused`, its needs told."""
+def compile_ahead(
+    function: Any, arguments: tuple[Any, ...], mesh: Mesh, hardware: Hardware, quick: bool = False
+) -> Compiled:
+    """Of a jitted function and abstract arguments with shardings. What does not fit is `refused`, its needs told.
+
+    quick: for a TPU at XLA's first level alone.
+    """
     began = time.perf_counter()
+    quick = quick and hardware.platform == "tpu"
     with jax.set_mesh(mesh), attention_kernel(hardware.attention):
         lowered = function.lower(*arguments)
         try:
-            compiled = lowered.compile()
+            first = lowered.compile(compiler_options=_FIRST_LEVEL) if hardware.platform == "tpu" else None
+            compiled = first if first and quick else lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             needed, held = needed_memory(str(error)), held_bytes(arguments)
             if needed is None:
                 raise
             passed = time.perf_counter() - began
-            return Compiled(held, needed - held, 0.0, 0.0, None, None, None, (0.0, 0.0), 0.0, [], passed, True)
+            return Compiled(held, needed - held, 0.0, 0.0, None, None, None, (0.0, 0.0), 0.0, [], passed, refused=True)
     passed = time.perf_counter() - began
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text() or ""
+    memory, text, cost = compiled.memory_analysis(), compiled.as_text() or "", (first or compiled).cost_analysis() or {}
     return Compiled(
         arguments=float(memory.argument_size_in_bytes),
         temporaries=float(memory.temp_size_in_bytes),
@@ -93,6 +107,7 @@ def compile_ahead(function: Any, arguments: tuple[Any, ...], mesh: Mesh, hardwar
         traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
         collectives=collectives_of(text, mesh.size),
         compile_seconds=passed,
+        quick=quick,
     )
 
 

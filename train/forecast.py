@@ -5,11 +5,12 @@
   once; activations are the others at the peak. What the compiler refuses for want of memory does not fit, without time.
 - FLOPs are the model's own, counted in the jaxpr: nothing that a backward pass computes anew, attention kernels' with
   them. MFU goes by them and by all of the time below.
-- Seconds on TPUs are XLA's own estimate (each kernel's FLOPs or bytes at the peak rates, so an ideal), plus what it
-  leaves out: attention kernels (their products, heads padded to the matrix units' tiles, at `kernels.KERNEL_SHARE` of
-  the peak rate, or their bytes if those take longer) and collectives (bytes over the links that lie along their groups,
-  or the slow network where they cross slices), nothing of it overlapped. `cycle_seconds` has in the ideal's place the
-  cycles that the compiler expects of each kernel as it has laid it out.
+- Seconds on TPUs are XLA's own estimate (each kernel's FLOPs or bytes at the peak rates, so an ideal) of the program
+  without copies ahead, which run beside its kernels and stand for bytes that those would read, plus what it leaves out:
+  attention kernels (the cycles of their schedules, `Hardware.attention_cycles`, or their bytes if those take longer)
+  and collectives (bytes over the links that lie along their groups, or the slow network where they cross slices),
+  nothing of it overlapped. `cycle_seconds` has in the ideal's place the cycles that the compiler expects of each kernel
+  as it has laid it out.
 - Elsewhere a roofline stands for XLA's estimate: products and convolutions at PRODUCT_SHARE of the peak rate, after
   them the bytes that all other kernels read and write at BANDWIDTH_SHARE of the memory's. It leaves out launches and
   small kernels' tails, so that it is nearer a bound than a forecast.
@@ -157,13 +158,20 @@ def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat:
 
 
 def plan_training(
-    config: TrainConfig, name: str, strategy_name: str, batch: int, remat: Any, alone: bool = False
+    config: TrainConfig,
+    name: str,
+    strategy_name: str,
+    batch: int,
+    remat: Any,
+    alone: bool = False,
+    quick: bool = False,
 ) -> Plan:
     """Compiles the step for `batch` samples a device. ValueError where strategy, hardware and model do not suit.
 
     strategy_name: may have sizes of its axes behind it, as `configs.sharding.named` takes it.
 
     alone: the denoiser trained as plain Stable Diffusion, all its weights, from latents and text that are prepared.
+    quick: see `train.compiled.compile_ahead`.
     """
     hardware, devices = devices_of(name)
     chosen = named(strategy_name)
@@ -179,7 +187,7 @@ def plan_training(
     state = jax.tree.map(laid, state, shardings[0])
     samples = {key: laid(leaf, shardings[1]) for key, leaf in training.batch.items()}
     step = make_step(config, training.loss, shardings)
-    compiled = compile_ahead(step, (state, samples), mesh, hardware)
+    compiled = compile_ahead(step, (state, samples), mesh, hardware, quick)
     held = {
         "trained": held_bytes(state.trained),
         "frozen": held_bytes(state.frozen),
@@ -216,7 +224,14 @@ def model_flops(config: TrainConfig, alone: bool = False) -> float:
 
 
 def plan_sampling(
-    config: ComposerConfig, name: str, strategy_name: str, images: int, *, steps: int, dtype: Dtype = jnp.bfloat16
+    config: ComposerConfig,
+    name: str,
+    strategy_name: str,
+    images: int,
+    *,
+    steps: int,
+    dtype: Dtype = jnp.bfloat16,
+    quick: bool = False,
 ) -> Plan:
     """Compiles what makes `images` pictures a device, with guidance, in so many steps.
 
@@ -234,7 +249,7 @@ def plan_sampling(
     compiled, passing = {}, 0.0
     for key in times:
         function, arguments = programs[key]
-        compiled[key] = compile_ahead(jax.jit(function), arguments, mesh, hardware)
+        compiled[key] = compile_ahead(jax.jit(function), arguments, mesh, hardware, quick)
         passing = max(passing, compiled[key].temporaries + compiled[key].results)
     weights, conditions = held_bytes(params), compiled["conditions"].results
     kinds = {"weights": weights, "conditions": conditions, "temporaries": passing}
@@ -334,7 +349,8 @@ def _plan(
         found = program.seconds(hardware, own, kernels.seconds, sum(seconds for _, seconds in timed))
         spent = {kind: spent[kind] + times * found[kind] for kind in spent}
     whole = None if refused else sum(spent.values())
-    cycles = sum(times * program.cycles[1] for program, times, *_ in parts) / hardware.clock
+    known = sum(times * program.cycles[1] for program, times, *_ in parts) / hardware.clock
+    cycles = 0.0 if any(program.quick for program in programs) else known
     return Plan(
         **dataclasses.asdict(subject),
         devices=len(devices),

@@ -13,10 +13,12 @@ from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
 from fcjax.network_config import UNetConfig
 
-# Choice: half of what a kernel's products would take at the peak rate is lost to its softmax, which vectors compute.
-KERNEL_SHARE = 0.5
-# Products of the kernel's passes. Backward: the scores, their gradient, and those of queries, keys and values.
-FORWARD, BACKWARD = (2,), (5,)
+FORWARD, BACKWARD = (0,), (1,)
+"""Passes, to be joined: ones that a step runs for each layer."""
+# Products of each. Backward: the scores, their gradient, and those of queries, keys and values.
+_PRODUCTS = 2, 5
+# Scores of the blocks whose cycles `Hardware.attention_cycles` has, of each pass the larger and the smaller.
+_MEASURED = (768 * 3072, 768 * 1536), (1024 * 2048, 768 * 1536)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class KernelCost:
 
 
 def kernel_cost(layers: list[SelfAttention], hardware: Hardware, passes: Sequence[int]) -> KernelCost:
-    """Of one sample, on a TPU. passes: the products of each kernel that runs for a layer."""
+    """Of one sample, on a TPU. passes: those that run for a layer, of FORWARD and BACKWARD."""
     if hardware.platform != "tpu":
         return KernelCost()
     flops, seconds = 0.0, 0.0
@@ -86,12 +88,21 @@ def kernel_cost(layers: list[SelfAttention], hardware: Hardware, passes: Sequenc
             )
             if attend.kernel_of(query, key, jax.ShapeDtypeStruct(key.shape[:2], bool)) != hardware.attention:
                 continue
-            padded = -(-(layer.size + 1) // hardware.tile) * hardware.tile
-            for products in passes:
-                counted = products * padded / layer.size * layer.product
-                # Queries, outputs or their gradients once; keys and values once for every block of 1,024 queries.
-                tokens = products * layer.queries + 2 * layer.keys * -(-layer.queries // 1024)
-                moved = 2.0 * layer.heads * padded * tokens
-                flops += counted
-                seconds += max(counted / (KERNEL_SHARE * hardware.flops), moved / hardware.bandwidth)
+            tiles = -(-(layer.size + 1) // hardware.tile)
+            blocks = attend.splash_blocks(layer.queries, layer.keys, layer.size + 1)
+            for one in passes:
+                block_queries, block_keys, _ = blocks[one]
+                count = layer.heads * (layer.queries // block_queries) * (layer.keys // block_keys)
+                cycles = count * tiles * _cycles(hardware, one, block_queries * block_keys)
+                # Queries, outputs or their gradients once; keys and values once for every block of queries.
+                tokens = _PRODUCTS[one] * layer.queries + 2 * layer.keys * (layer.queries // block_queries)
+                moved = 2.0 * layer.heads * tiles * hardware.tile * tokens
+                flops += _PRODUCTS[one] * tiles * hardware.tile / layer.size * layer.product
+                seconds += max(cycles / hardware.clock / hardware.cores, moved / hardware.bandwidth)
     return KernelCost(flops, seconds)
+
+
+def _cycles(hardware: Hardware, which: int, scores: int) -> float:
+    """Of a core for one block, on the line through those that were measured."""
+    (large, small), (most, least) = hardware.attention_cycles[which], _MEASURED[which]
+    return small + (large - small) * (scores - least) / (most - least)

@@ -102,14 +102,16 @@ def _splash(query: Array, key: Array, value: Array, mask: Array | None, interpre
 
     query, key, value, size = _hide(query, key, value, mask)
     heads, queries, keys = query.shape[2], query.shape[1], key.shape[1]
-    block_q, block_k = (_largest_block(length, query.shape[3]) for length in (queries, keys))
+    forward, backward = splash_blocks(queries, keys, query.shape[3])
     # Heads of 40 numbers as the last dimension would be padded to 128 in memory: tokens are it then.
     layout = splash.QKVLayout.SEQ_MINOR if query.shape[3] % 128 else splash.QKVLayout.HEAD_DIM_MINOR
     blocks = splash.BlockSizes(
-        block_q=block_q,
-        block_kv=block_k,
-        block_q_dkv=block_q,
-        block_kv_dkv=block_k,
+        block_q=forward[0],
+        block_kv=forward[1],
+        block_kv_compute=forward[2],
+        block_q_dkv=backward[0],
+        block_kv_dkv=backward[1],
+        block_kv_dkv_compute=backward[2],
         # One backward pass of 5 products in the place of two of 3 and 4, which compute the scores twice.
         use_fused_bwd_kernel=True,
         q_layout=layout,
@@ -123,11 +125,29 @@ def _splash(query: Array, key: Array, value: Array, mask: Array | None, interpre
     return y.transpose(0, 2, 1, 3)[..., :size].astype(query.dtype)
 
 
-def _largest_block(length: int, size: int) -> int:
-    """The largest block of at most 1024 tokens that divides `length`, a multiple of 128."""
-    # With heads wider than 256 the backward pass of larger ones does not fit the memory of a v5e's or v5p's core.
-    most = 1024 if size <= 256 else 512
-    return next(block for block in (1024, 768, 512, 384, 256, 128) if block <= most and length % block == 0)
+def splash_blocks(queries: int, keys: int, size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of the forward and the backward pass: queries and keys that a step of the kernel takes, and keys at a time.
+
+    queries, keys: multiples of 128. size: of a head.
+    """
+
+    def blocks(most_queries: int, most_keys: int, at_once: int) -> tuple[int, int, int]:
+        block = _largest_block(keys, most_keys)
+        return _largest_block(queries, most_queries), block, _largest_block(block, at_once)
+
+    if size > 256:
+        # The backward pass of larger ones does not fit the memory of a v5e's or v5p's core.
+        return blocks(512, 512, 512), blocks(512, 512, 512)
+    if size > 128:
+        return blocks(1024, 1024, 1024), blocks(1024, 1024, 1024)
+    # The fewest cycles by `benchmarks.kernels` that fit. The backward pass writes the queries' gradients once for each
+    # block of keys, to be summed.
+    return blocks(768, 3072, 1024), blocks(1024, 2048, 512)
+
+
+def _largest_block(length: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `length`, itself such a multiple."""
+    return next(block for block in range(most, 0, -_SPLASH_BLOCK) if length % block == 0)
 
 
 def _hide(query: Array, key: Array, value: Array, mask: Bool[Array, "b k"] | None) -> tuple[Array, Array, Array, int]:
