@@ -131,7 +131,7 @@ def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch:
     assert found.flops == 2 * forecast.model_flops(config, alone=True)
     assert 0 < found.flops / 2 < forecast.model_flops(config) / 2
 
-    def planned(config: TrainConfig, *others: Any, alone: bool) -> forecast.Plan:
+    def planned(config: TrainConfig, *others: Any, alone: bool, quick: bool) -> forecast.Plan:
         assert alone and quick and (config.model.height, config.model.width) == (128, 96)
         return dataclasses.replace(found, strategy=others[1], remat=others[3])
 
@@ -202,7 +202,7 @@ def test_a_plan_of_sampling_on_simulated_devices(config: TrainConfig, sampling: 
 def test_a_comparison_says_what_does_not_suit_and_goes_on(
     sampling: forecast.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def planned(model: Any, hardware: str, name: str, batch: int, steps: int) -> forecast.Plan:
+    def planned(model: Any, hardware: str, name: str, batch: int, steps: int, quick: bool) -> forecast.Plan:
         strategy(name)
         return dataclasses.replace(sampling, hardware=hardware, strategy=name, batch=batch)
 
