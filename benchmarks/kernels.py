@@ -1,10 +1,10 @@
 """Cycles of attention's kernels on a TPU, by the schedules of its compiler.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.kernels --hardware v5p:1x1x1 --shapes 3072,6144,8,40 768,1536,8,80
+    JAX_PLATFORMS=cpu python -m benchmarks.kernels --hardware v5p:1x1x1
 
 XLA estimates no time for them. Compiled ahead of time (`pip install "jax[tpu]"`, half a minute a shape), the compiler
 writes down the instructions of each kernel's one loop, a bundle a cycle of a core: what it waits for memory comes on
-top. Of the two shapes that Stable Diffusion 1.5 has at 512x384 come `fcjax.hardware.Hardware.attention_cycles`.
+top. `fcjax.hardware.Hardware.attention_cycles` come of three shapes of Stable Diffusion 1.5 at 512x384.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ import tyro
 from jax.sharding import SingleDeviceSharding
 
 from fcjax.hardware import Hardware, devices_of
-from fcjax.models.attend import attend, attention_kernel, splash_blocks
+from fcjax.models.attend import attend, attention_kernel
+from fcjax.models.tpu_attention import LANES, blocks
 
-PASSES = {"forward": "fwd", "backward": "dkv"}
+PASSES = ("forward", "backward")
 SLOTS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")
 
 
@@ -32,7 +33,7 @@ class Settings:
     """What to compile."""
 
     hardware: str = "v5p:1x1x1"
-    shapes: tuple[str, ...] = ("3072,6144,8,40", "768,1536,8,80")
+    shapes: tuple[str, ...] = ("3072,6144,8,40", "768,1536,8,80", "3072,77,8,40")
     """Queries, keys, heads and numbers of a head."""
     batch: int = 2
     """A chip with two cores gives each a half."""
@@ -57,7 +58,7 @@ def compile_attention(hardware: Hardware, device: Any, settings: Settings, shape
 
 def schedule(folder: Path, name: str) -> tuple[int, dict[str, float]]:
     """Bundles of a kernel's loop, and how full each kind of slot is. ValueError for one that is not there as it was."""
-    found = {kind: sorted(folder.glob(f"*splash_mha_{name}*{kind}.txt")) for kind in ("-final_bundles", "-utilization")}
+    found = {kind: sorted(folder.glob(f"*attention_{name}*{kind}.txt")) for kind in ("-final_bundles", "-utilization")}
     bundles = [path for path in found["-final_bundles"] if "schedule" not in path.name]
     usage = [path for path in found["-utilization"] if "final_hlo" in path.name]
     if len(bundles) != 1 or len(usage) != 1:
@@ -85,11 +86,9 @@ def main(settings: Settings) -> None:
             for path in Path(folder).iterdir():
                 path.unlink()
             compile_attention(hardware, devices[0], settings, (queries, keys, heads, size))
-            # The mask takes a further number.
-            for (name, kernel), block in zip(
-                PASSES.items(), splash_blocks(queries, keys, -(-(size + 1) // 8) * 8), strict=True
-            ):
-                cycles, shares = schedule(Path(folder), kernel)
+            filled = -(-keys // LANES) * LANES
+            for name, block in zip(PASSES, blocks(queries, filled, size), strict=True):
+                cycles, shares = schedule(Path(folder), name)
                 scores = block[0] * block[1]
                 cells = [name, queries, keys, size, "x".join(map(str, block)), cycles, f"{cycles * 2**20 / scores:.0f}"]
                 cells += [f"{share:.0%}" for share in shares.values()]

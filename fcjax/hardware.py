@@ -75,11 +75,11 @@ class Hardware:
     link: into a device by one link: to one neighbour in a TPU's torus, by NVLink to all GPUs of a node.
     slow_network: into a device between slices or nodes.
     ring: the length from which a TPU slice's axis has its ends joined.
-    tile: how many numbers of a head its matrix units take at once; shorter heads are filled up to it.
+    tile: how many numbers of a head its matrix units take at once.
     clock: cycles/s, by which XLA counts a TPU's kernels.
     cores: of a TPU, which share its FLOP/s, bandwidth and batch.
-    attention_cycles: of one core's attention kernel for the blocks of `train.kernels`, the larger and the smaller of
-      the forward and of the backward pass, as libtpu 0.0.50 schedules them: `benchmarks.kernels`.
+    attention_cycles: of one core's attention kernel, forward and backward, for the blocks of `train.kernels` from the
+      smallest, as libtpu 0.0.50 schedules them: `benchmarks.kernels`.
     attention: the kernel of `fcjax.models.attend` that it runs.
     """
 
@@ -96,12 +96,12 @@ class Hardware:
     tile: int = 128
     clock: float = 1e9
     cores: int = 1
-    attention_cycles: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    attention_cycles: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 _GIB = 2.0**30
-_TORUS: dict[str, Any] = {"attention": "splash", "host": (2, 2, 1), "ring": 4}
-_FLAT: dict[str, Any] = {"attention": "splash", "host": (2, 4, 1), "ring": 16}
+_TORUS: dict[str, Any] = {"attention": "pallas", "host": (2, 2, 1), "ring": 4}
+_FLAT: dict[str, Any] = {"attention": "pallas", "host": (2, 4, 1), "ring": 16}
 HARDWARE: dict[str, Hardware] = {
     "v4": Hardware(
         "tpu",
@@ -111,11 +111,18 @@ HARDWARE: dict[str, Hardware] = {
         50e9,
         clock=1.05e9,
         cores=2,
-        attention_cycles=((14571, 8413), (22733, 13786)),
+        attention_cycles=((903, 6920, 13233), (1474, 10325, 18823)),
         **_TORUS,
     ),
     "v5e": Hardware(
-        "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, clock=1.5e9, attention_cycles=((10344, 5650), (19729, 11629)), **_FLAT
+        "tpu",
+        15.75 * _GIB,
+        197e12,
+        819e9,
+        50e9,
+        clock=1.5e9,
+        attention_cycles=((549, 4525, 8103), (1049, 7906, 12191)),
+        **_FLAT,
     ),
     "v5p": Hardware(
         "tpu",
@@ -125,7 +132,7 @@ HARDWARE: dict[str, Hardware] = {
         100e9,
         clock=1.75e9,
         cores=2,
-        attention_cycles=((10382, 5727), (20001, 11518)),
+        attention_cycles=((582, 4590, 8114), (1077, 8140, 12412)),
         **_TORUS,
     ),
     "v6e": Hardware(
@@ -136,7 +143,7 @@ HARDWARE: dict[str, Hardware] = {
         112e9,
         tile=256,
         clock=1.75e9,
-        attention_cycles=((6664, 3693), (11628, 6459)),
+        attention_cycles=((481, 3178, 6076), (767, 4647, 7848)),
         **_FLAT,
     ),
     # A chip is two devices.
@@ -148,7 +155,7 @@ HARDWARE: dict[str, Hardware] = {
         50e9,
         tile=256,
         clock=2.2e9,
-        attention_cycles=((6745, 3648), (11237, 6471)),
+        attention_cycles=((442, 3108, 5749), (723, 4780, 7891)),
         **_TORUS,
     ),
     "h100": Hardware("cuda", 0.95 * 79.1 * _GIB, 989e12, 3352e9, 450e9, 50e9, "cudnn", _H100),

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from fcjax.models import attend as kernels
+from fcjax.models import tpu_attention
 from fcjax.models.attend import attend, attention_kernel
+from fcjax.models.tpu_attention import blocks
 from tests import oracles
 
 
@@ -56,16 +58,35 @@ def test_chunks_bound_the_memory() -> None:
     assert analysis is not None and analysis.temp_size_in_bytes < 128 * 2**20
 
 
-@pytest.mark.parametrize("mask_kind", ["none", "keys"])
-def test_the_tpu_kernel_equals_its_equation(mask_kind: str) -> None:
+@pytest.mark.parametrize(
+    ("mask_kind", "queries", "keys", "size"),
+    [
+        # Keys in one block of the forward pass, in several parts of it in either.
+        ("keys", 256, 1536, 40),
+        ("none", 256, 1536, 40),
+        # Several blocks of queries and of keys in both passes; one of any length; the prompt's keys.
+        ("keys", 1536, 4096, 8),
+        ("keys", 192, 384, 24),
+        ("none", 128, 77, 20),
+    ],
+)
+def test_the_tpu_kernel_equals_its_equation(mask_kind: str, queries: int, keys: int, size: int) -> None:
     """Interpreted on this host, with the scaling that `attend` does before."""
-    mask = make_mask(mask_kind, 256, 1536)
+    mask = make_mask(mask_kind, queries, keys)
 
-    def splash(query, key, value, mask):
-        return kernels._splash(query * query.shape[-1] ** -0.5, key, value, mask, interpret=True)
+    def ours(query, key, value, mask):
+        return kernels._pallas(query * query.shape[-1] ** -0.5, key, value, mask, interpret=True)
 
-    # Keys in one block of the forward pass, in several parts of it in either.
-    assert max(errors(splash, 256, 1536, 40, mask)) <= 1e-4
+    assert max(errors(ours, queries, keys, size, mask)) <= 1e-4
+
+
+def test_gradients_of_more_queries_than_a_core_holds(monkeypatch) -> None:
+    monkeypatch.setattr(tpu_attention, "_QUERY_SUMS", 4 * 8 * 256)
+
+    def ours(query, key, value, mask):
+        return kernels._pallas(query * query.shape[-1] ** -0.5, key, value, mask, interpret=True)
+
+    assert max(errors(ours, 640, 256, 8, make_mask("keys", 640, 256))) <= 1e-4
 
 
 def test_a_hidden_key_is_a_further_number() -> None:
@@ -88,11 +109,14 @@ def test_a_hidden_key_is_a_further_number() -> None:
         ("cudnn", 12288, 12288, 512, "bfloat16", "portable"),
         ("cudnn", 3072, 77, 40, "bfloat16", "portable"),
         ("cudnn", 3072, 6144, 36, "bfloat16", "cudnn"),
-        ("splash", 3072, 6144, 40, "bfloat16", "splash"),
-        ("splash", 768, 1536, 80, "float32", "splash"),
-        ("splash", 3072, 77, 40, "bfloat16", "portable"),
-        ("splash", 192, 384, 160, "bfloat16", "portable"),
-        ("splash", 3072, 3072, 520, "bfloat16", "portable"),
+        ("pallas", 3072, 6144, 40, "bfloat16", "pallas"),
+        ("pallas", 768, 1536, 80, "float32", "pallas"),
+        ("pallas", 3072, 77, 40, "bfloat16", "pallas"),
+        ("pallas", 192, 384, 160, "bfloat16", "pallas"),
+        ("pallas", 48, 96, 160, "bfloat16", "portable"),
+        ("pallas", 1100, 1100, 40, "bfloat16", "portable"),
+        ("pallas", 12288, 12288, 512, "bfloat16", "pallas"),
+        ("pallas", 3072, 3072, 520, "bfloat16", "portable"),
         ("portable", 3072, 6144, 40, "bfloat16", "portable"),
     ],
 )
@@ -117,9 +141,9 @@ def test_which_kernel_is_picked(name: str, queries: int, keys: int, size: int, d
         ("cudnn", 36, "portable"),
         ("cudnn", 128, "cudnn"),
         ("cudnn", 136, "portable"),
-        ("splash", 36, "splash"),
-        ("splash", 512, "splash"),
-        ("splash", 513, "portable"),
+        ("pallas", 36, "pallas"),
+        ("pallas", 512, "pallas"),
+        ("pallas", 513, "portable"),
     ],
 )
 def test_which_heads_suit_a_kernel_without_a_mask(name: str, size: int, expected: str) -> None:
@@ -130,13 +154,13 @@ def test_which_heads_suit_a_kernel_without_a_mask(name: str, size: int, expected
 
 
 def test_blocks_divide_the_tokens_and_wide_heads_have_small_ones() -> None:
-    assert kernels.splash_blocks(3072, 6144, 41) == ((768, 3072, 1024), (1024, 2048, 512))
-    assert kernels.splash_blocks(768, 1536, 81) == ((768, 1536, 768), (768, 1536, 512))
-    assert kernels.splash_blocks(4096, 8192, 40) == ((512, 2048, 1024), (1024, 2048, 512))
-    assert kernels.splash_blocks(128, 640, 40) == ((128, 640, 640), (128, 640, 128))
-    assert kernels.splash_blocks(3072, 3072, 168) == ((1024, 1024, 1024),) * 2
+    assert blocks(3072, 6144, 40) == ((768, 3072, 1024), (1024, 2048, 256))
+    assert blocks(768, 1536, 80) == ((768, 1536, 768), (768, 1536, 256))
+    assert blocks(4096, 8192, 40) == ((512, 2048, 1024), (1024, 2048, 256))
+    assert blocks(192, 384, 40) == ((192, 384, 384), (192, 384, 128))
+    assert blocks(3072, 3072, 160) == ((512, 1024, 1024), (512, 1024, 256))
     # The VAE's heads.
-    assert kernels.splash_blocks(2304, 2304, 512) == ((384, 384, 384),) * 2
+    assert blocks(2304, 2304, 512) == ((384, 384, 384), (384, 384, 128))
 
 
 def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:
@@ -147,14 +171,14 @@ def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:
         picked.append(name)
         return query
 
-    for name in ("portable", "splash"):
+    for name in ("portable", "pallas"):
         monkeypatch.setattr(kernels, f"_{name}", functools.partial(remember, name))
     jitted = jax.jit(lambda *tokens: attend(*tokens))
     tokens = [oracles.normal(seed, 1, 256, 1, 8) for seed in range(3)]
     jitted(*tokens)
-    with attention_kernel("splash"):
+    with attention_kernel("pallas"):
         jitted(*tokens)
         jitted(*tokens)
-    assert picked == ["portable", "splash"]
-    with attention_kernel("flash"), pytest.raises(ValueError, match="must be one of auto, portable, cudnn, splash"):
+    assert picked == ["portable", "pallas"]
+    with attention_kernel("flash"), pytest.raises(ValueError, match="must be one of auto, portable, cudnn, pallas"):
         jitted(*tokens)

@@ -41,7 +41,7 @@ from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, paramet
 from train.compiled import Compiled, compile_ahead, held_bytes, laid
 from train.config import TrainConfig
 from train.cost import Collective, flops_of
-from train.kernels import BACKWARD, FORWARD, KernelCost, SelfAttention, kernel_cost, self_attention, unet_layers
+from train.kernels import BACKWARD, FORWARD, AttentionLayer, KernelCost, attention_layers, kernel_cost, unet_layers
 from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
 
 
@@ -65,7 +65,7 @@ class Plan:
     usable_memory: float
     memory_by_kind: dict[str, float]
     flops: float
-    # Of the attention kernels, padding and what they compute anew included; XLA counts none of it.
+    # Of the attention kernels, with what they compute anew; XLA counts none of it.
     kernel_flops: float
     # As XLA gives them, of a picture's programs together, None where it has none; the seconds without its correction.
     compiled_flops: float | None
@@ -121,13 +121,13 @@ def _without_vae(params: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """What a step is made of, all of it abstract. attentions: the self-attention of one sample."""
+    """What a step is made of, all of it abstract. attentions: those of one sample."""
 
     config: TrainConfig
     params: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
     loss: Loss
-    attentions: list[SelfAttention]
+    attentions: list[AttentionLayer]
 
 
 def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat: str = "none") -> _Training:
@@ -136,7 +136,7 @@ def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat:
     if not alone:
         loss = composing_loss(model, config.loss, dtype, remat=remat)
         params = _without_vae(abstract_parameters(model))
-        return _Training(config, params, abstract_batch(model, count), loss, self_attention(model))
+        return _Training(config, params, abstract_batch(model, count), loss, attention_layers(model))
     unet = dataclasses.replace(model.unet, in_channels=model.vae.latent_channels)
     everything = dataclasses.replace(config.optimizer, trainable=((r".*", True),))
     rows, columns, words = model.latent_height, model.latent_width, model.text_encoder.max_position_embeddings
@@ -215,7 +215,7 @@ def model_flops(config: TrainConfig, alone: bool = False) -> float:
 
     with attention_kernel("portable"):
         counted = flops_of(gradients, state.trained, state.frozen, training.batch)
-    # The portable attention's backward pass computes its scores anew; cross-attention's few keys are not worth the sum.
+    # The portable attention's backward pass computes its scores anew.
     return counted - sum(layer.product for layer in training.attentions)
 
 
@@ -257,7 +257,8 @@ def plan_sampling(
     each = {key: flops_of(*_counted(config, key, dtype)) for key in times}
     shared = {"conditions": 1, "step": images, "decode": images}
     branches = len(guidance_branches(2.0))
-    layers = [layer for layer in self_attention(config) if layer.keys == 2 * layer.queries]
+    grids = 1 if config.reference_unet is None else 2
+    layers = unet_layers(config, config.unet, config.unet.attention_levels, grids)
     step = kernel_cost(layers, hardware, FORWARD).times(branches * images)
     parts = [
         (one, times[key], step if key == "step" else KernelCost(), each[key] * shared[key])

@@ -1,4 +1,4 @@
-"""Self-attention as the planner counts it, and what flash kernels take that XLA's estimates leave out."""
+"""Attention as the planner counts it, and what flash kernels take that XLA's estimates leave out."""
 
 import dataclasses
 import functools
@@ -6,24 +6,26 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fcjax.config import ComposerConfig
 from fcjax.hardware import Hardware
 from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
+from fcjax.models.tpu_attention import LANES, blocks
 from fcjax.network_config import UNetConfig
 
 FORWARD, BACKWARD = (0,), (1,)
 """Passes, to be joined: ones that a step runs for each layer."""
 # Products of each. Backward: the scores, their gradient, and those of queries, keys and values.
 _PRODUCTS = 2, 5
-# Scores of the blocks whose cycles `Hardware.attention_cycles` has, of each pass the larger and the smaller.
-_MEASURED = (768 * 3072, 768 * 1536), (1024 * 2048, 768 * 1536)
+# Scores of the blocks whose cycles `Hardware.attention_cycles` has, for each pass.
+_MEASURED = (768 * 128, 768 * 1536, 768 * 3072), (1024 * 128, 768 * 1536, 1024 * 2048)
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfAttention:
-    """One self-attention layer of one sample."""
+class AttentionLayer:
+    """The attention of one layer for one sample."""
 
     queries: int
     keys: int
@@ -36,17 +38,18 @@ class SelfAttention:
         return 2.0 * self.queries * self.keys * self.heads * self.size
 
 
-def unet_layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[SelfAttention]:
-    """A UNet's self-attention layers on those levels, with keys of so many grids."""
-    found = []
+def unet_layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], times: int = 1) -> list[AttentionLayer]:
+    """A UNet's attention on those levels: to itself, with keys of so many grids, and to the text."""
+    found, words = [], model.text_encoder.max_position_embeddings
     for level in levels:
         tokens, heads = (model.latent_height >> level) * (model.latent_width >> level), unet.heads(level)
-        found.append(SelfAttention(tokens, times * tokens, heads, unet.block_out_channels[level] // heads))
+        size = unet.block_out_channels[level] // heads
+        found += [AttentionLayer(tokens, keys, heads, size) for keys in (times * tokens, words)]
     return found
 
 
-def self_attention(model: ComposerConfig) -> list[SelfAttention]:
-    """Self-attention of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
+def attention_layers(model: ComposerConfig) -> list[AttentionLayer]:
+    """Of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
     layers = functools.partial(unet_layers, model)
     if (reference := model.reference_unet) is not None:
         levels = model.unet.attention_levels
@@ -61,7 +64,7 @@ def self_attention(model: ComposerConfig) -> list[SelfAttention]:
     height, width = (model.height, model.width) if model.canvas_in_pixels else (model.latent_height, model.latent_width)
     tokens = (height // encoder.patch_size) * (width // encoder.patch_size) + 1
     heads, size = encoder.num_attention_heads, encoder.hidden_size // encoder.num_attention_heads
-    return [*denoiser, *[SelfAttention(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
+    return [*denoiser, *[AttentionLayer(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ class KernelCost:
         return KernelCost(self.flops * count, self.seconds * count)
 
 
-def kernel_cost(layers: list[SelfAttention], hardware: Hardware, passes: Sequence[int]) -> KernelCost:
+def kernel_cost(layers: list[AttentionLayer], hardware: Hardware, passes: Sequence[int]) -> KernelCost:
     """Of one sample, on a TPU. passes: those that run for a layer, of FORWARD and BACKWARD."""
     if hardware.platform != "tpu":
         return KernelCost()
@@ -88,21 +91,19 @@ def kernel_cost(layers: list[SelfAttention], hardware: Hardware, passes: Sequenc
             )
             if attend.kernel_of(query, key, jax.ShapeDtypeStruct(key.shape[:2], bool)) != hardware.attention:
                 continue
-            tiles = -(-(layer.size + 1) // hardware.tile)
-            blocks = attend.splash_blocks(layer.queries, layer.keys, layer.size + 1)
+            keys = -(-layer.keys // LANES) * LANES
+            # Products over more numbers than the matrix units take at once, 8 of the mask among them, go in parts.
+            parts, sizes = -(-(layer.size + 8) // hardware.tile), blocks(layer.queries, keys, layer.size)
             for one in passes:
-                block_queries, block_keys, _ = blocks[one]
-                count = layer.heads * (layer.queries // block_queries) * (layer.keys // block_keys)
-                cycles = count * tiles * _cycles(hardware, one, block_queries * block_keys)
-                # Queries, outputs or their gradients once; keys and values once for every block of queries.
-                tokens = _PRODUCTS[one] * layer.queries + 2 * layer.keys * (layer.queries // block_queries)
-                moved = 2.0 * layer.heads * tiles * hardware.tile * tokens
-                flops += _PRODUCTS[one] * tiles * hardware.tile / layer.size * layer.product
-                seconds += max(cycles / hardware.clock / hardware.cores, moved / hardware.bandwidth)
+                block_queries, block_keys, _ = sizes[one]
+                rows, columns = layer.queries // block_queries, keys // block_keys
+                cycles = np.interp(block_queries * block_keys, _MEASURED[one], hardware.attention_cycles[one])
+                read = (
+                    2 * layer.queries + 2 * rows * keys,
+                    (1 + 2 * columns) * layer.queries + 4 * keys,
+                )
+                moved = 2.0 * layer.heads * layer.size * read[one]
+                flops += _PRODUCTS[one] * layer.product
+                spent = layer.heads * rows * columns * parts * float(cycles) / hardware.clock / hardware.cores
+                seconds += max(spent, moved / hardware.bandwidth)
     return KernelCost(flops, seconds)
-
-
-def _cycles(hardware: Hardware, which: int, scores: int) -> float:
-    """Of a core for one block, on the line through those that were measured."""
-    (large, small), (most, least) = hardware.attention_cycles[which], _MEASURED[which]
-    return small + (large - small) * (scores - least) / (most - least)

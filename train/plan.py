@@ -103,7 +103,7 @@ def _notes(one: Plan) -> list[str]:
     ]
     if one.kernel_flops:
         notes.append(
-            f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP with padding, of which XLA counts none; added here"
+            f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP; XLA counts none, their time is added here"
         )
     if one.cycle_seconds:
         share = one.flops / one.cycle_seconds / HARDWARE[one.hardware.partition(":")[0]].flops

@@ -3,24 +3,23 @@
 "portable"  products and a softmax in plain JAX, chunk by chunk of the queries where all scores at once would be large;
             on a CPU one head at a time, whose scores then stay in the cache. With a backward pass of its own
 "cudnn"     cuDNN's flash attention: NVIDIA GPUs, half precision, heads of at most 128 numbers
-"splash"    JAX's splash attention for TPUs
-"auto"      cuDNN's or splash attention where the default device has it and the shapes suit it, else the portable form
+"pallas"    our flash attention for TPUs, `fcjax.models.tpu_attention`
+"auto"      cuDNN's or ours for TPUs where the default device has it and the shapes suit it, else the portable form
 
 A kernel can be set for what is traced within (to compile ahead of time for a platform that this host is not, to export
 for several platforms, or to compare):
 
-    with attention_kernel("splash"):
+    with attention_kernel("pallas"):
         lowered = jax.jit(step).lower(...)
 
 Flash kernels take no mask here. A hidden key has a further number that adds -30,000 to its scores, for which heads grow
-to the next multiple of 8: a mask would cost (queries x keys) of memory with cuDNN, and on a TPU heads are padded to 128
-numbers in any case.
+to the next multiple of 8: a mask would cost (queries x keys) of memory with cuDNN, and a TPU takes rows by 16.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,10 @@ from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32
 from fcjax.models.layout import attend_on_shards
+from fcjax.models.tpu_attention import LANES, flash_attention
 from fcjax.traces import traced_once
 
-KERNELS = ("auto", "portable", "cudnn", "splash")
+KERNELS = ("auto", "portable", "cudnn", "pallas")
 attention_kernel = jax.make_user_context("auto")
 """`with attention_kernel(name):` sets the kernel, one of `KERNELS`, for functions traced within."""
 
@@ -38,11 +38,12 @@ attention_kernel = jax.make_user_context("auto")
 # with keys and values, and what is little beside a UNet's other arrays.
 _SCORES_ON_CPU = 2**21
 _SCORES_ELSEWHERE = 2**26
-# With fewer keys (the prompt's) the scores take little, and there is nothing that a flash kernel could save.
-_FLASH_KEYS = 256
+# With fewer keys (the prompt's) the scores take little, and there is nothing that cuDNN could save. A TPU's own layouts
+# of those scores cost more than they.
+_CUDNN_KEYS = 256
 _CUDNN_LARGEST_HEAD = 128  # 256 from Hopper on; wider heads stand where tokens are few
-_SPLASH_BLOCK = 128
-_SPLASH_LARGEST_HEAD = 512  # the VAE's
+_PALLAS_LARGEST_HEAD = 512  # the VAE's
+_PALLAS_ONE_BLOCK = 1024
 _HIDDEN = -3e4
 
 
@@ -58,7 +59,7 @@ def attend(
       key at all has an output without meaning.
     """
     scaled = (query.astype(FLOAT32) * query.shape[-1] ** -0.5).astype(query.dtype)
-    kernel = {"portable": _portable, "cudnn": _cudnn, "splash": _splash}[kernel_of(query, key, mask)]
+    kernel = {"portable": _portable, "cudnn": _cudnn, "pallas": _pallas}[kernel_of(query, key, mask)]
     return attend_on_shards(kernel, scaled, key, value, mask)
 
 
@@ -73,19 +74,20 @@ def kernel_of(query: Any, key: Any, mask: Any) -> str:
     if name not in KERNELS:
         raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}")
     if name == "auto":
-        name = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "portable")
+        name = {"gpu": "cudnn", "tpu": "pallas"}.get(jax.default_backend(), "portable")
     queries, keys, size = query.shape[1], key.shape[1], query.shape[3]
     suits = {
         # A hidden key's further number brings heads to a multiple of 8, which cuDNN needs.
         "cudnn": query.dtype in (jnp.bfloat16, jnp.float16)
+        and keys >= _CUDNN_KEYS
         and size + (mask is not None) <= _CUDNN_LARGEST_HEAD
         and (mask is not None or size % 8 == 0),
-        "splash": queries % _SPLASH_BLOCK == 0
-        and keys % _SPLASH_BLOCK == 0
-        and size + (mask is not None) <= _SPLASH_LARGEST_HEAD,
+        "pallas": queries >= LANES
+        and (queries % LANES == 0 or queries <= _PALLAS_ONE_BLOCK)
+        and size <= _PALLAS_LARGEST_HEAD,
     }
-    few = keys < _FLASH_KEYS or (mask is not None and mask.ndim == 4)
-    return name if not few and suits.get(name, False) else "portable"
+    by_query = mask is not None and mask.ndim == 4
+    return name if not by_query and suits.get(name, False) else "portable"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,57 +99,19 @@ def _cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
     return jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation="cudnn")[..., :size]
 
 
-def _splash(query: Array, key: Array, value: Array, mask: Array | None, interpret: bool = False) -> Array:
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+def _pallas(query: Array, key: Array, value: Array, mask: Array | None, interpret: bool = False) -> Array:
+    batch, keys, _, size = key.shape
+    if short := -keys % LANES:
+        mask = jnp.ones((batch, keys), bool) if mask is None else mask
+        key, value, mask = (
+            jnp.pad(array, ((0, 0), (0, short)) + ((0, 0),) * (array.ndim - 2)) for array in (key, value, mask)
+        )
 
-    query, key, value, size = _hide(query, key, value, mask)
-    heads, queries, keys = query.shape[2], query.shape[1], key.shape[1]
-    forward, backward = splash_blocks(queries, keys, query.shape[3])
-    # Heads of 40 numbers as the last dimension would be padded to 128 in memory: tokens are it then.
-    layout = splash.QKVLayout.SEQ_MINOR if query.shape[3] % 128 else splash.QKVLayout.HEAD_DIM_MINOR
-    blocks = splash.BlockSizes(
-        block_q=forward[0],
-        block_kv=forward[1],
-        block_kv_compute=forward[2],
-        block_q_dkv=backward[0],
-        block_kv_dkv=backward[1],
-        block_kv_dkv_compute=backward[2],
-        # One backward pass of 5 products in the place of two of 3 and 4, which compute the scores twice.
-        use_fused_bwd_kernel=True,
-        q_layout=layout,
-        k_layout=layout,
-        v_layout=layout,
-    )
-    everything = splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads)
-    kernel = splash.make_splash_mha(everything, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
-    by_head = (tokens.transpose(0, 2, 1, 3) for tokens in (query, key, value))
-    y = cast(Array, jax.vmap(kernel)(*by_head))
-    return y.transpose(0, 2, 1, 3)[..., :size].astype(query.dtype)
+    def by_head(tokens: Array) -> Array:
+        return jnp.pad(tokens, ((0, 0),) * 3 + ((0, -size % 8),)).transpose(0, 2, 3, 1)
 
-
-def splash_blocks(queries: int, keys: int, size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Of the forward and the backward pass: queries and keys that a step of the kernel takes, and keys at a time.
-
-    queries, keys: multiples of 128. size: of a head.
-    """
-
-    def blocks(most_queries: int, most_keys: int, at_once: int) -> tuple[int, int, int]:
-        block = _largest_block(keys, most_keys)
-        return _largest_block(queries, most_queries), block, _largest_block(block, at_once)
-
-    if size > 256:
-        # The backward pass of larger ones does not fit the memory of a v5e's or v5p's core.
-        return blocks(512, 512, 512), blocks(512, 512, 512)
-    if size > 128:
-        return blocks(1024, 1024, 1024), blocks(1024, 1024, 1024)
-    # The fewest cycles by `benchmarks.kernels` that fit. The backward pass writes the queries' gradients once for each
-    # block of keys, to be summed.
-    return blocks(768, 3072, 1024), blocks(1024, 2048, 512)
-
-
-def _largest_block(length: int, most: int) -> int:
-    """The largest multiple of 128 up to `most` that divides `length`, itself such a multiple."""
-    return next(block for block in range(most, 0, -_SPLASH_BLOCK) if length % block == 0)
+    y = flash_attention(by_head(query), by_head(key), by_head(value), mask, interpret)
+    return y.transpose(0, 3, 1, 2)[..., :size]
 
 
 def _hide(query: Array, key: Array, value: Array, mask: Bool[Array, "b k"] | None) -> tuple[Array, Array, Array, int]:
