@@ -117,6 +117,7 @@ def test_a_hidden_key_is_a_further_number() -> None:
         ("pallas", 1100, 1100, 40, "bfloat16", "portable"),
         ("pallas", 12288, 12288, 512, "bfloat16", "pallas"),
         ("pallas", 3072, 3072, 520, "bfloat16", "portable"),
+        ("pallas", 3072, 3072, 512, "float32", "portable"),
         ("portable", 3072, 6144, 40, "bfloat16", "portable"),
     ],
 )
@@ -160,7 +161,7 @@ def test_blocks_divide_the_tokens_and_wide_heads_have_small_ones() -> None:
     assert blocks(192, 384, 40) == ((192, 384, 384), (192, 384, 128))
     assert blocks(3072, 3072, 160) == ((512, 1024, 1024), (512, 1024, 256))
     # The VAE's heads.
-    assert blocks(2304, 2304, 512) == ((384, 384, 384), (384, 384, 128))
+    assert blocks(2304, 2304, 512) == ((256, 384, 384), (256, 256, 256))
 
 
 def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:

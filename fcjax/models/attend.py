@@ -19,7 +19,7 @@ to the next multiple of 8: a mask would cost (queries x keys) of memory with cuD
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ _SCORES_ELSEWHERE = 2**26
 # of those scores cost more than they.
 _CUDNN_KEYS = 256
 _CUDNN_LARGEST_HEAD = 128  # 256 from Hopper on; wider heads stand where tokens are few
-_PALLAS_LARGEST_HEAD = 512  # the VAE's
+_PALLAS_LARGEST_HEAD = 1024  # bytes: the VAE's in half precision
 _PALLAS_ONE_BLOCK = 1024
 _HIDDEN = -3e4
 
@@ -84,7 +84,7 @@ def kernel_of(query: Any, key: Any, mask: Any) -> str:
         and (mask is not None or size % 8 == 0),
         "pallas": queries >= LANES
         and (queries % LANES == 0 or queries <= _PALLAS_ONE_BLOCK)
-        and size <= _PALLAS_LARGEST_HEAD,
+        and size * query.dtype.itemsize <= _PALLAS_LARGEST_HEAD,
     }
     by_query = mask is not None and mask.ndim == 4
     return name if not by_query and suits.get(name, False) else "portable"
@@ -110,7 +110,7 @@ def _pallas(query: Array, key: Array, value: Array, mask: Array | None, interpre
     def by_head(tokens: Array) -> Array:
         return jnp.pad(tokens, ((0, 0),) * 3 + ((0, -size % 8),)).transpose(0, 2, 3, 1)
 
-    y = flash_attention(by_head(query), by_head(key), by_head(value), mask, interpret)
+    y = cast(Array, flash_attention(by_head(query), by_head(key), by_head(value), mask, interpret))
     return y.transpose(0, 3, 1, 2)[..., :size]
 
 

@@ -24,7 +24,7 @@ from fcjax.models.layers import FLOAT32
 LANES = 128
 _LEAST = -1e30
 _HIDDEN = -3e4  # added to a hidden key's scores
-_QUERY_SUMS = 6 * 2**20  # bytes of the queries' gradients that stay in a core's memory
+_QUERY_SUMS = 3 * 2**20  # bytes of the queries' gradients that stay in a core's memory
 
 
 def blocks(queries: int, keys: int, size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -39,8 +39,9 @@ def blocks(queries: int, keys: int, size: int) -> tuple[tuple[int, int, int], tu
 
     if size <= 128:
         return of(768, 3072, 1024), of(1024, 2048, 256)
-    most = 1024 if size <= 256 else 512
-    return of(512, most, most), of(512, most, 256)
+    if size <= 256:
+        return of(512, 1024, 1024), of(512, 1024, 256)
+    return of(256, 512, 512), of(256, 256, 256)
 
 
 def _largest_block(length: int, most: int) -> int:
@@ -74,12 +75,12 @@ def _kept(query: Array, key: Array, value: Array, mask: Array | None, interpret:
 def _gradients(interpret: bool, saved: tuple, gradient: Array) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, y, log_sum = saved
     mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=2, keepdims=True)
-    by_query = query, gradient.astype(query.dtype), log_sum, mean
+    by_query, by_key = (query, gradient.astype(query.dtype), log_sum, mean), (key, value, mask)
     # As many queries at once as have their gradients in a core's memory.
     queries, size = query.shape[3], query.shape[2]
     most = max(_QUERY_SUMS // (4 * size) // LANES, 1) * LANES if queries % LANES == 0 else queries
     parts = [
-        _backward(key, value, mask, *(array[..., start : start + most] for array in by_query), interpret)
+        _backward(tuple(array[..., start : start + most] for array in by_query), by_key, interpret)
         for start in range(0, queries, most)
     ]
     of_queries, of_keys, of_values = zip(*parts, strict=True)
@@ -166,16 +167,17 @@ def _forward_step(query_ref: Any, key_ref: Any, value_ref: Any, *others: Any, ma
 
     highest, total, weighted = highest_ref[...], total_ref[...], weighted_ref[...]
     length = key_ref.shape[1]
-    here = scores(0)
+    following = scores(0)
     for start in range(0, length, at_once):
-        # The next scores are named before these are used, so that their products run beside this softmax.
-        following = scores(start + at_once) if start + at_once < length else None
+        here = following
+        if start + at_once < length:
+            # Named before the others are used, so that its products run beside their softmax.
+            following = scores(start + at_once)
         before, highest = highest, jnp.maximum(highest, jnp.max(here, axis=0, keepdims=True))
         weights, fade = jnp.exp(here - highest), jnp.exp(before - highest)
         total = total * fade + jnp.sum(weights, axis=0, keepdims=True)
         values = value_ref[:, start : start + at_once]
         weighted = weighted * fade + _product(values, weights.astype(values.dtype), 1, 0)
-        here = following
     highest_ref[...], total_ref[...], weighted_ref[...] = highest, total, weighted
 
     @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
@@ -188,17 +190,13 @@ def _forward_step(query_ref: Any, key_ref: Any, value_ref: Any, *others: Any, ma
 # Backward: for every block of keys all blocks of queries, whose gradients stay until the last block of keys
 
 
-def _backward(
-    key: Array,
-    value: Array,
-    mask: Array | None,
-    query: Array,
-    gradient: Array,
-    log_sum: Array,
-    mean: Array,
-    interpret: bool,
-) -> tuple[Array, Array, Array]:
-    """mean: of the gradients of each query's weights, weighted by them."""
+def _backward(by_query: tuple[Array, ...], by_key: tuple[Array, Array, Array | None], interpret: bool) -> Any:
+    """The gradients of queries, keys and values.
+
+    by_query: queries, the output's gradients, log-sums, and means of the gradients of each query's weights, weighted by
+      them. by_key: keys, values and mask.
+    """
+    (query, gradient, log_sum, mean), (key, value, mask) = by_query, by_key
     batch, heads, size, queries = query.shape
     _, (block_q, block_k, at_once) = blocks(queries, key.shape[3], size)
     steps = key.shape[3] // block_k
@@ -209,7 +207,7 @@ def _backward(
     of_mask = [pl.BlockSpec((None, 1, block_k), lambda b, n, k, q: (b, 0, k)) for _ in addends]
     # Nothing is written before the last block of keys.
     finished = pl.BlockSpec((None, None, size, block_q), lambda b, n, k, q: (b, n, 0, jnp.where(k == steps - 1, q, 0)))
-    of_query, of_key, of_value = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_backward_step, masked=mask is not None, at_once=at_once),
         grid=(batch, heads, steps, queries // block_q),
         in_specs=[of_queries, of_keys, of_keys, of_queries, of_sums, of_sums, *of_mask],
@@ -224,7 +222,6 @@ def _backward(
         interpret=interpret,
         name="attention_backward",
     )(query, key, value, gradient, log_sum, mean, *addends)
-    return of_query, of_key, of_value
 
 
 def _backward_step(
