@@ -40,7 +40,7 @@ class Settings:
     dtype: str = "bfloat16"
 
 
-def compile_attention(hardware: Hardware, device: Any, settings: Settings, shape: tuple[int, ...]) -> None:
+def compile_attention(hardware: Hardware, device: Any, settings: Settings, shape: tuple[int, ...]) -> Any:
     """Forward and backward, with a mask of keys, for one device."""
     queries, keys, heads, size = shape
     sharding = SingleDeviceSharding(device)
@@ -53,7 +53,7 @@ def compile_attention(hardware: Hardware, device: Any, settings: Settings, shape
 
     tokens = given(queries, heads, size), given(keys, heads, size), given(keys, heads, size)
     with attention_kernel(hardware.attention):
-        jax.jit(jax.grad(total, (0, 1, 2))).lower(*tokens, given(keys, dtype="bool")).compile()
+        return jax.jit(jax.grad(total, (0, 1, 2))).lower(*tokens, given(keys, dtype="bool")).compile()
 
 
 def schedule(folder: Path, name: str) -> tuple[int, dict[str, float]]:
@@ -87,7 +87,9 @@ def main(settings: Settings) -> None:
                 path.unlink()
             compile_attention(hardware, devices[0], settings, (queries, keys, heads, size))
             filled = -(-keys // LANES) * LANES
-            for name, block in zip(PASSES, blocks(queries, filled, size), strict=True):
+            for name, block in zip(
+                PASSES, blocks(queries, filled, size * jnp.dtype(settings.dtype).itemsize), strict=True
+            ):
                 cycles, shares = schedule(Path(folder), name)
                 scores = block[0] * block[1]
                 cells = [name, queries, keys, size, "x".join(map(str, block)), cycles, f"{cycles * 2**20 / scores:.0f}"]

@@ -80,6 +80,22 @@ def test_the_tpu_kernel_equals_its_equation(mask_kind: str, queries: int, keys: 
     assert max(errors(ours, queries, keys, size, mask)) <= 1e-4
 
 
+def test_the_tpu_kernel_in_half_precision() -> None:
+    """Weights and gradients of scores are rounded for their products, as the portable form rounds them."""
+    tokens = [
+        oracles.normal(seed, 2, length, 3, 40).astype(jnp.bfloat16) for seed, length in enumerate((256, 512, 512))
+    ]
+    mask = make_mask("keys", 256, 512)
+
+    def gradients(kernel):
+        return jax.grad(lambda *given: jnp.sum(jnp.sin(kernel(*given, mask).astype(jnp.float32))), (0, 1, 2))(*tokens)
+
+    ours = gradients(functools.partial(kernels._pallas, interpret=True))
+    for one, other in zip(ours, gradients(kernels._portable), strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert oracles.relative_error(one.astype(jnp.float32), other.astype(jnp.float32)) <= 0.02
+
+
 def test_gradients_of_more_queries_than_a_core_holds(monkeypatch) -> None:
     monkeypatch.setattr(tpu_attention, "_QUERY_SUMS", 4 * 8 * 256)
 
@@ -114,6 +130,7 @@ def test_a_hidden_key_is_a_further_number() -> None:
         ("pallas", 3072, 77, 40, "bfloat16", "pallas"),
         ("pallas", 192, 384, 160, "bfloat16", "pallas"),
         ("pallas", 48, 96, 160, "bfloat16", "portable"),
+        ("pallas", 3072, 6144, 40, "float16", "portable"),
         ("pallas", 1100, 1100, 40, "bfloat16", "portable"),
         ("pallas", 12288, 12288, 512, "bfloat16", "pallas"),
         ("pallas", 3072, 3072, 520, "bfloat16", "portable"),
@@ -155,13 +172,13 @@ def test_which_heads_suit_a_kernel_without_a_mask(name: str, size: int, expected
 
 
 def test_blocks_divide_the_tokens_and_wide_heads_have_small_ones() -> None:
-    assert blocks(3072, 6144, 40) == ((768, 3072, 1024), (1024, 2048, 256))
-    assert blocks(768, 1536, 80) == ((768, 1536, 768), (768, 1536, 256))
-    assert blocks(4096, 8192, 40) == ((512, 2048, 1024), (1024, 2048, 256))
-    assert blocks(192, 384, 40) == ((192, 384, 384), (192, 384, 128))
-    assert blocks(3072, 3072, 160) == ((512, 1024, 1024), (512, 1024, 256))
+    assert blocks(3072, 6144, 2 * 40) == ((768, 3072, 1024), (1024, 2048, 256))
+    assert blocks(768, 1536, 2 * 80) == ((768, 1536, 768), (768, 1536, 256))
+    assert blocks(4096, 8192, 2 * 40) == ((512, 2048, 1024), (1024, 2048, 256))
+    assert blocks(192, 384, 2 * 40) == ((192, 384, 384), (192, 384, 128))
+    assert blocks(3072, 3072, 2 * 160) == ((512, 1024, 1024), (512, 1024, 256))
     # The VAE's heads.
-    assert blocks(2304, 2304, 512) == ((256, 384, 384), (256, 256, 256))
+    assert blocks(2304, 2304, 2 * 512) == ((256, 384, 384), (256, 256, 256))
 
 
 def test_the_kernel_is_part_of_what_is_compiled(monkeypatch) -> None:

@@ -160,3 +160,8 @@ def test_memory_in_a_refusal() -> None:
     )
     assert needed_memory(refusal) == 260 * 2**30
     assert needed_memory("INTERNAL: something took 5.0G") is None
+    # A kernel's own fault, not the program's.
+    vmem = (
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom: Ran out of memory in memory space vmem. 20.59M of 16.00M"
+    )
+    assert needed_memory(vmem) is None

@@ -13,9 +13,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
+from benchmarks.kernels import Settings, compile_attention
 from configs import load_config
 from configs.sharding import strategy
 from fcjax.hardware import HARDWARE, devices_of, network_rate
+from fcjax.models.tpu_attention import blocks
 from fcjax.sharding import make_mesh
 from train import forecast, kernels
 from train import plan as planner
@@ -299,6 +301,14 @@ def test_kernels_take_their_schedules_cycles():
     assert kernels.kernel_cost(layers, slow, kernels.FORWARD).seconds > 10 * step.seconds
 
 
+def test_blocks_of_stable_diffusion_are_those_that_were_measured():
+    for index, of_pass in enumerate(kernels._MEASURED):
+        shapes = [(3072, 128, 40), (768, 1536, 80), (3072, 6144, 40)]
+        sizes = [blocks(queries, keys, 2 * size)[index] for queries, keys, size in shapes]
+        assert tuple(queries * keys for queries, keys, _ in sizes) == of_pass
+        assert all(len(one.attention_cycles[index]) == 3 for one in HARDWARE.values() if one.platform == "tpu")
+
+
 def test_blocks_that_were_not_measured_lie_between():
     layer, v5p = kernels.AttentionLayer(512, 1024, 1, 40), HARDWARE["v5p"]
     small, large = v5p.attention_cycles[0][:2]
@@ -324,11 +334,11 @@ def test_what_xla_cannot_time_is_no_time():
     v5p = HARDWARE["v5p"]
     assert compiled(xla_seconds=-0.98, cycles=(0.03 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.02)
     assert compiled(xla_seconds=-2.9996, cycles=(0.004 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.0004)
-    assert compiled(xla_seconds=-1.7, cycles=(1.4 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
+    assert compiled(xla_seconds=-1.7, cycles=(4.2 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
     assert compiled(xla_seconds=0.3, cycles=(0.8 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(0.3)
-    assert compiled(xla_seconds=0.3, cycles=(1.4 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
+    assert compiled(xla_seconds=0.3, cycles=(4.2 * v5p.clock,) * 2).ideal_seconds(v5p) == pytest.approx(1.3)
     looped = compiled(xla_seconds=0.1, cycles=(0.12 * v5p.clock, 0.5 * v5p.clock))
-    assert looped.ideal_seconds(v5p) == pytest.approx(0.1 + 0.38)
+    assert looped.ideal_seconds(v5p) == pytest.approx(0.1 * 0.5 / 0.12)
     known = compiled(xla_seconds=0.3).seconds(v5p, 1e12, 0.5, 0.25)
     assert known == {"compute": 0.3, "memory": 0.0, "attention": 0.5, "collectives": 0.25}
 
@@ -345,6 +355,19 @@ def test_a_roofline_stands_where_xla_has_no_time():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("bfloat16", 128), ("bfloat16", 256), ("bfloat16", 512), ("float32", 64), ("float32", 256)]
+)
+def test_the_widest_heads_of_an_attention_kernel_compile(dtype: str, size: int, monkeypatch: pytest.MonkeyPatch):
+    """Forward and backward at SD1.5's tokens, for the least of the cores' memories."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    v5e, [chip] = devices_of("v5e:1x1")
+    text = compile_attention(v5e, chip, Settings(batch=1, dtype=dtype), (3072, 6144, 1, size)).as_text()
+    assert text and "attention_forward" in text and "attention_backward" in text
+
+
+@pytest.mark.slow
 def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -354,8 +377,8 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkey
     assert {one["kind"] for one in found.collectives} >= {"all-gather", "all-reduce"}
     quick = forecast.plan_training(config, "v5e:2x2", "fsdp", 2, "none", quick=True)
     assert quick.xla_seconds == found.xla_seconds and quick.cycle_seconds is None
+    assert quick.seconds_by_kind == found.seconds_by_kind
     assert quick.memory_by_kind["trained"] == found.memory_by_kind["trained"]
-    assert quick.compile_seconds < found.compile_seconds
     _, chips = devices_of("v5e:2x2:2")
     mesh = make_mesh(strategy("hybrid"), chips)
     assert {chip.slice_index for chip in mesh.devices[0].flat} == {0} and dict(mesh.shape)["fsdp"] == 4

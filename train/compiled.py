@@ -15,7 +15,7 @@ from train.cost import Collective, collectives_of, cycles_of, needed_memory, tra
 # What plain products and copies reach of an H100's 989 TFLOP/s and 3.35 TB/s: 798 and 3.0 were measured.
 PRODUCT_SHARE = 0.8
 BANDWIDTH_SHARE = 0.9
-# XLA's first level: the same kernels, neither fetched ahead nor laid out with care, in a fraction of the time.
+# XLA's EFFORT_O1: the same kernels, neither fetched ahead nor laid out with care, in a fraction of the time.
 _FIRST_LEVEL = {"optimization_level": 19}
 
 
@@ -23,8 +23,9 @@ _FIRST_LEVEL = {"optimization_level": 19}
 class Compiled:
     """What a program's compilation says, of one device.
 
-    xla_seconds, bytes: on a TPU of the program without what it fetches ahead, which XLA counts as often as four times.
-    quick: `cycles` are those of a program that nobody would run.
+    flops, bytes, xla_seconds, cycles: on a TPU of the program without what it fetches ahead, which XLA counts as often
+      as four times.
+    laid_out: the cycles, loops as often as they run, of the program as it would run; 0 where that was not compiled.
     refused: for want of memory.
     """
 
@@ -39,7 +40,7 @@ class Compiled:
     traffic: float
     collectives: list[Collective]
     compile_seconds: float
-    quick: bool = False
+    laid_out: float = 0.0
     refused: bool = False
 
     def beside(self, held: float) -> dict[str, float]:
@@ -66,10 +67,10 @@ class Compiled:
         """XLA's estimate, each kernel's FLOPs or bytes at the peak rates, mended where it is known to be wrong."""
         once, whole = (cycles / hardware.clock for cycles in self.cycles)
         assert self.xla_seconds is not None
-        # It takes a second off for a kernel whose time it does not know. By its own count of cycles large kernels take
-        # at most 2.6 times their ideal (copies do), small ones more. And it takes a loop's body once.
-        unknown = max(math.ceil(max(once / 3 - 0.1, 0.0) - self.xla_seconds), 0)
-        return self.xla_seconds + unknown + (whole - once)
+        # It takes a second off for a kernel whose time it does not know. By its own count of cycles kernels that are
+        # laid out without care take 3 to 4 times their ideal, small ones more. And it takes a loop's body once.
+        unknown = max(math.ceil(max(once / 4 - 0.1, 0.0) - self.xla_seconds), 0)
+        return (self.xla_seconds + unknown) * (whole / once if once else 1.0)
 
 
 def compile_ahead(
@@ -102,12 +103,12 @@ def compile_ahead(
         flops=cost.get("flops"),
         bytes=cost.get("bytes accessed"),
         xla_seconds=cost.get("optimal_seconds"),
-        cycles=cycles_of(text),
+        cycles=cycles_of((first or compiled).as_text() or ""),
+        laid_out=0.0 if compiled is first else cycles_of(text)[1],
         # On a TPU the estimates of time know the bytes.
         traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
         collectives=collectives_of(text, mesh.size),
         compile_seconds=passed,
-        quick=quick,
     )
 
 

@@ -146,8 +146,11 @@ def cycles_of(text: str) -> tuple[float, float]:
 
 
 def needed_memory(message: str) -> float | None:
-    """The bytes that a program would need, by XLA's refusal to compile it; None for any other of its errors."""
-    if "RESOURCE_EXHAUSTED" not in message:
+    """The bytes that a program would need, by XLA's refusal to compile it; None for any other of its errors.
+
+    A kernel that does not fit a core's own memory (VMEM) is such another: no other hardware or batch would mend it.
+    """
+    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
         return None
     size = re.search(r"([\d.]+) ?([KMGT])(?:i?B)?\b", message)
     return float(size[1]) * 1024 ** (1 + "KMGT".index(size[2])) if size else None

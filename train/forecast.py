@@ -41,7 +41,18 @@ from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, paramet
 from train.compiled import Compiled, compile_ahead, held_bytes, laid
 from train.config import TrainConfig
 from train.cost import Collective, flops_of
-from train.kernels import BACKWARD, FORWARD, AttentionLayer, KernelCost, attention_layers, kernel_cost, unet_layers
+from train.kernels import (
+    BACKWARD,
+    FORWARD,
+    AttentionLayer,
+    KernelCost,
+    attention_layers,
+    denoiser_layers,
+    kernel_cost,
+    reader_layers,
+    unet_layers,
+    vae_layer,
+)
 from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
 
 
@@ -257,13 +268,14 @@ def plan_sampling(
     each = {key: flops_of(*_counted(config, key, dtype)) for key in times}
     shared = {"conditions": 1, "step": images, "decode": images}
     branches = len(guidance_branches(2.0))
-    grids = 1 if config.reference_unet is None else 2
-    layers = unet_layers(config, config.unet, config.unet.attention_levels, grids)
-    step = kernel_cost(layers, hardware, FORWARD).times(branches * images)
-    parts = [
-        (one, times[key], step if key == "step" else KernelCost(), each[key] * shared[key])
-        for key, one in compiled.items()
-    ]
+    encoded = [vae_layer(config)] * ((not config.canvas_in_pixels) + (config.condition == "tryon"))
+    cost = functools.partial(kernel_cost, hardware=hardware, passes=FORWARD)
+    kernels = {
+        "conditions": cost([*reader_layers(config), *encoded]),
+        "step": cost(denoiser_layers(config)).times(branches * images),
+        "decode": cost([vae_layer(config)]).times(images),
+    }
+    parts = [(one, times[key], kernels[key], each[key] * shared[key]) for key, one in compiled.items()]
     flops = sum(each[key] * times[key] * shared[key] for key in times) / images
     return _plan(_Subject("sample", name, strategy_name, "none", images), mesh, kinds, flops, parts)
 
@@ -350,8 +362,7 @@ def _plan(
         found = program.seconds(hardware, own, kernels.seconds, sum(seconds for _, seconds in timed))
         spent = {kind: spent[kind] + times * found[kind] for kind in spent}
     whole = None if refused else sum(spent.values())
-    known = sum(times * program.cycles[1] for program, times, *_ in parts) / hardware.clock
-    cycles = 0.0 if any(program.quick for program in programs) else known
+    cycles = sum(times * program.laid_out for program, times, *_ in parts) / hardware.clock
     return Plan(
         **dataclasses.asdict(subject),
         devices=len(devices),

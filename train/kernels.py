@@ -49,22 +49,35 @@ def unet_layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], 
 
 
 def attention_layers(model: ComposerConfig) -> list[AttentionLayer]:
-    """Of the denoiser and of what reads the canvas; the reference UNet stops before its last."""
+    """Of a training step: of the denoiser and of what reads the canvas."""
+    return [*denoiser_layers(model), *reader_layers(model)]
+
+
+def denoiser_layers(model: ComposerConfig) -> list[AttentionLayer]:
+    return unet_layers(model, model.unet, model.unet.attention_levels, 1 if model.reference_unet is None else 2)
+
+
+def reader_layers(model: ComposerConfig) -> list[AttentionLayer]:
+    """Of what reads the canvas; the reference UNet stops before its last."""
     layers = functools.partial(unet_layers, model)
     if (reference := model.reference_unet) is not None:
-        levels = model.unet.attention_levels
-        return [*layers(model.unet, levels, 2), *layers(reference, levels[:-1])]
-    denoiser = layers(model.unet, model.unet.attention_levels)
+        return layers(reference, model.unet.attention_levels[:-1])
     if model.controlnet is not None:
         unet = model.controlnet.unet
-        blocks = [(level, count) for name, level, count in unet.attention_blocks if not name.startswith("up")]
-        return [*denoiser, *layers(unet, [level for level, count in blocks for _ in range(count)])]
+        below = [(level, count) for name, level, count in unet.attention_blocks if not name.startswith("up")]
+        return layers(unet, [level for level, count in below for _ in range(count)])
     encoder = model.image_encoder
     assert encoder is not None
     height, width = (model.height, model.width) if model.canvas_in_pixels else (model.latent_height, model.latent_width)
     tokens = (height // encoder.patch_size) * (width // encoder.patch_size) + 1
     heads, size = encoder.num_attention_heads, encoder.hidden_size // encoder.num_attention_heads
-    return [*denoiser, *[AttentionLayer(tokens, tokens, heads, size)] * encoder.num_hidden_layers]
+    return [AttentionLayer(tokens, tokens, heads, size)] * encoder.num_hidden_layers
+
+
+def vae_layer(model: ComposerConfig) -> AttentionLayer:
+    """The one of the encoder, and of the decoder."""
+    tokens = model.latent_height * model.latent_width
+    return AttentionLayer(tokens, tokens, 1, model.vae.block_out_channels[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +92,7 @@ class KernelCost:
 
 
 def kernel_cost(layers: list[AttentionLayer], hardware: Hardware, passes: Sequence[int]) -> KernelCost:
-    """Of one sample, on a TPU. passes: those that run for a layer, of FORWARD and BACKWARD."""
+    """Of one sample in bfloat16, on a TPU. passes: those that run for a layer, of FORWARD and BACKWARD."""
     if hardware.platform != "tpu":
         return KernelCost()
     flops, seconds = 0.0, 0.0
@@ -93,14 +106,16 @@ def kernel_cost(layers: list[AttentionLayer], hardware: Hardware, passes: Sequen
                 continue
             keys = -(-layer.keys // LANES) * LANES
             # Products over more numbers than the matrix units take at once, 8 of the mask among them, go in parts.
-            parts, sizes = -(-(layer.size + 8) // hardware.tile), blocks(layer.queries, keys, layer.size)
+            parts, sizes = -(-(layer.size + 8) // hardware.tile), blocks(layer.queries, keys, 2 * layer.size)
             for one in passes:
                 block_queries, block_keys, _ = sizes[one]
                 rows, columns = layer.queries // block_queries, keys // block_keys
                 cycles = np.interp(block_queries * block_keys, _MEASURED[one], hardware.attention_cycles[one])
+                # What stays from step to step is read once.
+                keys_read, queries_read = (rows if columns > 1 else 1), (columns if rows > 1 else 1)
                 read = (
-                    2 * layer.queries + 2 * rows * keys,
-                    (1 + 2 * columns) * layer.queries + 4 * keys,
+                    2 * layer.queries + 2 * keys_read * keys,
+                    (1 + 2 * queries_read) * layer.queries + 4 * keys,
                 )
                 moved = 2.0 * layer.heads * layer.size * read[one]
                 flops += _PRODUCTS[one] * layer.product

@@ -12,8 +12,8 @@ for several platforms, or to compare):
     with attention_kernel("pallas"):
         lowered = jax.jit(step).lower(...)
 
-Flash kernels take no mask here. A hidden key has a further number that adds -30,000 to its scores, for which heads grow
-to the next multiple of 8: a mask would cost (queries x keys) of memory with cuDNN, and a TPU takes rows by 16.
+Flash kernels take no mask of (queries x keys), which would cost its memory. A hidden key has a further number that adds
+-30,000 to its scores: with cuDNN in memory, for which heads grow to the next multiple of 8, on a TPU in its core alone.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float
 
 from fcjax.models.layers import FLOAT32
 from fcjax.models.layout import attend_on_shards
-from fcjax.models.tpu_attention import LANES, flash_attention
+from fcjax.models.tpu_attention import HIDDEN, LANES, flash_attention
 from fcjax.traces import traced_once
 
 KERNELS = ("auto", "portable", "cudnn", "pallas")
@@ -44,7 +44,6 @@ _CUDNN_KEYS = 256
 _CUDNN_LARGEST_HEAD = 128  # 256 from Hopper on; wider heads stand where tokens are few
 _PALLAS_LARGEST_HEAD = 1024  # bytes: the VAE's in half precision
 _PALLAS_ONE_BLOCK = 1024
-_HIDDEN = -3e4
 
 
 def attend(
@@ -59,8 +58,12 @@ def attend(
       key at all has an output without meaning.
     """
     scaled = (query.astype(FLOAT32) * query.shape[-1] ** -0.5).astype(query.dtype)
-    kernel = {"portable": _portable, "cudnn": _cudnn, "pallas": _pallas}[kernel_of(query, key, mask)]
-    return attend_on_shards(kernel, scaled, key, value, mask)
+
+    def local(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        kernel = {"portable": _portable, "cudnn": _cudnn, "pallas": _pallas}[kernel_of(query, key, mask)]
+        return kernel(query, key, value, mask)
+
+    return attend_on_shards(local, scaled, key, value, mask).astype(query.dtype)
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t n d"]:
@@ -82,7 +85,8 @@ def kernel_of(query: Any, key: Any, mask: Any) -> str:
         and keys >= _CUDNN_KEYS
         and size + (mask is not None) <= _CUDNN_LARGEST_HEAD
         and (mask is not None or size % 8 == 0),
-        "pallas": queries >= LANES
+        "pallas": query.dtype in (jnp.bfloat16, jnp.float32)
+        and queries >= LANES
         and (queries % LANES == 0 or queries <= _PALLAS_ONE_BLOCK)
         and size * query.dtype.itemsize <= _PALLAS_LARGEST_HEAD,
     }
@@ -120,7 +124,7 @@ def _hide(query: Array, key: Array, value: Array, mask: Bool[Array, "b k"] | Non
     if mask is None:
         return query, key, value, size
     further = -(size + 1) % 8
-    hidden = jnp.where(mask, 0.0, _HIDDEN).astype(key.dtype)[:, :, None, None]
+    hidden = jnp.where(mask, 0.0, HIDDEN).astype(key.dtype)[:, :, None, None]
 
     def widened(tokens: Array, channel: Array) -> Array:
         channel = jnp.broadcast_to(channel, (*tokens.shape[:-1], 1)).astype(tokens.dtype)

@@ -2,12 +2,13 @@
 
 Stable Diffusion's heads are narrow: 40 numbers at the finest level. As the last dimension they would fill a third of a
 TPU's 128 lanes, in memory and in the products' results. As rows they cost what they are: weights and scores of a block,
-(keys, queries), are loaded into the matrix units, and 48 rows of values, queries or gradients pass through. By the
+(keys, queries), are loaded into the matrix units, and 40 rows of values, queries or gradients pass through. By the
 compiler's schedules for a v5p (`benchmarks.kernels`) a block of 1024 x 1024 scores takes 3,600 cycles forward and 6,200
 backward, where JAX's splash attention takes 4,600 and 10,000 at its best; neither gradients of queries for each block
 of keys nor 128 copies of every log-sum go through the memory.
 
-n counts heads, d their numbers.
+The equations are FlashAttention-2's (arXiv 2307.08691): `log_sum` is its log-sum-exp, `mean` its D, and sums fade where
+a block has a higher maximum. n counts heads, d their numbers.
 """
 
 import functools
@@ -23,23 +24,23 @@ from fcjax.models.layers import FLOAT32
 
 LANES = 128
 _LEAST = -1e30
-_HIDDEN = -3e4  # added to a hidden key's scores
+HIDDEN = -3e4  # added to a hidden key's scores
 _QUERY_SUMS = 3 * 2**20  # bytes of the queries' gradients that stay in a core's memory
 
 
-def blocks(queries: int, keys: int, size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def blocks(queries: int, keys: int, row: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Of the forward and the backward pass: queries and keys of a step, and keys that its products take at once.
 
-    queries: a multiple of 128, or one block; keys: a multiple of 128. size: of a head.
+    queries: a multiple of 128, or one block; keys: a multiple of 128. row: bytes of a token in a head.
     """
 
     def of(most_queries: int, most_keys: int, at_once: int) -> tuple[int, int, int]:
         block = _largest_block(keys, most_keys)
         return _largest_block(queries, most_queries), block, _largest_block(block, at_once)
 
-    if size <= 128:
+    if row <= 256:
         return of(768, 3072, 1024), of(1024, 2048, 256)
-    if size <= 256:
+    if row <= 512:
         return of(512, 1024, 1024), of(512, 1024, 256)
     return of(256, 512, 512), of(256, 256, 256)
 
@@ -103,7 +104,7 @@ def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
 
 def _addends(mask: Array | None, dtype: Any) -> list[Array]:
     """A mask as what 8 further numbers of each key are, (b, 1, k), those of the queries being 1."""
-    return [] if mask is None else [jnp.where(mask, 0.0, _HIDDEN / 8).astype(dtype)[:, None]]
+    return [] if mask is None else [jnp.where(mask, 0.0, HIDDEN / 8).astype(dtype)[:, None]]
 
 
 def _with_mask(keys: Array, rows: Array | None) -> Array:
@@ -127,7 +128,7 @@ def _parameters() -> Any:
 def _forward(query: Array, key: Array, value: Array, mask: Array | None, interpret: bool) -> tuple[Array, Array]:
     """The output (b, n, d, q), and log(sum(exp(scores))) (b, n, 1, q) in float32."""
     batch, heads, size, queries = query.shape
-    (block_q, block_k, at_once), _ = blocks(queries, key.shape[3], size)
+    (block_q, block_k, at_once), _ = blocks(queries, key.shape[3], size * key.dtype.itemsize)
     of_queries = pl.BlockSpec((None, None, size, block_q), lambda b, n, q, k: (b, n, 0, q))
     of_keys = pl.BlockSpec((None, None, size, block_k), lambda b, n, q, k: (b, n, 0, k))
     of_sums = pl.BlockSpec((None, None, 1, block_q), lambda b, n, q, k: (b, n, 0, q))
@@ -198,7 +199,7 @@ def _backward(by_query: tuple[Array, ...], by_key: tuple[Array, Array, Array | N
     """
     (query, gradient, log_sum, mean), (key, value, mask) = by_query, by_key
     batch, heads, size, queries = query.shape
-    _, (block_q, block_k, at_once) = blocks(queries, key.shape[3], size)
+    _, (block_q, block_k, at_once) = blocks(queries, key.shape[3], size * key.dtype.itemsize)
     steps = key.shape[3] // block_k
     of_queries = pl.BlockSpec((None, None, size, block_q), lambda b, n, k, q: (b, n, 0, q))
     of_keys = pl.BlockSpec((None, None, size, block_k), lambda b, n, k, q: (b, n, 0, k))
