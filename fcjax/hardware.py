@@ -102,61 +102,20 @@ class Hardware:
 _GIB = 2.0**30
 _TORUS: dict[str, Any] = {"attention": "pallas", "host": (2, 2, 1), "ring": 4}
 _FLAT: dict[str, Any] = {"attention": "pallas", "host": (2, 4, 1), "ring": 16}
+# Cycles of attention.
+_V4 = ((903, 6920, 13233), (1474, 10325, 18823))
+_V5E = ((549, 4525, 8103), (1049, 7906, 12191))
+_V5P = ((582, 4590, 8114), (1077, 8140, 12412))
+_V6E = ((481, 3178, 6076), (767, 4647, 7848))
+_TPU7X = ((442, 3108, 5749), (723, 4780, 7891))
 HARDWARE: dict[str, Hardware] = {
-    "v4": Hardware(
-        "tpu",
-        30.75 * _GIB,
-        275e12,
-        1228e9,
-        50e9,
-        clock=1.05e9,
-        cores=2,
-        attention_cycles=((903, 6920, 13233), (1474, 10325, 18823)),
-        **_TORUS,
-    ),
-    "v5e": Hardware(
-        "tpu",
-        15.75 * _GIB,
-        197e12,
-        819e9,
-        50e9,
-        clock=1.5e9,
-        attention_cycles=((549, 4525, 8103), (1049, 7906, 12191)),
-        **_FLAT,
-    ),
-    "v5p": Hardware(
-        "tpu",
-        95.73 * _GIB,
-        459e12,
-        2765e9,
-        100e9,
-        clock=1.75e9,
-        cores=2,
-        attention_cycles=((582, 4590, 8114), (1077, 8140, 12412)),
-        **_TORUS,
-    ),
-    "v6e": Hardware(
-        "tpu",
-        31.24 * _GIB,
-        918e12,
-        1640e9,
-        112e9,
-        tile=256,
-        clock=1.75e9,
-        attention_cycles=((481, 3178, 6076), (767, 4647, 7848)),
-        **_FLAT,
-    ),
+    "v4": Hardware("tpu", 30.75 * _GIB, 275e12, 1228e9, 50e9, clock=1.05e9, cores=2, attention_cycles=_V4, **_TORUS),
+    "v5e": Hardware("tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, clock=1.5e9, attention_cycles=_V5E, **_FLAT),
+    "v5p": Hardware("tpu", 95.73 * _GIB, 459e12, 2765e9, 100e9, clock=1.75e9, cores=2, attention_cycles=_V5P, **_TORUS),
+    "v6e": Hardware("tpu", 31.24 * _GIB, 918e12, 1640e9, 112e9, tile=256, clock=1.75e9, attention_cycles=_V6E, **_FLAT),
     # A chip is two devices.
     "tpu7x": Hardware(
-        "tpu",
-        94.74 * _GIB,
-        1153e12,
-        3690e9,
-        50e9,
-        tile=256,
-        clock=2.2e9,
-        attention_cycles=((442, 3108, 5749), (723, 4780, 7891)),
-        **_TORUS,
+        "tpu", 94.74 * _GIB, 1153e12, 3690e9, 50e9, tile=256, clock=2.2e9, attention_cycles=_TPU7X, **_TORUS
     ),
     "h100": Hardware("cuda", 0.95 * 79.1 * _GIB, 989e12, 3352e9, 450e9, 50e9, "cudnn", _H100),
     "a100": Hardware("cuda", 0.95 * 79.1 * _GIB, 312e12, 2039e9, 300e9, 25e9, "cudnn", _A100),

@@ -51,7 +51,7 @@ class Settings:
     steps: int = 20
     """Of sampling."""
     quick: bool = False
-    """For TPUs a third of the time: the same memory but for the program's own, and no count of cycles."""
+    """For TPUs about half the time: the same memory but for the program's own, and no count of cycles."""
     json: Path | None = None
     plot: Path | None = None
     """A PNG, SVG or PDF: samples/s and memory of every combination."""
