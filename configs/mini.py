@@ -64,7 +64,14 @@ def compose_coarse() -> TrainConfig:
         ),
         # Choice: a garment of many tokens shows its colours through all but the strongest noise; more of that, and
         # every timestep's error alike, makes the model look at its assets.
-        loss=LossConfig(foreground_weight=4.0, noises=2, min_snr=1.0, timestep_shift=3.0, matching=0.1),
+        loss=LossConfig(
+            weighting="min_snr_plus_one",
+            min_snr=1.0,
+            timestep_shift=3.0,
+            foreground_weight=4.0,
+            noises=2,
+            matching=0.1,
+        ),
         compute_dtype="bfloat16",
         log_every=20,
         checkpoint_every=200,
@@ -184,6 +191,8 @@ def ablation() -> TrainConfig:
         # Only arms with a reference UNet could learn by it, and the paper has none.
         loss=dataclasses.replace(coarse.loss, matching=0.0),
         optimizer=dataclasses.replace(coarse.optimizer, final_rate=0.1, ema_decay=0.995),
+        # On every machine, as arms that are compared must be trained alike and few CPUs multiply bfloat16.
+        compute_dtype="float32",
         watch_every=1_000,
         export_dtype="bfloat16",
     )
@@ -212,6 +221,7 @@ def tiny_autoencoder() -> TrainConfig:
         data=None,
         steps=20,
         batch_size=4,
+        optimizer=OptimizerConfig(warmup_steps=5),
         vae_loss=VAELossConfig(crop=16),
         log_every=5,
         checkpoint_every=10,
@@ -231,6 +241,7 @@ def tiny_compose() -> TrainConfig:
         data=None,
         steps=20,
         batch_size=4,
+        optimizer=OptimizerConfig(warmup_steps=5),
         log_every=5,
         checkpoint_every=10,
         devices=1,

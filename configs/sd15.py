@@ -36,7 +36,7 @@ def compose() -> TrainConfig:
         steps=50_000,
         batch_size=64,
         optimizer=OptimizerConfig(learning_rate=1e-4, trainable=PAPERS_PARAMETERS),
-        loss=LossConfig(min_snr=5.0),
+        loss=LossConfig(weighting="min_snr", min_snr=5.0),
         compute_dtype="bfloat16",
         export_dtype="bfloat16",
         log_every=50,

@@ -8,6 +8,8 @@ Notation: `alphas_cumprod[t]` is the signal's share of the variance at training 
 (the noise), "sample" (x_0) or "v_prediction" (alpha epsilon - sigma x_0, arXiv 2202.00512).
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from fcjax.config import DiffusionConfig
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+Weighting = Literal["min_snr", "min_snr_plus_one", "none"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,26 +106,30 @@ def to_clean(
 
 
 def loss_weight(
+    weighting: Weighting,
     prediction_type: str,
     alphas_cumprod: Float[Array | np.ndarray, "t"],
     timesteps: Int[Array, "b"],
     bound: float = 5.0,
 ) -> Float[Array, "b"]:
-    """min(1 / sigma_t^2, bound) on the squared error of x_0, expressed for what the network predicts.
+    """The weight of the squared error of what the network predicts.
 
-    Choice: min-SNR (arXiv 2303.09556) with 1 / sigma^2 = SNR + 1 for the SNR, which does not vanish where no signal
-    is left: that is where a picture's layout is decided.
+    "none": 1. "min_snr" (arXiv 2303.09556): min(SNR, bound) on the squared error of x_0, expressed for the prediction:
+    min(SNR, bound) / SNR for epsilon, / (SNR + 1) for v. "min_snr_plus_one": min(SNR + 1, bound) on x_0's, which does
+    not vanish where no signal is left: that is where a picture's layout is decided.
     """
+    if prediction_type not in PREDICTION_TYPES:
+        raise _unknown_prediction_type(prediction_type)
     share = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
     sigma2 = 1.0 - share
-    clipped = jnp.minimum(1.0 / sigma2, bound)
-    if prediction_type == "sample":
-        return clipped
-    if prediction_type == "epsilon":
-        return clipped * sigma2 / share
-    if prediction_type == "v_prediction":
-        return clipped * sigma2
-    raise _unknown_prediction_type(prediction_type)
+    if weighting == "none":
+        return jnp.ones_like(share)
+    of_clean = share / sigma2 if weighting == "min_snr" else 1.0 / sigma2
+    if prediction_type == "epsilon" and weighting == "min_snr":
+        # Without signal the clean image's weight vanishes, epsilon's does not.
+        return jnp.minimum(1.0, bound * sigma2 / share)
+    per_clean = {"sample": 1.0, "epsilon": sigma2 / share, "v_prediction": sigma2}
+    return jnp.minimum(of_clean, bound) * per_clean[prediction_type]
 
 
 def _unknown_prediction_type(prediction_type: str) -> ValueError:

@@ -27,12 +27,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """An optimiser, clipped by the global norm, with linear warm-up and cosine decay to `final_rate` of the peak.
 
+    With a `final_rate` of 1 the number of steps changes nothing. Fewer steps than the warm-up's never reach the peak.
+
     Vectors (biases, norm scales) take no weight decay. Muon (arXiv 2502.16982, whose scale lets it take AdamW's rate)
     moves the `kernel`s, AdamW the rest: vectors and embeddings. Adafactor (arXiv 1804.04235) keeps of a matrix's second
     moment its row and column means and no first moment; Lion (arXiv 2302.06675) keeps one moment and wants a third to a
     tenth of AdamW's rate. beta2 is AdamW's, Lion's and Muon's AdamW's.
     """
-    warmup_steps = min(warmup_steps, max(steps - 1, 1))
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=learning_rate,

@@ -141,15 +141,19 @@ def _names(part: Axis) -> tuple[str, ...]:
     return () if part is None else (part,) if isinstance(part, str) else part
 
 
-def check(config: ComposerConfig, sizes: Mapping[str, int], batch_size: int) -> None:
-    """ValueError where a batch, the UNets' heads or their rows do not divide over the mesh, all reasons at once."""
+def check(config: ComposerConfig, sizes: Mapping[str, int], batch_size: int, parts: int = 1) -> None:
+    """ValueError where a batch, the UNets' heads or their rows do not divide over the mesh, all reasons at once.
+
+    parts: into which a batch is cut, each to be computed by all devices.
+    """
     if sizes["tensor"] > 1 and sizes["sequence"] > 1:
         # Measured on 8 simulated devices: the loss was 1 % off, where each alone equals one device's.
         raise ValueError("tensor and sequence together do not give a single device's numbers yet: use one of them")
     wrong = []
     ways = sizes["data"] * sizes["fsdp"]
-    if batch_size % ways:
-        wrong.append(f"a batch of {batch_size} over data x fsdp of {ways} devices")
+    if batch_size // parts % ways:
+        cut = f" in {parts} parts" if parts > 1 else ""
+        wrong.append(f"a batch of {batch_size}{cut} over data x fsdp of {ways} devices")
     for name, unet in config.unets.items():
         for level in sorted(set(unet.attention_levels)):
             heads = unet.heads(level)

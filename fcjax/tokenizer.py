@@ -80,7 +80,12 @@ class Tokenizer:
         return self.encode_prompt(text, (), max_length=max_length).ids
 
     def encode_prompt(
-        self, prompt: str, phrases: Sequence[str] = (), max_assets: int = MAX_ASSETS, max_length: int = 77
+        self,
+        prompt: str,
+        phrases: Sequence[str] = (),
+        max_assets: int = MAX_ASSETS,
+        max_length: int = 77,
+        strict: bool = True,
     ) -> PromptTokens:
         """Encodes a prompt and finds the phrase of each asset in it.
 
@@ -88,8 +93,10 @@ class Tokenizer:
         choose first, equal ones take successive occurrences. A phrase that has no place of its own is appended to the
         prompt (", phrase"), which the result states. A prompt of more than `max_length` tokens is cut, which the
         result states; ValueError if that would cut a phrase, for an empty phrase, and for more than `max_assets`
-        phrases.
+        phrases. Not `strict`: phrases that would be cut and those beyond `max_assets` have no span.
         """
+        if not strict:
+            phrases = phrases[:max_assets]
         if len(phrases) > max_assets:
             raise ValueError(f"at most {max_assets} assets fit this model's canvas, got {len(phrases)} phrases")
         if not isinstance(prompt, str):
@@ -114,6 +121,8 @@ class Tokenizer:
             if not inside:
                 raise ValueError(f"the phrase {wanted[index]!r} has no token: write it in letters or digits")
             if inside[-1] >= room:
+                if not strict:
+                    continue
                 raise ValueError(
                     f"the phrase {wanted[index]!r} does not fit: {room} tokens of a prompt are read and this one has "
                     f"{len(tokens)}; shorten it, or move the phrase towards its beginning"

@@ -63,11 +63,8 @@ class PreparedSets:
             raise ValueError(f"{folder} holds latents: name the set of pictures that they were made from")
         if task == "compose":
             self.data.require_poses()
-        elif "agnostic" not in self.data[0]:
-            raise ValueError(
-                f"{folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; other "
-                "sets: without --no-agnostic)"
-            )
+        else:
+            self.data.require_agnostic()
         own = settings.get("paired", True)
         if pairing == "paired" and not own:
             raise ValueError(f"{folder} was prepared with unpaired garments (--no-paired): score it --pairing unpaired")

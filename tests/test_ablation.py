@@ -316,7 +316,6 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str]) -
 def test_times_of_a_run(tmp_path: Path) -> None:
     lines = [
         {"step": 5, "loss": 1, "samples_per_second": 8},
-        {"step": 5, "heldout_loss": 1},
         {"step": 9, "loss": 1, "samples_per_second": 4},
         {"step": 10, "loss": 1},
     ]

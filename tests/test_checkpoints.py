@@ -53,7 +53,7 @@ def fail(text: str) -> None:
 
 
 def write(folder: Path, steps: dict[int, float | None], config: TrainConfig | None = None) -> None:
-    with Checkpoints(folder, config or toy(), samples=8, warn=fail) as checkpoints:
+    with Checkpoints(folder, config or toy(), samples=8, warn=fail, content="a") as checkpoints:
         for step, loss in steps.items():
             checkpoints.save(step, state(step), loss)
 
@@ -166,12 +166,14 @@ def test_what_random_numbers_depend_on_is_kept_and_compared(tmp_path: Path):
     metadata = json.loads((tmp_path / "checkpoints/4/_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert metadata["next_batch"] == 4 and metadata["key"] == "fold_in(key(0), 4)"
     warned: list[str] = []
-    with Checkpoints(tmp_path / "checkpoints", toy(), samples=9, warn=warned.append) as checkpoints:
-        checkpoints.check(4)
-    assert "samples (8 there, 9 now)" in warned[0]
+    for samples, content in ((9, "a"), (8, "b")):
+        data = {"samples": samples, "content": content}
+        with Checkpoints(tmp_path / "checkpoints", toy(), warn=warned.append, **data) as checkpoints:
+            checkpoints.check(4)
+    assert "samples (8 there, 9 now)" in warned[0] and "content (a there, b now)" in warned[1]
     other = toy(seed=5, batch_size=2)
     with (
-        Checkpoints(tmp_path / "checkpoints", other, samples=8, warn=fail) as checkpoints,
+        Checkpoints(tmp_path / "checkpoints", other, samples=8, warn=fail, content="a") as checkpoints,
         pytest.raises(ValueError, match=r"random numbers: seed \(0 there, 5 now\), batch_size \(4 there, 2 now\)"),
     ):
         checkpoints.check(4)
@@ -271,7 +273,7 @@ def begin(out: Path, *arguments: str, **environment: str) -> subprocess.Popen[by
 
 def losses(out: Path, name: str = "loss") -> dict[int, float]:
     """Of all whole lines; a line that comes again must say the same."""
-    path, found = out / "log.jsonl", {}
+    path, found = out / ("heldout.jsonl" if name.startswith("heldout") else "log.jsonl"), {}
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         line = json.loads(text) if text.endswith("\n") else {}
         if name in line:
@@ -303,6 +305,16 @@ def ran(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=300) == 0
     return out, copies
+
+
+def test_sigterm_ends_the_program_in_order(ran: tuple[Path, list[Path]], pictures: Path, tmp_path: Path):
+    out, _ = ran
+    process = begin(tmp_path, "--config", "tiny_vae", "--data", str(pictures), "--steps", "12")
+    wait_for(process, tmp_path, 2)
+    process.terminate()
+    assert process.wait(timeout=120) == 0
+    assert steps_of(tmp_path / "checkpoints")[-1] == max(losses(tmp_path)) < 12
+    assert losses(tmp_path).items() <= losses(out).items() and not (tmp_path / "model").exists()
 
 
 def test_a_kill_loses_no_more_than_the_steps_since_the_last_checkpoint(ran: tuple[Path, list[Path]], pictures: Path):
@@ -343,6 +355,31 @@ def test_a_checkpoint_becomes_a_model_folder(
         with pytest.raises(ValueError, match=message):
             export.export(request)
     assert not (tmp_path / "other").exists()
+
+
+def test_without_an_average_the_last_parameters_are_exported(pictures: Path, tmp_path: Path):
+    config = toy(data=pictures, steps=2, checkpoint_every=2, workers=1)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0))
+    assert run.train(config, tmp_path / "run")
+    export.export(export.Export(tmp_path / "run", tmp_path / "model"))
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "run/model" / name).read_bytes()
+
+
+@pytest.mark.parametrize("final", [1.0, 0.1])
+def test_more_steps_may_be_asked_for(pictures: Path, tmp_path: Path, final: float):
+    """A rate that stays gives the longer run's losses, one that falls says that it falls otherwise."""
+    config = toy(data=pictures, steps=4, log_every=1, workers=1)
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=1, final_rate=final)
+    )
+    assert run.train(config, tmp_path / "whole")
+    assert run.train(dataclasses.replace(config, steps=3), tmp_path / "parts") and run.train(config, tmp_path / "parts")
+    same = losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert same == (final == 1.0)
+    assert (tmp_path / "parts/notes.jsonl").exists() == (final != 1.0)
+    if final != 1.0:
+        assert "over 4 steps, no longer over 3" in (tmp_path / "parts/notes.jsonl").read_text()
 
 
 @pytest.mark.slow

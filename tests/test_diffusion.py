@@ -68,8 +68,9 @@ def test_noise_and_velocity_equal_diffusers() -> None:
     assert relative_error(velocity, scheduler.get_velocity(*torch_arguments).numpy()) <= 1e-5
 
 
-def test_loss_weights_agree_on_the_error_of_the_clean_image() -> None:
-    """The same wrong x_0, said in each prediction type, costs the same: min(1 / sigma^2, 5) times its squared error."""
+@pytest.mark.parametrize("weighting", ["min_snr", "min_snr_plus_one"])
+def test_loss_weights_agree_on_the_error_of_the_clean_image(weighting: diffusion.Weighting) -> None:
+    """The same wrong x_0, said in each prediction type, costs the same: min(SNR (+ 1), 5) times its squared error."""
     alphas_cumprod = jnp.asarray(diffusion.make_alphas_cumprod(SD15), jnp.float32)
     rng = np.random.default_rng(3)
     clean, noise, wrong = (jnp.asarray(rng.standard_normal(SHAPE), jnp.float32) for _ in range(3))
@@ -77,11 +78,13 @@ def test_loss_weights_agree_on_the_error_of_the_clean_image() -> None:
     noisy = diffusion.add_noise(alphas_cumprod, clean, noise, timesteps)
     share = alphas_cumprod[timesteps].reshape(2, 1, 1, 1)
     implied_noise = (noisy - jnp.sqrt(share) * wrong) / jnp.sqrt(1.0 - share)
-    expected = jnp.minimum(1.0 / (1.0 - alphas_cumprod[timesteps]), 5.0) * jnp.sum((wrong - clean) ** 2, (1, 2, 3))
+    snr = alphas_cumprod[timesteps] / (1.0 - alphas_cumprod[timesteps])
+    bounded = jnp.minimum(snr + (weighting == "min_snr_plus_one"), 5.0)
+    expected = bounded * jnp.sum((wrong - clean) ** 2, (1, 2, 3))
     for prediction_type in diffusion.PREDICTION_TYPES:
         said = diffusion.training_target(prediction_type, alphas_cumprod, wrong, implied_noise, timesteps)
         target = diffusion.training_target(prediction_type, alphas_cumprod, clean, noise, timesteps)
-        weight = diffusion.loss_weight(prediction_type, alphas_cumprod, timesteps)
+        weight = diffusion.loss_weight(weighting, prediction_type, alphas_cumprod, timesteps)
         cost = weight * jnp.sum((said - target) ** 2, (1, 2, 3))
         np.testing.assert_allclose(cost, expected, rtol=1e-3)
 
@@ -90,9 +93,25 @@ def test_loss_weight_is_finite_without_signal() -> None:
     config = dataclasses.replace(SD15, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     alphas_cumprod = jnp.asarray(diffusion.make_alphas_cumprod(config), jnp.float32)
     for prediction_type in ("sample", "v_prediction"):
-        weights = np.asarray(diffusion.loss_weight(prediction_type, alphas_cumprod, jnp.arange(1000)))
+        given = prediction_type, alphas_cumprod, jnp.arange(1000)
+        weights = np.asarray(diffusion.loss_weight("min_snr_plus_one", *given))
         # Nor does it vanish there: the last timesteps decide a picture's layout.
         assert np.all(np.isfinite(weights)) and weights[-1] == 1.0
+        assert np.asarray(diffusion.loss_weight("min_snr", *given))[-1] == 0.0
+        assert np.all(np.asarray(diffusion.loss_weight("none", *given)) == 1.0)
+
+
+def test_min_snr_of_epsilon_is_diffusers() -> None:
+    """min(SNR, gamma) / SNR, as diffusers' training scripts have it; 1 at every noisy timestep, the last too."""
+    alphas_cumprod = np.asarray(diffusion.make_alphas_cumprod(SD15), np.float32)
+    snr = alphas_cumprod / (1.0 - alphas_cumprod)
+    given = jnp.asarray(alphas_cumprod), jnp.arange(1000)
+    weights = diffusion.loss_weight("min_snr", "epsilon", *given)
+    np.testing.assert_allclose(weights, np.minimum(snr, 5.0) / snr, rtol=1e-5)
+    np.testing.assert_allclose(
+        diffusion.loss_weight("min_snr", "v_prediction", *given), np.minimum(snr, 5.0) / (snr + 1.0), rtol=1e-4
+    )
+    assert diffusion.loss_weight("min_snr", "epsilon", jnp.zeros(1), jnp.zeros(1, int))[0] == 1.0
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:

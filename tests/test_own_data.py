@@ -15,7 +15,7 @@ def test_the_bare_command(tmp_path: Path) -> None:
     out = tmp_path / "run"
     main(["--config", "tiny", "--out", str(out), "--steps", "1", "--checkpoint-every", "1", "--log-every", "1"])
     lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    assert [line["step"] for line in lines if "loss" in line] == [1] and (out / "model/unet/config.json").is_file()
+    assert [line["step"] for line in lines] == [1] and (out / "model/unet/config.json").is_file()
     data = Prepared(out / "data")
     assert len(data) == SAMPLES and data[0]["image"].shape == (64, 48, 3)
     assert json.loads((out / "config.json").read_text())["data"] == str(out / "data")

@@ -114,6 +114,14 @@ def test_long_prompts_are_cut_and_said_so(tokenizer: Tokenizer, caplog: pytest.L
             tokenizer.encode_prompt("a hat" + " and jeans" * 36 + " on a beach", phrases)
 
 
+def test_training_leaves_out_what_does_not_fit(tokenizer: Tokenizer) -> None:
+    phrases = ["a beach", "a hat", "a bag", "jeans"]
+    encoded = tokenizer.encode_prompt("a hat" + " and jeans" * 36 + " on a beach", phrases, max_assets=3, strict=False)
+    assert encoded.ids.shape == (77,) and encoded.spans.shape == (3, 77)
+    np.testing.assert_allclose(encoded.spans.sum(axis=1), [0, 1, 0])
+    np.testing.assert_array_equal(encoded.spans[1, :4], [0, 0.5, 0.5, 0])
+
+
 def test_bad_phrases_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="at most 2 assets fit this model's canvas, got 3 phrases"):
         tokenizer.encode_prompt("a hat", ["a hat"] * 3, max_assets=2)

@@ -19,6 +19,7 @@ from fcjax.data import Prepared, training_batches
 from fcjax.models.composer import encode_images, encoding_parameters
 from tests.training import losses, prepared
 from train import prepare, run
+from train.checkpoints import Checkpoints, steps_of
 from train.config import TrainConfig, VAELossConfig
 from train.documents import check_continues, read_config, write_config
 from train.latent_records import LatentShards
@@ -88,6 +89,26 @@ def test_resuming_equals_an_uninterrupted_run(data: Path, tmp_path: Path, monkey
         assert (tmp_path / "parts/model" / path).read_bytes() == (tmp_path / "whole/model" / path).read_bytes()
 
 
+def test_sigterm_before_the_first_step_and_after_the_last(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There is nothing to save of the one, and the other lets the model be written."""
+    config, leave = autoencoder(data, steps=2), Checkpoints.__exit__
+
+    def asked(given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make_task(given)
+
+    monkeypatch.setattr(run, "make_task", asked)
+    assert not run.train(config, tmp_path) and not steps_of(tmp_path / "checkpoints")
+    monkeypatch.undo()
+
+    def interrupted(self, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        leave(self, *given)
+
+    monkeypatch.setattr(Checkpoints, "__exit__", interrupted)
+    assert run.train(config, tmp_path) and (tmp_path / "model").is_dir() and steps_of(tmp_path / "checkpoints") == [2]
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_batches_lie_on_the_devices_two_steps_ahead(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
@@ -128,8 +149,8 @@ def test_batches_lie_on_the_devices_two_steps_ahead(
 def test_a_run_shows_its_heldout_losses_and_pictures(data: Path, tmp_path: Path):
     config = autoencoder(data, heldout=data / "pictures", watch_every=4, steps=6)
     assert run.train(config, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    shown = {line["step"]: line["heldout_psnr"] for line in lines if "heldout_psnr" in line}
+    lines = [json.loads(line) for line in (tmp_path / "heldout.jsonl").read_text().splitlines()]
+    shown = {line["step"]: line["heldout_psnr"] for line in lines}
     assert list(shown) == [4, 6] and shown[4] != shown[6]
     page = np.asarray(Image.open(tmp_path / "samples/00000006.png"))
     # A row for every sample of the batch: the crop and its reconstruction.

@@ -18,8 +18,10 @@ from fcjax.data.augment import Augmentation
 from fcjax.generation import decode
 from fcjax.models.composer import encoding_parameters
 from fcjax.models.parameters import init_parameters
+from fcjax.tokenizer import Tokenizer
 from tests.training import composing_task, prepared
 from train import run
+from train.examples import example_of
 from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, prepare_latents
@@ -62,6 +64,24 @@ def test_pictures_train_as_their_latents_do(composing, data: Path):
     assert not np.array_equal(changed["images"], given["images"][0])
 
 
+@pytest.mark.parametrize("name", ["latents", "pictures"])
+def test_a_sample_with_too_much_is_shown_as_far_as_it_fits(composing, data: Path, name: str):
+    """Neither a phrase that the prompt has no room for nor one asset too many ends a run."""
+    config, _, _ = composing
+    # Latents hold the masks of as many assets as the model takes.
+    model = config.model if name == "latents" else dataclasses.replace(config.model, max_assets=2)
+    prepared = Prepared(data / name)
+    sample = next(one for one in map(prepared.__getitem__, range(len(prepared))) if len(one["phrases"]) > 2)
+    transform = example_of(model, Tokenizer.load(config.tokenizer), prepared.index)
+    whole = transform(dict(sample), np.random.default_rng(0))
+    assert len(whole["masks"]) == len(whole["spans"]) == model.max_assets
+    filled = {**sample, "caption": sample["phrases"][1] + ", a hat" * 40, "phrases": ["shoes", *sample["phrases"][1:]]}
+    cut = transform(filled, np.random.default_rng(0))
+    assert whole["masks"][0].any() and whole["masks"][1].any()
+    assert not cut["masks"][0].any() and np.array_equal(cut["masks"][1], whole["masks"][1])
+    assert not cut["spans"][0].any() and cut["spans"][1].sum() == pytest.approx(1.0)
+
+
 def test_a_run_mixes_sets_of_pictures(composing, data: Path, tmp_path: Path):
     config = dataclasses.replace(
         composing[0],
@@ -75,8 +95,9 @@ def test_a_run_mixes_sets_of_pictures(composing, data: Path, tmp_path: Path):
         workers=1,
     )
     assert run.train(config, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 2] and np.isfinite(lines[1]["heldout_loss"])
+    for name, value in (("log", "loss"), ("heldout", "heldout_loss")):
+        line = json.loads((tmp_path / f"{name}.jsonl").read_text())
+        assert line["step"] == 2 and np.isfinite(line[value])
     loaded, params = folder.load(tmp_path / "model")
     assert loaded.height == config.model.height and "decoder" in params["vae"]
 
@@ -180,7 +201,7 @@ def test_a_composing_run_shows_canvas_pose_truth_and_composition(composing, data
     # Left of the truth the UV map, whose points stand where the person does.
     pose, body = page[height : 2 * height, width : 2 * width], example["uv"][..., 0] >= 0
     assert pose.shape == truth.shape and (pose.any(axis=-1)).mean() == pytest.approx(body.mean(), abs=0.01)
-    line = json.loads((tmp_path / "log.jsonl").read_text())
+    line = json.loads((tmp_path / "heldout.jsonl").read_text())
     assert line["step"] == 12 and 0 < line["heldout_clean_error"] < 100
     assert line["heldout_loss"] == pytest.approx(loss) and "heldout_loss_t800-999" in line
     # The timesteps that tell losses apart are those that the loss would have drawn.

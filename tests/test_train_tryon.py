@@ -25,6 +25,7 @@ from train import run
 from train.config import TrainConfig
 from train.examples import example_of
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe, wardrobe_record
+from train.tasks import make_task
 
 
 def record(index: int, **changes) -> dict:
@@ -104,10 +105,9 @@ def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path,
 
 
 def test_a_set_without_masks_is_refused(data: Path):
-    prepared = Prepared(data / "plain")
-    transform = example_of(config_of(data).model, Tokenizer.load(TOKENIZER), prepared.index)
-    with pytest.raises(ValueError, match=r"no cloth-agnostic person and mask.*wardrobe: --tryon"):
-        transform(prepared[0], np.random.default_rng(0))
+    for changes in ({"data": data / "plain"}, {"data": data / "pictures", "mixed_with": (data / "plain",)}):
+        with pytest.raises(ValueError, match=r"plain has no cloth-agnostic people and masks.*wardrobe: --tryon"):
+            make_task(dataclasses.replace(config_of(data), **changes))
 
 
 def test_composing_takes_a_pose(data: Path):

@@ -42,8 +42,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+def lines(out: Path, name: str = "log") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 
 
 def config_of(pictures: Path, **changes) -> TrainConfig:
@@ -63,19 +63,22 @@ def test_a_log_keeps_every_digit_of_a_float32_and_takes_back_what_comes_again(
         for step in (2, 4, 6):
             log.line(step, {"loss": loss, "rate": 1e-9})
         log.warn(5, "something")
+        log.line(6, {"heldout_loss": 1.0}, "heldout")
     assert np.float32(lines(tmp_path)[0]["loss"]) == np.float32(loss) and lines(tmp_path)[0]["rate"] == 1e-9
     captured = capsys.readouterr()
     assert "step 4 loss 0.33333 rate 1e-09\n" in captured.out and captured.err == "warning: something\n"
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')
+    for name in ("log", "heldout", "notes"):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write('{"step": 7, "lo')
     with Log(tmp_path, step=4) as log:
         log.line(6, {"loss": 2.0})
-    assert [(line["step"], line.get("loss")) for line in lines(tmp_path)] == [
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
         (2, pytest.approx(loss)),
         (4, pytest.approx(loss)),
-        (5, None),
         (6, 2.0),
     ]
+    # What happened stays told; what was measured comes again.
+    assert lines(tmp_path, "notes") == [{"step": 5, "note": "something"}] and lines(tmp_path, "heldout") == []
 
 
 def events(folder: Path) -> list[Any]:
@@ -206,7 +209,7 @@ def test_heldout_losses_are_told_apart_by_timestep(pictures: Path, tmp_path: Pat
     timesteps = np.concatenate(seen)
     # Two batches of four samples, with three noise levels each.
     assert timesteps.size == 24 and len(set(timesteps.tolist())) > 15
-    [line] = lines(tmp_path)
+    [line] = lines(tmp_path, "heldout")
     assert measured == pytest.approx(2 * timesteps.mean(), rel=1e-5) and line["step"] == 5
     for bucket in range(BUCKETS):
         inside = timesteps[(timesteps >= 200 * bucket) & (timesteps < 200 * (bucket + 1))]
@@ -266,7 +269,8 @@ def test_a_loss_that_is_no_number_stops_the_run(pictures: Path, tmp_path: Path, 
     task = make_task(config)
     batches = training_batches(task.data, task.transform, config.batch_size, config.seed, 1, first_step=7)
     assert np.array_equal(load_file(out / "stopped_00000008.safetensors")["images"], next(batches)["images"])
-    assert lines(out)[-1]["step"] == 8 and "stopped_00000008" in lines(out)[-1]["note"]
+    [note] = lines(out, "notes")
+    assert note["step"] == 8 and "stopped_00000008" in note["note"]
 
 
 def test_numbers_are_read_after_the_next_step_was_begun(

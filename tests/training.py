@@ -55,4 +55,4 @@ def composing_task(data: Path) -> tuple[TrainConfig, Task, dict[str, np.ndarray]
 
 def losses(out: Path) -> dict[int, float]:
     lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line["loss"] for line in lines}

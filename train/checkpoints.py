@@ -38,10 +38,12 @@ class Checkpoints:
     ValueError from any method: a checkpoint could not be written. Those before it stay.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, samples: int, warn: Callable[[str], None]):
-        """samples: in the run's data; warn: is told what the user should know."""
+    def __init__(
+        self, folder: Path, config: TrainConfig, samples: int, warn: Callable[[str], None], content: str | None = None
+    ):
+        """samples, content: how many the run's data has, and their hash; warn: is told what the user should know."""
         self._folder, self._warn = folder.absolute(), warn
-        self._facts = _facts(config, samples)
+        self._facts = _facts(config, samples, content)
         kept: list[policies.PreservationPolicy] = [policies.LatestN(n=config.keep)]
         if config.keep_best:
             best = {"reverse": True, "keep_checkpoints_without_metrics": False}
@@ -85,14 +87,14 @@ class Checkpoints:
             for name, value in self._facts["must match"].items()
             if recorded.get(name, value) != value
         }
-        samples = differ.pop("samples", None)
+        data = [told for name in ("samples", "content") if (told := differ.pop(name, None)) is not None]
         if differ:
             raise ValueError(
                 f"{self._folder / str(step)} was written by a run with other random numbers: "
                 f"{', '.join(differ.values())}. Restore these, or choose another --out"
             )
-        if samples:
-            self._warn(f"the data is not what the run had: {samples}; from here on its batches are others")
+        if data:
+            self._warn(f"the data is not what the run had: {', '.join(data)}; from here on its batches are others")
 
     def save(self, step: int, state: Any, heldout_loss: float | None = None) -> None:
         """Begins to write the state after `step` steps; returns when the state may be given away."""
@@ -151,11 +153,12 @@ def _heldout_loss(metrics: Mapping[str, float]) -> float:
     return metrics[_HELDOUT]
 
 
-def _facts(config: TrainConfig, samples: int) -> dict[str, Any]:
+def _facts(config: TrainConfig, samples: int, content: str | None) -> dict[str, Any]:
     must_match = {
         "seed": config.seed,
         "batch_size": config.batch_size,
         "samples": samples,
+        "content": content,
         "generator": str(jax.random.key_impl(jax.random.key(0))),
         "partitionable": bool(jax.config.jax_threefry_partitionable),  # pyright: ignore[reportAttributeAccessIssue]
     }

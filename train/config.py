@@ -6,6 +6,7 @@ from typing import Literal
 
 from fcjax.config import ComposerConfig
 from fcjax.data.augment import AS_THEY_ARE, Augmentation
+from fcjax.diffusion import Weighting
 from fcjax.optim import OptimizerName
 from fcjax.pretrained import MINI
 
@@ -37,7 +38,8 @@ class OptimizerConfig:
 class LossConfig:
     """What the composing loss weighs and drops."""
 
-    # The bound on 1 / sigma^2, the weight of the clean latent's squared error.
+    # How timesteps count (`fcjax.diffusion.loss_weight`), and min-SNR's bound.
+    weighting: Weighting = "min_snr"
     min_snr: float = 5.0
     # Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of all,
     # for u uniform in [0, 1).

@@ -14,7 +14,7 @@ from train.config import TrainConfig
 # What may change when a run is continued: its length, where its files lie, how it is watched, and on what it runs.
 FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "keep_best", "workers")
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
-FREE_FIELDS += ("strategy", "axes", "devices")
+FREE_FIELDS += ("strategy", "axes", "devices", "remat")
 FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
 
 

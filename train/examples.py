@@ -11,7 +11,7 @@ from fcjax.assets import owned_tokens, token_masks
 from fcjax.body import atlas_uv, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.data.augment import AS_THEY_ARE, Augmentation
-from fcjax.tokenizer import Tokenizer
+from fcjax.tokenizer import PromptTokens, Tokenizer
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample, np.random.Generator], dict[str, np.ndarray]]
@@ -39,7 +39,7 @@ def example_of(
         if not latents and augment != AS_THEY_ARE:
             sample = augment(sample, rng)
         layout = int(rng.integers(layouts))
-        tokens = tokenizer.encode_prompt(sample["caption"], sample["phrases"], max_assets=model.max_assets)
+        tokens = prompt_tokens(tokenizer, sample, model)
         read = _from_latents if latents else _from_pictures
         shown = _worn(sample, model, latents) if model.condition == "tryon" else _posed(sample, model, latents)
         text = {"ids": tokens.ids, "empty_ids": empty_ids, "spans": tokens.spans}
@@ -50,9 +50,21 @@ def example_of(
                     "the model folder that the latents were prepared with"
                 )
             text["text"] = sample["embeddings"].astype(np.float32)
-        return {**read(sample, layout, model), **shown, **text}
+        example = {**read(sample, layout, model), **shown, **text}
+        # An asset without a phrase is not shown.
+        example["masks"] = example["masks"] * (tokens.spans.sum(axis=1) > 0)[:, None, None]
+        return example
 
     return transform
+
+
+def prompt_tokens(tokenizer: Tokenizer, sample: Sample, model: ComposerConfig) -> PromptTokens:
+    """A sample's caption and phrases.
+
+    Choice: what does not fit the prompt, or the model's number of assets, is left out, as one sample of many thousands
+    must not end a run.
+    """
+    return tokenizer.encode_prompt(sample["caption"], sample["phrases"], model.max_assets, strict=False)
 
 
 def _from_latents(sample: Sample, layout: int, model: ComposerConfig) -> dict[str, np.ndarray]:
@@ -81,12 +93,7 @@ def _posed(sample: Sample, model: ComposerConfig, latents: bool) -> dict[str, np
 
 
 def _worn(sample: Sample, model: ComposerConfig, latents: bool) -> dict[str, np.ndarray]:
-    """The cloth-agnostic person and the mask. ValueError for a sample without."""
-    if "agnostic" not in sample or "mask" not in sample:
-        raise ValueError(
-            f"the sample {sample['caption']!r} has no cloth-agnostic person and mask, which training for try-on reads: "
-            "prepare the set anew with them (wardrobe: --tryon; other sets: without --no-agnostic)"
-        )
+    """The cloth-agnostic person and the mask."""
     mask = fitted(sample["mask"], model.height, model.width).astype(np.float32) / 255.0
     # Choice: what is to be painted counts as the foreground; the rest is seen and need not be learnt.
     shown = {"person_masks": mask, "foreground": token_masks(mask[None], model.latent_height, model.latent_width)[0]}

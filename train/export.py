@@ -3,8 +3,8 @@
     python -m train.export RUN OUT
     python -m train.export RUN OUT --step 20000 --raw
 
-Takes the newest checkpoint and its moving average, as training itself does at its end. The run's data, VAE and
-tokenizer are looked for where the run found them; --data, --vae and --tokenizer name other places.
+Takes the newest checkpoint and its moving average, if the run keeps one, as training itself does at its end. The run's
+data, VAE and tokenizer are looked for where the run found them; --data, --vae and --tokenizer name other places.
 """
 
 import dataclasses
@@ -54,10 +54,11 @@ def export(request: Export) -> None:
     task = make_task(config)
     state = jax.eval_shape(start_of(config), task.parameters)
     # The optimiser's numbers, most of a checkpoint, are not read.
-    kind = "trained" if request.raw else "average"
+    averaged = bool(trees.flatten(state.average)) and not request.raw
+    kind = "average" if averaged else "trained"
     read = read_parts(folder / str(step), {kind: getattr(state, kind), "frozen": state.frozen})
     task.export(trees.merge(read[kind], read["frozen"]), request.out)
-    print(f"wrote {request.out}: {'the last' if request.raw else 'averaged'} parameters of step {step}")
+    print(f"wrote {request.out}: {'averaged' if averaged else 'the last'} parameters of step {step}")
 
 
 def _chosen(request: Export, folder: Path) -> int:

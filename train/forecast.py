@@ -188,7 +188,7 @@ def plan_training(
     chosen = named(strategy_name)
     sizes, count = axis_sizes(chosen, len(devices)), batch * len(devices)
     config = dataclasses.replace(config, batch_size=count, remat=remat)
-    check(config.model, sizes, count)
+    check(config.model, sizes, count, config.accumulate)
     mesh, dtype = make_mesh(chosen, devices), jnp.dtype(config.compute_dtype)
     training = _training(config, count, alone, dtype, remat)
     config, params = training.config, training.params

@@ -22,7 +22,7 @@ from fcjax.data.records import decode_record, encode_record, read_index, read_sh
 from fcjax.models import composer
 from fcjax.sharding import batch_sharding, make_mesh
 from fcjax.tokenizer import Tokenizer
-from train.examples import asset_tokens, fitted, latent_sizes, matches, person_tokens, pose_points
+from train.examples import asset_tokens, fitted, latent_sizes, matches, person_tokens, pose_points, prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +125,7 @@ class _Words:
         """Of each sample, its token ids (77,) int32 and embeddings (77, e) float16."""
         for first in range(0, len(samples), batch_size):
             part = samples[first : first + batch_size]
-            rows = [
-                self.tokenizer.encode_prompt(one["caption"], one["phrases"], max_assets=self.config.max_assets).ids
-                for one in part
-            ]
+            rows = [prompt_tokens(self.tokenizer, one, self.config).ids for one in part]
             ids = np.stack([*rows, *rows[-1:] * (batch_size - len(rows))])
             for row, text in zip(rows, np.asarray(self.encode(ids), np.float16), strict=False):
                 yield {"ids": row, "embeddings": text}

@@ -37,7 +37,7 @@ class Placement:
             chosen = strategy(config.strategy, **dict(config.axes))
             self.mesh = make_mesh(chosen, devices)
             sizes = dict(self.mesh.shape)
-            check(config.model, sizes, config.batch_size)
+            check(config.model, sizes, config.batch_size, config.accumulate)
             self._specs = parameter_specs(params, chosen.parameters, sizes)
             self.batch = batch_sharding(self.mesh)
 

@@ -136,7 +136,7 @@ def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
 
     On the host, as a device would come to it only after the steps that it has been given.
     """
-    warmup = min(config.warmup_steps, max(steps - 1, 1))
+    warmup = config.warmup_steps
     if step < warmup:
         return config.learning_rate * step / warmup
     share = min((step - warmup) / (max(steps, warmup + 1) - warmup), 1.0)

@@ -1,9 +1,10 @@
 """The training program: `python -m train.run --config NAME --out DIR [overrides]`.
 
-DIR holds `checkpoints/` (parameters, moving average, optimiser, step), `config.json`, `log.jsonl` (one object a line),
-`samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged parameters, as
-a model folder. A DIR that holds a run is continued: from the newest checkpoint that is whole, to the same numbers that
-an uninterrupted run would have. SIGTERM saves and ends with 0; SIGUSR1 traces the next steps into `profile/`.
+DIR holds `checkpoints/` (parameters, moving average, optimiser, step), `config.json`, `log.jsonl` and other logs
+(`train.logs`), `samples/` (pictures of held-out samples) and, at the end, `model/`: what was trained, with the averaged
+parameters, as a model folder. A DIR that holds a run is continued: from the newest checkpoint that is whole, to the
+same numbers that an uninterrupted run would have. SIGTERM saves and ends with 0; SIGUSR1 traces the next steps into
+`profile/`.
 A configuration without a data set (tiny) draws a few samples into DIR/data.
 The loop dispatches step N before it reads step N-1's numbers; meanwhile the next batches are laid on the devices.
 """
@@ -33,7 +34,7 @@ from fcjax.data import training_batches
 from train.alarm import Alarm
 from train.checkpoints import Checkpoints, newest
 from train.config import TrainConfig
-from train.documents import check_continues, write_config
+from train.documents import check_continues, read_config, write_config
 from train.logs import Log
 from train.own_data import with_data
 from train.placement import Placement
@@ -52,7 +53,14 @@ def train(config: TrainConfig, out: Path) -> bool:
     Returns False where SIGTERM ended the run early; its state is saved then. ValueError: `out` holds a run of another
     configuration or no checkpoint that can be read, one could not be written, or a loss is no number or explodes.
     """
+    # From here on, as reading weights and writing what was trained take their time, too.
+    with _preemption() as asked_to_stop:
+        return _train(config, out, asked_to_stop)
+
+
+def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool]) -> bool:
     check_continues(out, config)
+    warnings = [*advice(config), *rescheduled(config, out)]
     config = with_data(config, out)
     task = make_task(config)
     placement = Placement(config, task.parameters)
@@ -60,19 +68,18 @@ def train(config: TrainConfig, out: Path) -> bool:
     multihost_utils.sync_global_devices("config")
     if jax.process_index() == 0:
         write_config(out, config)
-    warnings: list[str] = []
     found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
     step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found
     # The state has them, or later ones: the memory of those that the run began with is given back.
     task = dataclasses.replace(task, parameters=jax.eval_shape(lambda params: params, task.parameters))
     with Log(out, step, config.tensorboard) as log:
-        for warning in (*warnings, *advice(config)):
+        for warning in warnings:
             log.warn(step, warning)
         if found is not None:
             state = placement.unshared(state)
             log.say(f"continuing {out} at step {step}")
         run = _Run(config, out, task, placement, log)
-        state, whole = run.steps(state, step, continued=found is not None)
+        state, whole = run.steps(state, step, found is not None, asked_to_stop)
         if whole:
             params = placement.gathered(parameters(state, averaged=True))
             if jax.process_index() == 0:
@@ -86,6 +93,16 @@ def advice(config: TrainConfig) -> list[str]:
     if config.compute_dtype != "bfloat16" or jax.default_backend() != "cpu" or processor.multiplies_bfloat16():
         return []
     return ["this processor has no bfloat16 instructions; --compute-dtype float32 may be many times faster on it"]
+
+
+def rescheduled(config: TrainConfig, out: Path) -> list[str]:
+    """What another number of steps than the run in `out` began with means for it."""
+    if not (out / "config.json").exists() or config.optimizer.final_rate == 1.0:
+        return []
+    before = read_config(out).steps
+    if before == config.steps:
+        return []
+    return [f"the learning rate now falls over {config.steps} steps, no longer over {before}, from here on"]
 
 
 def start_of(config: TrainConfig) -> Start:
@@ -112,7 +129,9 @@ class _Run:
         self._alarm = Alarm(out, config.explode)
         self._pending: _Pending | None = None
 
-    def steps(self, state: TrainState, start: int, continued: bool) -> tuple[TrainState, bool]:
+    def steps(
+        self, state: TrainState, start: int, continued: bool, asked_to_stop: Callable[[int], bool]
+    ) -> tuple[TrainState, bool]:
         """The state after the last step or the one at which SIGTERM came, and whether it was the last."""
         config = self._config
         shardings = self._placement.mesh and (self._placement.shardings(state), self._placement.batch)
@@ -123,15 +142,16 @@ class _Run:
         def warn(text: str) -> None:
             self._log.warn(start, text)
 
-        folder, samples = self._out / "checkpoints", len(self._task.data)
+        folder, data = self._out / "checkpoints", self._task.data
         with (
-            Checkpoints(folder, config, samples, warn) as checkpoints,
+            Checkpoints(folder, config, len(data), warn, data.content) as checkpoints,
             Tracer(config, self._out, self._log) as tracer,
-            _preemption() as asked_to_stop,
             contextlib.closing(self._batches(start)) as batches,
         ):
             if continued:
                 checkpoints.check(start)
+            if start < config.steps and asked_to_stop(start):
+                return state, False
             for number in range(start + 1, config.steps + 1):
                 with self._progress.waiting():
                     batch, laid = next(batches)

@@ -225,7 +225,7 @@ def composing_loss(
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
         emphasis = emphasis / jnp.mean(emphasis)
         error = jnp.mean(channel_weights * emphasis * jnp.square(prediction - target), axis=(1, 2, 3))
-        weight = loss_weight(model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
+        weight = loss_weight(config.weighting, model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
         restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
         if fixed is not None:
@@ -257,7 +257,7 @@ def denoising_loss(
         noise = drawn_noise(config, noises, clean.shape)
         prediction = network(params["unet"], add_noise(schedule, clean, noise, timesteps), timesteps, batch["text"])
         target = training_target(diffusion.prediction_type, schedule, clean, noise, timesteps)
-        weight = loss_weight(diffusion.prediction_type, schedule, timesteps, config.min_snr)
+        weight = loss_weight(config.weighting, diffusion.prediction_type, schedule, timesteps, config.min_snr)
         return jnp.mean(weight * jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))), {}
 
     return loss

@@ -154,6 +154,8 @@ def _compose(config: TrainConfig) -> Task:
         check_sizes(data.index, data.folder, model, config.name)
     if model.condition == "pose":
         data.require_poses()
+    else:
+        data.require_agnostic()
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
         if (model.condition, started.condition) == ("tryon", "pose"):

@@ -38,6 +38,8 @@ class Watch:
         data = Prepared(config.heldout)
         if config.task == "compose":
             data.require_poses()
+        elif config.task == "tryon":
+            data.require_agnostic()
         if len(data) < config.batch_size:
             raise ValueError(
                 f"{config.heldout} has {len(data)} samples, held-out losses need a batch: {config.batch_size}"
@@ -96,7 +98,7 @@ class Watch:
                 sums[name] = sums.get(name, 0.0) + float(value) / len(self._batches)
             parts = {name: parts[name] + by_time.get(name, 0.0) for name in parts}
         line = {f"heldout_{name}": value for name, value in sums.items()}
-        self._log.line(step, line | self._by_time(**parts))
+        self._log.line(step, line | self._by_time(**parts), "heldout")
         return sums["loss"]
 
     def _by_time(self, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:

@@ -34,12 +34,25 @@ class Prepared:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return decode_record(self._source[index])
 
+    @property
+    def content(self) -> str | None:
+        """The hash of its samples, None of a set that was prepared without."""
+        return self.index.get("sha256")
+
     def require_poses(self) -> None:
         """ValueError where samples without a body map were taken, which is empty in them."""
         if not self.index["settings"].get("need_pose", True):
             raise ValueError(
                 f"{self.folder} was prepared with --no-need-pose, so that samples without a body map are in it, and "
                 "composing goes by that map: prepare the set anew without the flag"
+            )
+
+    def require_agnostic(self) -> None:
+        """ValueError where there is no cloth-agnostic person and mask to dress."""
+        if not {"agnostic", "mask"} <= self[0].keys():
+            raise ValueError(
+                f"{self.folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; "
+                "other sets: without --no-agnostic)"
             )
 
 
@@ -76,10 +89,21 @@ class Mixed:
         """The sets' folders, for messages."""
         return ", ".join(str(one.folder) for one in self.sets)
 
+    @property
+    def content(self) -> str | None:
+        """The sets' hashes in their order."""
+        known = [one.content for one in self.sets]
+        return None if None in known else " ".join(map(str, known))
+
     def require_poses(self) -> None:
         """ValueError, as of one set."""
         for one in self.sets:
             one.require_poses()
+
+    def require_agnostic(self) -> None:
+        """ValueError, as of one set."""
+        for one in self.sets:
+            one.require_agnostic()
 
     def __len__(self) -> int:
         return sum(len(one) for one in self.sets)
