@@ -4,7 +4,7 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 
 
-.PHONY: demo train-demo test test-all lint format clean
+.PHONY: demo train-demo test test-all test-plan lint format clean
 
 $(VENV)/.run: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -48,6 +48,13 @@ test: $(VENV)/.test  ## the tests that fit in about 12 minutes on 2 cores
 
 test-all: $(VENV)/.test  ## the slow ones too
 	$(PY) -m pytest -n 2 --dist loadfile -m ""
+
+# A venv of its own, as JAX looks for a TPU wherever its compiler is installed.
+PLAN = $(VENV)-plan
+test-plan:  ## the planner's tests for hardware that is not there, whose compilers it installs
+	test -x $(PLAN)/bin/python || $(PYTHON) -m venv $(PLAN)
+	$(PLAN)/bin/python -m pip install --quiet --editable ".[test,tpu,cuda]"
+	JAX_PLATFORMS=cpu $(PLAN)/bin/python -m pytest -m "" tests/test_plan.py
 
 lint: $(VENV)/.test  ## what CI checks besides the tests
 	$(PY) -m ruff check .

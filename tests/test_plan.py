@@ -18,10 +18,10 @@ from configs import load_config
 from configs.sharding import strategy
 from fcjax.hardware import HARDWARE, devices_of, network_rate
 from fcjax.models.tpu_attention import blocks
-from fcjax.sharding import make_mesh
+from fcjax.sharding import batch_sharding, make_mesh
 from train import forecast, kernels
 from train import plan as planner
-from train.compiled import Compiled
+from train.compiled import Compiled, compile_ahead
 from train.config import TrainConfig
 from train.cost import collectives_of, flops_of
 
@@ -377,6 +377,7 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkey
     assert {one["kind"] for one in found.collectives} >= {"all-gather", "all-reduce"}
     quick = forecast.plan_training(config, "v5e:2x2", "fsdp", 2, "none", quick=True)
     assert quick.xla_seconds == found.xla_seconds and quick.cycle_seconds is None
+    assert found.xla_seconds_counted_ahead is not None and quick.xla_seconds_counted_ahead is None
     assert quick.seconds_by_kind == found.seconds_by_kind
     assert quick.memory_by_kind["trained"] == found.memory_by_kind["trained"]
     _, chips = devices_of("v5e:2x2:2")
@@ -384,6 +385,30 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkey
     assert {chip.slice_index for chip in mesh.devices[0].flat} == {0} and dict(mesh.shape)["fsdp"] == 4
     with pytest.raises(ValueError, match="no compiler for v5e:3x77"):
         devices_of("v5e:3x77")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "h100:8", "a100:16", "rtx4090:2"]
+)
+def test_there_is_a_compiler_for_all_hardware(name: str, monkeypatch: pytest.MonkeyPatch):
+    platform = HARDWARE[name.partition(":")[0]].platform
+    pytest.importorskip("libtpu" if platform == "tpu" else "jax_cuda13_plugin")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    hardware, devices = devices_of(name)
+    mesh = make_mesh(strategy("data"), devices)
+    whole, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    given = [
+        jax.ShapeDtypeStruct((512, 512), jnp.bfloat16, sharding=whole),
+        jax.ShapeDtypeStruct((128 * len(devices), 512), jnp.bfloat16, sharding=rows),
+    ]
+    slope = jax.jit(jax.grad(lambda kernel, rows: jnp.sum((rows @ kernel) ** 2)), out_shardings=whole)
+    found = compile_ahead(slope, tuple(given), mesh, hardware)
+    assert found.arguments == 2 * 512 * (512 + 128) and found.results == 2 * 512 * 512 and not found.refused
+    [sum_] = found.collectives
+    assert sum_.kind == "all-reduce" and len(sum_.members) == len(devices)
+    taken = found.seconds(hardware, 4 * 2 * 128 * 512 * 512, 0.0, 0.0)
+    assert taken["compute"] > 0 and (found.xla_seconds is not None) == (platform == "tpu")
 
 
 def test_flags_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]):

@@ -26,6 +26,7 @@ class Compiled:
     flops, bytes, xla_seconds, cycles: on a TPU of the program without what it fetches ahead, which XLA counts as often
       as four times.
     laid_out: the cycles, loops as often as they run, of the program as it would run; 0 where that was not compiled.
+    counted_ahead: XLA's estimate of that program as XLA gives it, with what is fetched ahead; None where not compiled.
     refused: for want of memory.
     """
 
@@ -41,6 +42,7 @@ class Compiled:
     collectives: list[Collective]
     compile_seconds: float
     laid_out: float = 0.0
+    counted_ahead: float | None = None
     refused: bool = False
 
     def beside(self, held: float) -> dict[str, float]:
@@ -105,6 +107,7 @@ def compile_ahead(
         xla_seconds=cost.get("optimal_seconds"),
         cycles=cycles_of((first or compiled).as_text() or ""),
         laid_out=0.0 if compiled is first else cycles_of(text)[1],
+        counted_ahead=None if compiled is first else (compiled.cost_analysis() or {}).get("optimal_seconds"),
         # On a TPU the estimates of time know the bytes.
         traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
         collectives=collectives_of(text, mesh.size),

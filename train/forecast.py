@@ -78,10 +78,12 @@ class Plan:
     flops: float
     # Of the attention kernels, with what they compute anew; XLA counts none of it.
     kernel_flops: float
-    # As XLA gives them, of a picture's programs together, None where it has none; the seconds without its correction.
+    # As XLA gives them, of a picture's programs together, None where it has none; the seconds without correction, those
+    # of the program without copies ahead and of the one that would run.
     compiled_flops: float | None
     compiled_bytes: float | None
     xla_seconds: float | None
+    xla_seconds_counted_ahead: float | None
     seconds: float | None
     seconds_by_kind: dict[str, float]
     collectives: list[dict[str, Any]]
@@ -376,6 +378,7 @@ def _plan(
         compiled_flops=_sum([program.flops for program in programs]),
         compiled_bytes=_sum([program.bytes for program in programs]),
         xla_seconds=_sum([program.xla_seconds for program in programs]),
+        xla_seconds_counted_ahead=_sum([program.counted_ahead for program in programs]),
         seconds=whole,
         seconds_by_kind=spent if whole else {},
         collectives=collectives,

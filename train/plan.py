@@ -58,10 +58,11 @@ class Settings:
 
 
 _MEMORY = {
-    "state": ("trained", "frozen", "average", "optimizer", "batch", "weights", "conditions"),
+    "params": ("trained", "frozen", "weights"),
+    "optimiser": ("optimizer", "average"),
     "grads": ("gradients",),
     "acts": ("activations", "temporaries"),
-    "other": ("padding", "program"),
+    "other": ("batch", "conditions", "padding", "program"),
 }
 _SECONDS = ("compute", "memory", "attention", "collectives")
 _COLUMNS = ("hardware", "strategy", "remat", "batch", "MiB", *_MEMORY, "fits", "GB moved", "ms", *_SECONDS)
@@ -105,6 +106,9 @@ def _notes(one: Plan) -> list[str]:
         notes.append(
             f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP; XLA counts none, their time is added here"
         )
+    if one.xla_seconds_counted_ahead and one.xla_seconds:
+        alone, ahead = 1000 * one.xla_seconds, 1000 * one.xla_seconds_counted_ahead
+        notes.append(f"XLA's own estimate: {alone:.1f} ms; {ahead:.1f} ms with copies ahead counted beside the kernels")
     if one.cycle_seconds:
         share = one.flops / one.cycle_seconds / HARDWARE[one.hardware.partition(":")[0]].flops
         notes.append(f"by the compiler's count of cycles: {one.cycle_seconds * 1000:.1f} ms, MFU {share:.1%}")
