@@ -183,9 +183,10 @@ def test_shapes():
 
 def test_labels_of_data_sets():
     assert len(LABELS["viton-hd"]) == 20 and len(LABELS["atr"]) == 19 and len(LABELS["deepfashion"]) == 24
+    np.testing.assert_array_equal(to_parts(np.array([[9, 10, 11, 19]]), "lip"), [[9, Part.JUMPSUIT, 11, 19]])
     np.testing.assert_array_equal(to_parts(np.array([[0, 4, 18]]), "atr"), [[0, Part.UPPER, Part.NECK]])
     np.testing.assert_array_equal(to_parts(np.array([[1, 21, 15]]), "deepfashion"), [[5, Part.JUMPSUIT, Part.SKIN]])
     with pytest.raises(ValueError, match=r"labels 0 to 18; got \(1, 1\) with 19 to 19"):
         to_parts(np.array([[19]]), "atr")
-    with pytest.raises(ValueError, match="expected one of viton-hd, atr, deepfashion"):
-        to_parts(np.array([[0]]), "lip")
+    with pytest.raises(ValueError, match="expected one of viton-hd, lip, atr, deepfashion"):
+        to_parts(np.array([[0]]), "coco")

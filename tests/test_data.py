@@ -162,6 +162,8 @@ def test_sets_are_mixed_by_weight_and_each_is_seen_whole(prepared: Path, other: 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_reads_the_same_batches(prepared: Path, other: Path, processes: int):
+    """More of them than there are shards, too: it is samples that they share."""
+    assert len(shards(prepared)) + len(shards(other)) == 3
     data, share = Mixed([Prepared(prepared), Prepared(other)], [2, 1]), 8 // processes
     whole = training_batches(data, numbers, 8, seed=3)
     parts = [

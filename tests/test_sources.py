@@ -168,6 +168,18 @@ def test_what_deepfashion_lacks_is_said(deepfashion: Path):
     assert "no list of fabric attributes (fabric_ann.txt or fabric.txt" in report(source)
 
 
+def test_deepfashions_pictures_for_a_parser(deepfashion: Path):
+    source = DeepFashion(deepfashion, parsed=False)
+    assert len(source) == 3 and source.name(1) == "WOMEN-Skirts-unparsed"
+    assert not any("no parse map" in line for line in source.oddities())
+    source.parser = lambda image: np.full(image.shape[:2], Part.DRESS, np.uint8)
+    assert kinds(source[1]) == ["dress"] == kinds(source[0])
+    for path in deepfashion.glob("images/*.jpg"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no \*.jpg in .*images: DeepFashion-MultiModal's pictures"):
+        DeepFashion(deepfashion, parsed=False)
+
+
 def test_folders_that_are_no_deepfashion(deepfashion: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="no \\*_segm.png in"):
         DeepFashion(tmp_path)

@@ -276,6 +276,26 @@ def test_frozen_parameters_are_kept_in_few_bits_and_have_no_state(composing):
     assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained.values())
 
 
+def test_steps_in_bfloat16_are_near_float32s_and_take_their_states_place(composing):
+    config, task, batch = composing
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        setting = dataclasses.replace(config, compute_dtype=dtype)
+        loss = composing_loss(config.model, config.loss, jnp.dtype(dtype))
+        state = initial_state(config.optimizer, 10, task.parameters, jnp.dtype(dtype))
+        step = make_step(setting, loss).lower(state, batch).compile()
+        # Donated: what comes out lies where what went in lay.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        assert step.memory_analysis().alias_size_in_bytes == pytest.approx(size, rel=1e-3)
+        losses = []
+        for _ in range(4):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.trained)} == {jnp.dtype(jnp.float32)}
+        found[dtype] = losses
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.02) and found["bfloat16"] != found["float32"]
+
+
 def test_frozen_parameters_cost_the_compiled_step_nothing():
     """Beside their own two bytes each: what it keeps and what it computes in is in proportion to what is trained."""
     side, base = 256, load_config("tiny")

@@ -197,8 +197,8 @@ def test_a_composing_run_shows_canvas_pose_truth_and_composition(composing, data
     params = {"vae": folder.load_part(data / "model", "vae", config.model.vae)}
     example = task.transform(task.data[1], np.random.default_rng(1))
     [truth] = decode(params, jnp.asarray(example["latents"])[None], config=config.model, dtype=jnp.float32)
-    np.testing.assert_allclose(page[height : 2 * height, 2 * width : 3 * width], truth, atol=1)
-    # Left of the truth the UV map, whose points stand where the person does.
+    np.testing.assert_allclose(page[height : 2 * height, 3 * width :], truth, atol=1)
+    # Left of the picture the UV map, whose points stand where the person does.
     pose, body = page[height : 2 * height, width : 2 * width], example["uv"][..., 0] >= 0
     assert pose.shape == truth.shape and (pose.any(axis=-1)).mean() == pytest.approx(body.mean(), abs=0.01)
     line = json.loads((tmp_path / "heldout.jsonl").read_text())

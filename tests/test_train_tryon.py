@@ -96,7 +96,7 @@ def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path,
     composer = Composer.load(tmp_path / "model")
     assert composer.config.condition == "tryon"
     page = np.asarray(Image.open(tmp_path / "samples/00000002.png"))
-    # Canvas, cloth-agnostic person, truth, picture.
+    # Canvas, cloth-agnostic person, picture, truth.
     assert page.shape == (2 * 64, 4 * 48, 3)
     sample = record(0)
     person = Person(sample["image"], sample["mask"] > 0)

@@ -39,6 +39,7 @@ KINDS = {
     "NVIDIA A100-SXM4-80GB": "a100",
     "NVIDIA A100-SXM4-40GB": "a100",
     "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
 }
 
 

@@ -88,7 +88,7 @@ class DeepFashionJob(SourceJob):
     name = "deepfashion"
 
     def open(self) -> Source:
-        return DeepFashion(self.src)
+        return DeepFashion(self.src, parsed=not self.options.parse_by)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Canvas, UV map (for try-on the cloth-agnostic person), true picture, and one composed in 20 DDIM steps."""
+        """Canvas, UV map (for try-on the cloth-agnostic person), picture composed in 20 DDIM steps, and the true one."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
         if model.condition == "tryon":
@@ -201,7 +201,7 @@ def _compose(config: TrainConfig) -> Task:
         else:
             condition = uv_pictures(batch["uv"], model.height, model.width)
         truth = decode(params, batch["latents"], config=model, dtype=dtype)
-        return np.stack([shown, condition, truth, composed], axis=1)
+        return np.stack([shown, condition, composed, truth], axis=1)
 
     prepare = jax.jit(
         lambda params, inputs, branches: make_conditions(params, model, inputs, branches, dtype=_dtype(config)),

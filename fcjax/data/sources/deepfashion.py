@@ -30,9 +30,12 @@ class DeepFashion(Source):
 
     A sample is a picture with a parse map, of which garments and face are cut out. The 21 keypoints are landmarks of
     clothes, not of bodies, and are left aside. ValueError where the folder is none of DeepFashion-MultiModal.
+
+    Args:
+        parsed: False takes all pictures, for `parser` to label.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, parsed: bool = True):
         self.root = checked_root(root, "DeepFashion-MultiModal")
         self.image = Shelf(self.root, ("images", "image", "."), (".jpg", ".png"), "these samples are left out")
         self.parse = Shelf(self.root, ("segm", "parsing", "."), ("_segm.png",), "no samples", sized=True)
@@ -40,9 +43,15 @@ class DeepFashion(Source):
             self.root, ("densepose", "dense", "."), ("_densepose.png",), "no body map: left out unless --no-need-pose",
             sized=True,
         )  # fmt: skip
-        self.stems = sorted(path.name.removesuffix("_segm.png") for path in self.parse.folder.glob("*_segm.png"))
+        if parsed:
+            self.stems = sorted(path.name.removesuffix("_segm.png") for path in self.parse.folder.glob("*_segm.png"))
+        else:
+            self.stems = self._pictures()
         if not self.stems:
-            raise ValueError(f"no *_segm.png in {self.parse.folder}: DeepFashion-MultiModal's parse maps are expected")
+            wanted = "*_segm.png" if parsed else "*.jpg"
+            where = (self.parse if parsed else self.image).folder
+            what = "parse maps" if parsed else "pictures"
+            raise ValueError(f"no {wanted} in {where}: DeepFashion-MultiModal's {what} are expected")
         self.lists = {name: self._list(name) for name in _LISTS}
         self.captions = self._captions()
 
@@ -84,9 +93,8 @@ class DeepFashion(Source):
         return [(self.iuv, self.stems[index])]
 
     def oddities(self) -> list[str]:
-        pictures = [path.stem for path in self.image.folder.glob("*.jpg")]
-        parsed = set(self.stems)
-        bare = sorted(stem for stem in pictures if stem not in parsed)
+        pictures, taken = self._pictures(), set(self.stems)
+        bare = [stem for stem in pictures if stem not in taken]
         found = []
         if bare:
             found.append(f"{len(bare)} of {len(pictures)} pictures have no parse map and are no samples ({some(bare)})")
@@ -99,6 +107,9 @@ class DeepFashion(Source):
         if untold:
             found.append(f"captions.json: nothing on {len(untold)} of {len(self)} samples ({some(untold)})")
         return found
+
+    def _pictures(self) -> list[str]:
+        return sorted(path.stem for path in self.image.folder.glob("*.jpg"))
 
     def _list(self, name: str) -> Mapping[str, Sequence[int]]:
         """The numbers of an attribute list by stem; nothing where there is no such file. ValueError: a broken one."""

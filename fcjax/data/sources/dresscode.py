@@ -51,7 +51,8 @@ class DressCode(Source):
         worn: what else they wear, cut out by the parse map, and the face are assets too.
 
     images/ holds people and garments side by side: only the lists tell which is which. Keypoints are scaled from
-    384x512 to the picture. ValueError where the folder is none of DressCode.
+    384x512 to the picture; skeletons/, drawings of them, are left aside. ValueError where the folder is none of
+    DressCode.
     """
 
     def __init__(self, root: str | Path, split: Split = "train", paired: bool = True, worn: bool = True):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from numpy import ndarray
 
-Labels = Literal["viton-hd", "atr", "deepfashion"]
+Labels = Literal["viton-hd", "lip", "atr", "deepfashion"]
 
 
 class SampleError(ValueError):
@@ -49,6 +49,8 @@ class Part(IntEnum):
 _P = Part
 LABELS: Mapping[str, tuple[Part, ...]] = {
     "viton-hd": tuple(Part)[:20],
+    # As SCHP's model of that data set writes it.
+    "lip": (*tuple(Part)[:10], _P.JUMPSUIT, *tuple(Part)[11:20]),
     # 18 is what some tools write for the neck.
     "atr": (
         _P.BACKGROUND, _P.HAT, _P.HAIR, _P.SUNGLASSES, _P.UPPER, _P.SKIRT, _P.PANTS, _P.DRESS, _P.BELT, _P.LEFT_SHOE,

@@ -27,6 +27,8 @@ class VitonHD(Source):
         worn: what else they wear, cut out by the parse map, and the face are assets too.
 
     Body maps are read from image-densepose-iuv/: image-densepose/ shows parts without u and v, enough for masks alone.
+    Its own cloth-agnostic pictures and masks (agnostic-v3.2/, agnostic-mask/, image-parse-agnostic-v3.2/) and drawings
+    of keypoints (openpose_img/) are left aside: masks are made by the rule that trying on follows, too.
     ValueError where the folder is none of VITON-HD.
     """
 
