@@ -378,7 +378,9 @@ def test_a_step_compiles_for_a_tpu_that_is_not_there(config: TrainConfig, monkey
     quick = forecast.plan_training(config, "v5e:2x2", "fsdp", 2, "none", quick=True)
     assert quick.xla_seconds == found.xla_seconds and quick.cycle_seconds is None
     assert found.xla_seconds_counted_ahead is not None and quick.xla_seconds_counted_ahead is None
-    assert quick.seconds_by_kind == found.seconds_by_kind
+    # Collectives may be others: the default level may take a product of what is gathered apart.
+    assert all(quick.seconds_by_kind[kind] == found.seconds_by_kind[kind] for kind in ("compute", "attention"))
+    assert quick.seconds_by_kind["collectives"] > 0 < found.seconds_by_kind["collectives"]
     assert quick.memory_by_kind["trained"] == found.memory_by_kind["trained"]
     _, chips = devices_of("v5e:2x2:2")
     mesh = make_mesh(strategy("hybrid"), chips)

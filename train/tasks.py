@@ -178,7 +178,7 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Canvas, UV map (for try-on the cloth-agnostic person), picture composed in 20 DDIM steps, and the true one."""
+        """Canvas, UV map (for try-on the cloth-agnostic person), what 20 DDIM steps compose, and the true picture."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
         if model.condition == "tryon":
