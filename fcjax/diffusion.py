@@ -125,9 +125,6 @@ def loss_weight(
     if weighting == "none":
         return jnp.ones_like(share)
     of_clean = share / sigma2 if weighting == "min_snr" else 1.0 / sigma2
-    if prediction_type == "epsilon" and weighting == "min_snr":
-        # Without signal the clean image's weight vanishes, epsilon's does not.
-        return jnp.minimum(1.0, bound * sigma2 / share)
     per_clean = {"sample": 1.0, "epsilon": sigma2 / share, "v_prediction": sigma2}
     return jnp.minimum(of_clean, bound) * per_clean[prediction_type]
 

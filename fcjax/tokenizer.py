@@ -22,7 +22,8 @@ class PromptTokens:
     """A prompt as the models take it.
 
     ids: token ids with start and end marks, padded. spans: for each asset (padded with zeros to the bound) the
-    weights of a mean over its phrase's tokens; a row sums to 1, or to 0 where there is no asset. prompt: what was
+    weights of a mean over its phrase's tokens; a row sums to 1, or to 0 where there is no asset, or none whose
+    phrase was encoded. prompt: what was
     encoded: white space normalised, absent phrases appended. appended: those phrases. truncated: what did not fit and
     was left out. unknown: words of the prompt that the model never learnt, in order, where the tokenizer knows (else
     empty).
@@ -118,11 +119,12 @@ class Tokenizer:
         spans = np.zeros((max_assets, max_length), np.float32)
         for index, (start, end) in enumerate(places):
             inside = [number for number, (left, right) in enumerate(offsets) if left < end and right > start]
+            fits = bool(inside) and inside[-1] < room
+            if not (fits or strict):
+                continue
             if not inside:
                 raise ValueError(f"the phrase {wanted[index]!r} has no token: write it in letters or digits")
-            if inside[-1] >= room:
-                if not strict:
-                    continue
+            if not fits:
                 raise ValueError(
                     f"the phrase {wanted[index]!r} does not fit: {room} tokens of a prompt are read and this one has "
                     f"{len(tokens)}; shorten it, or move the phrase towards its beginning"

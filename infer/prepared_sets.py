@@ -61,10 +61,7 @@ class PreparedSets:
         settings = self.data.index["settings"]
         if self.data.index["source"] == "latents":
             raise ValueError(f"{folder} holds latents: name the set of pictures that they were made from")
-        if task == "compose":
-            self.data.require_poses()
-        else:
-            self.data.require_agnostic()
+        self.data.require("pose" if task == "compose" else "tryon")
         own = settings.get("paired", True)
         if pairing == "paired" and not own:
             raise ValueError(f"{folder} was prepared with unpaired garments (--no-paired): score it --pairing unpaired")

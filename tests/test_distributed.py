@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fcjax.data import Prepared, training_batches
 from fcjax.network_config import CROSS_ATTENTION_DOWN, CROSS_ATTENTION_UP
 from tests.training import prepared
 from train import run
+from train.checkpoints import steps_of
 from train.config import TrainConfig
 from train.placement import Placement
 
@@ -62,7 +64,9 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def in_two_processes(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
+def in_two_processes(
+    *arguments: str, meanwhile: Callable[[list[subprocess.Popen[str]]], None] = lambda _: None
+) -> list[subprocess.CompletedProcess[str]]:
     """The program in two processes of four simulated devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -84,6 +88,7 @@ def in_two_processes(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
         for process in range(2)
     ]
     try:
+        meanwhile(started)
         ended = [(process, *process.communicate(timeout=1800)) for process in started]
     finally:
         # One that is left waits for the other for ever.
@@ -119,6 +124,28 @@ def test_two_processes_train_and_one_goes_on(data: Path, tmp_path: Path, name: s
         copy = shutil.copytree(out, tmp_path / strategy)
         assert run.train(dataclasses.replace(config, strategy=strategy, devices=devices), copy)
         assert losses(copy) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [0, 4])
+def test_two_processes_end_together_where_one_is_asked_to(data: Path, tmp_path: Path, steps: int):
+    """At one step, in a run that begins and in one that goes on."""
+    program, flags = flags_of(data, "autoencoder")
+    if steps:
+        assert run.train(config_of(data, steps=steps), tmp_path)
+
+    def preempt(started: list[subprocess.Popen[str]]) -> None:
+        log = tmp_path / "log.jsonl"
+        while started[0].poll() is None and not (log.is_file() and len(losses(tmp_path)) >= steps + 2):
+            time.sleep(0.05)
+        started[1].terminate()
+
+    results = in_two_processes(
+        "--config", program, "--out", str(tmp_path), "--steps", "100000", "--devices", "0", *flags, meanwhile=preempt
+    )
+    assert [one.returncode for one in results] == [0, 0], results[0].stderr[-3000:] + results[1].stderr[-3000:]
+    done = len(losses(tmp_path))
+    assert steps + 2 <= done < 100000 and steps_of(tmp_path / "checkpoints")[-1] == done
 
 
 def test_simulated_devices_share_no_memory_of_a_state(data: Path):

@@ -257,6 +257,9 @@ def test_a_mesh_that_does_not_divide() -> None:
         check(sd15(), {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}, 6)
     with pytest.raises(ValueError, match="a batch of 8 in 4 parts over data x fsdp of 4 devices"):
         check(sd15(), {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}, 8, parts=4)
+    halves = dataclasses.replace(load_config("tiny"), batch_size=8, accumulate=2, devices=8)
+    with pytest.raises(ValueError, match="a batch of 8 in 2 parts over data x fsdp of 8 devices"):
+        Placement(halves, {})
     with pytest.raises(ValueError, match="the 8 heads of unet's level 0 over tensor of 3 devices"):
         check(sd15(), {"data": 1, "fsdp": 1, "tensor": 3, "sequence": 1}, 1)
     with pytest.raises(ValueError, match="the 8 rows of unet's coarsest grid over sequence of 16 devices"):

@@ -75,6 +75,9 @@ def test_a_sample_with_too_much_is_shown_as_far_as_it_fits(composing, data: Path
     transform = example_of(model, Tokenizer.load(config.tokenizer), prepared.index)
     whole = transform(dict(sample), np.random.default_rng(0))
     assert len(whole["masks"]) == len(whole["spans"]) == model.max_assets
+    unbounded = example_of(config.model, Tokenizer.load(config.tokenizer), prepared.index)
+    all_of_it = unbounded(dict(sample), np.random.default_rng(0))
+    assert np.array_equal(whole["masks"][:2], all_of_it["masks"][:2])
     filled = {**sample, "caption": sample["phrases"][1] + ", a hat" * 40, "phrases": ["shoes", *sample["phrases"][1:]]}
     cut = transform(filled, np.random.default_rng(0))
     assert whole["masks"][0].any() and whole["masks"][1].any()

@@ -104,10 +104,12 @@ def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path,
     assert fitting.image.size == (96, 128)
 
 
-def test_a_set_without_masks_is_refused(data: Path):
+def test_a_set_without_masks_is_refused(data: Path, tmp_path: Path):
     for changes in ({"data": data / "plain"}, {"data": data / "pictures", "mixed_with": (data / "plain",)}):
         with pytest.raises(ValueError, match=r"plain has no cloth-agnostic people and masks.*wardrobe: --tryon"):
             make_task(dataclasses.replace(config_of(data), **changes))
+    with pytest.raises(ValueError, match="plain has no cloth-agnostic people"):
+        run.train(config_of(data, heldout=data / "plain"), tmp_path)
 
 
 def test_composing_takes_a_pose(data: Path):

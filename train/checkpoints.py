@@ -39,9 +39,9 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, config: TrainConfig, samples: int, warn: Callable[[str], None], content: str | None = None
+        self, folder: Path, config: TrainConfig, samples: int, content: str | None, warn: Callable[[str], None]
     ):
-        """samples, content: how many the run's data has, and their hash; warn: is told what the user should know."""
+        """samples, content: how many the run's data has, and its hash; warn: is told what the user should know."""
         self._folder, self._warn = folder.absolute(), warn
         self._facts = _facts(config, samples, content)
         kept: list[policies.PreservationPolicy] = [policies.LatestN(n=config.keep)]

@@ -107,7 +107,7 @@ def compile_ahead(
         xla_seconds=cost.get("optimal_seconds"),
         cycles=cycles_of((first or compiled).as_text() or ""),
         laid_out=0.0 if compiled is first else cycles_of(text)[1],
-        counted_ahead=None if compiled is first else (compiled.cost_analysis() or {}).get("optimal_seconds"),
+        counted_ahead=(compiled.cost_analysis() or {}).get("optimal_seconds") if first and not quick else None,
         # On a TPU the estimates of time know the bytes.
         traffic=0.0 if hardware.platform == "tpu" else traffic_of(text),
         collectives=collectives_of(text, mesh.size),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fcjax.config import ComposerConfig
 from fcjax.data.augment import AS_THEY_ARE, Augmentation
@@ -39,7 +39,7 @@ class LossConfig:
     """What the composing loss weighs and drops."""
 
     # How timesteps count (`fcjax.diffusion.loss_weight`), and min-SNR's bound.
-    weighting: Weighting = "min_snr"
+    weighting: Weighting = "min_snr_plus_one"
     min_snr: float = 5.0
     # Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of all,
     # for u uniform in [0, 1).
@@ -64,6 +64,8 @@ class LossConfig:
         shares = (self.drop_text, self.drop_reference, self.drop_both)
         if min(*shares, self.drop_pose) < 0 or sum(shares) > 1 or self.drop_pose > 1:
             raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {self.weighting!r}")
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift must be positive, got {self.timestep_shift}")
 

@@ -51,7 +51,7 @@ def example_of(
                 )
             text["text"] = sample["embeddings"].astype(np.float32)
         example = {**read(sample, layout, model), **shown, **text}
-        # An asset without a phrase is not shown.
+        # The denoiser does not look at assets without a phrase.
         example["masks"] = example["masks"] * (tokens.spans.sum(axis=1) > 0)[:, None, None]
         return example
 

@@ -54,11 +54,10 @@ def export(request: Export) -> None:
     task = make_task(config)
     state = jax.eval_shape(start_of(config), task.parameters)
     # The optimiser's numbers, most of a checkpoint, are not read.
-    averaged = bool(trees.flatten(state.average)) and not request.raw
-    kind = "average" if averaged else "trained"
+    kind = "average" if state.average and not request.raw else "trained"
     read = read_parts(folder / str(step), {kind: getattr(state, kind), "frozen": state.frozen})
     task.export(trees.merge(read[kind], read["frozen"]), request.out)
-    print(f"wrote {request.out}: {'averaged' if averaged else 'the last'} parameters of step {step}")
+    print(f"wrote {request.out}: {'averaged' if kind == 'average' else 'the last'} parameters of step {step}")
 
 
 def _chosen(request: Export, folder: Path) -> int:

@@ -106,7 +106,7 @@ def _notes(one: Plan) -> list[str]:
         notes.append(
             f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP; XLA counts none, their time is added here"
         )
-    if one.xla_seconds_counted_ahead and one.xla_seconds:
+    if one.what != "sample" and one.xla_seconds_counted_ahead and one.xla_seconds:
         alone, ahead = 1000 * one.xla_seconds, 1000 * one.xla_seconds_counted_ahead
         notes.append(f"XLA's own estimate: {alone:.1f} ms; {ahead:.1f} ms with copies ahead counted beside the kernels")
     if one.cycle_seconds:

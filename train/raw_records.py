@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,7 @@ class RawJob:
         if self.options.phrases_by:
             load_phrase_finder(self.options.phrases_by)
         if self.options.parse_by:
-            # The reader cuts garments and faces out by it, as by the set's own maps.
-            self.data.parser = functools.partial(load_parser(self.options.parse_by).parse, parts=part_numbers())
+            self.data.parser = parser_of(self.options)
         for index in shard_range(number, self.options.shard_size, self.samples):
             name = self.data.name(index)
             try:
@@ -170,6 +169,11 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
 @functools.cache
 def _tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.load(folder)
+
+
+def parser_of(options: RawOptions) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w"]]:
+    """What labels a picture's parts in place of the set's own maps: readers cut garments and faces out by it."""
+    return functools.partial(load_parser(options.parse_by).parse, parts=part_numbers())
 
 
 def part_numbers() -> dict[str, int]:

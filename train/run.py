@@ -32,7 +32,7 @@ from fcjax import processor
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
 from train.alarm import Alarm
-from train.checkpoints import Checkpoints, newest
+from train.checkpoints import Checkpoints, newest, steps_of
 from train.config import TrainConfig
 from train.documents import check_continues, read_config, write_config
 from train.logs import Log
@@ -50,8 +50,9 @@ Start = Callable[[dict[str, Any]], TrainState]
 def train(config: TrainConfig, out: Path) -> bool:
     """Trains until `config.steps`, from the newest checkpoint in `out` if there is one, and writes `out/model`.
 
-    Returns False where SIGTERM ended the run early; its state is saved then. ValueError: `out` holds a run of another
-    configuration or no checkpoint that can be read, one could not be written, or a loss is no number or explodes.
+    Returns False where SIGTERM ended the run early; what is new of its state is saved then. ValueError: `out` holds a
+    run of another configuration or no checkpoint that can be read, one could not be written, or a loss is no number or
+    explodes.
     """
     # From here on, as reading weights and writing what was trained take their time, too.
     with _preemption() as asked_to_stop:
@@ -59,8 +60,11 @@ def train(config: TrainConfig, out: Path) -> bool:
 
 
 def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool]) -> bool:
+    # Several processes can agree on a step only once they have been asked about one of that size.
+    if asked_to_stop(max(steps_of(out / "checkpoints"), default=0)):
+        return False
     check_continues(out, config)
-    warnings = [*advice(config), *rescheduled(config, out)]
+    before = read_config(out).steps if (out / "config.json").exists() else config.steps
     config = with_data(config, out)
     task = make_task(config)
     placement = Placement(config, task.parameters)
@@ -68,18 +72,21 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
     multihost_utils.sync_global_devices("config")
     if jax.process_index() == 0:
         write_config(out, config)
+    warnings: list[str] = []
     found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
     step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found
     # The state has them, or later ones: the memory of those that the run began with is given back.
     task = dataclasses.replace(task, parameters=jax.eval_shape(lambda params: params, task.parameters))
     with Log(out, step, config.tensorboard) as log:
-        for warning in warnings:
+        for warning in (*warnings, *advice(config)):
             log.warn(step, warning)
         if found is not None:
+            if config.optimizer.final_rate != 1.0 and config.steps != before:
+                log.warn(step, f"the learning rate now falls over {config.steps} steps, no longer over {before}")
             state = placement.unshared(state)
             log.say(f"continuing {out} at step {step}")
-        run = _Run(config, out, task, placement, log)
-        state, whole = run.steps(state, step, found is not None, asked_to_stop)
+        run = _Run(config, out, task, placement, log, asked_to_stop)
+        state, whole = run.steps(state, step, continued=found is not None)
         if whole:
             params = placement.gathered(parameters(state, averaged=True))
             if jax.process_index() == 0:
@@ -89,20 +96,18 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
 
 
 def advice(config: TrainConfig) -> list[str]:
-    """What of a configuration will do, but badly on this machine."""
-    if config.compute_dtype != "bfloat16" or jax.default_backend() != "cpu" or processor.multiplies_bfloat16():
-        return []
-    return ["this processor has no bfloat16 instructions; --compute-dtype float32 may be many times faster on it"]
-
-
-def rescheduled(config: TrainConfig, out: Path) -> list[str]:
-    """What another number of steps than the run in `out` began with means for it."""
-    if not (out / "config.json").exists() or config.optimizer.final_rate == 1.0:
-        return []
-    before = read_config(out).steps
-    if before == config.steps:
-        return []
-    return [f"the learning rate now falls over {config.steps} steps, no longer over {before}, from here on"]
+    """What of a configuration will do, but badly."""
+    told, warmup = [], config.optimizer.warmup_steps
+    if config.compute_dtype == "bfloat16" and jax.default_backend() == "cpu" and not processor.multiplies_bfloat16():
+        told.append(
+            "this processor has no bfloat16 instructions; --compute-dtype float32 may be many times faster on it"
+        )
+    if warmup >= config.steps:
+        told.append(
+            f"the learning rate rises for {warmup} steps and the run has {config.steps}: it ends before the rate is "
+            "reached; --optimizer.warmup-steps sets how long it rises"
+        )
+    return told
 
 
 def start_of(config: TrainConfig) -> Start:
@@ -123,15 +128,22 @@ class _Pending:
 class _Run:
     """The loop over the steps, and what reads along."""
 
-    def __init__(self, config: TrainConfig, out: Path, task: Task, placement: Placement, log: Log):
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        task: Task,
+        placement: Placement,
+        log: Log,
+        asked_to_stop: Callable[[int], bool],
+    ):
         self._config, self._out, self._task, self._placement, self._log = config, out, task, placement, log
+        self._asked_to_stop = asked_to_stop
         self._watch = Watch(config, task, placement, out, log)
         self._alarm = Alarm(out, config.explode)
         self._pending: _Pending | None = None
 
-    def steps(
-        self, state: TrainState, start: int, continued: bool, asked_to_stop: Callable[[int], bool]
-    ) -> tuple[TrainState, bool]:
+    def steps(self, state: TrainState, start: int, continued: bool) -> tuple[TrainState, bool]:
         """The state after the last step or the one at which SIGTERM came, and whether it was the last."""
         config = self._config
         shardings = self._placement.mesh and (self._placement.shardings(state), self._placement.batch)
@@ -144,13 +156,13 @@ class _Run:
 
         folder, data = self._out / "checkpoints", self._task.data
         with (
-            Checkpoints(folder, config, len(data), warn, data.content) as checkpoints,
+            Checkpoints(folder, config, len(data), data.content, warn) as checkpoints,
             Tracer(config, self._out, self._log) as tracer,
             contextlib.closing(self._batches(start)) as batches,
         ):
             if continued:
                 checkpoints.check(start)
-            if start < config.steps and asked_to_stop(start):
+            if start < config.steps and self._asked_to_stop(start):
                 return state, False
             for number in range(start + 1, config.steps + 1):
                 with self._progress.waiting():
@@ -162,7 +174,7 @@ class _Run:
                 self._read()
                 self._pending = _Pending(number, metrics, batch)
                 checkpoints.poll()
-                stop = asked_to_stop(number)
+                stop = self._asked_to_stop(number)
                 self._pause(number, state, checkpoints, stop)
                 if stop:
                     return state, number == config.steps

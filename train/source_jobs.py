@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fcjax.data.sources import DeepFashion, DressCode, Folder, Labels, Source, VitonHD, check, require_body_maps
 from fcjax.data.sources.viton import Split
-from train.raw_records import RawJob, RawOptions
+from train.raw_records import RawJob, RawOptions, parser_of
 from train.shards import REPORT, write_set
 
 
@@ -108,6 +108,8 @@ def prepare_source(job: SourceJob) -> None:
     """Writes the job's shards and says how many samples they hold, or with `check` says how the data set is."""
     source = job.open()
     if job.check:
+        if job.options.parse_by:
+            source.parser = parser_of(job.options)
         lines, usable = check(source, job.options.count, lambda numbers: tqdm(numbers, unit="sample"))
         print("\n".join(lines))
         if not usable:

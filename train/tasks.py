@@ -152,10 +152,7 @@ def _compose(config: TrainConfig) -> Task:
         raise ValueError(f"{data.folder} was encoded by the VAE {encoded}, but {config.vae} holds {given}")
     if not pictures_given:
         check_sizes(data.index, data.folder, model, config.name)
-    if model.condition == "pose":
-        data.require_poses()
-    else:
-        data.require_agnostic()
+    data.require(model.condition)
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
         if (model.condition, started.condition) == ("tryon", "pose"):

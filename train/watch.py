@@ -36,10 +36,8 @@ class Watch:
         if config.heldout is None:
             return
         data = Prepared(config.heldout)
-        if config.task == "compose":
-            data.require_poses()
-        elif config.task == "tryon":
-            data.require_agnostic()
+        if config.task != "vae":
+            data.require(config.model.condition)
         if len(data) < config.batch_size:
             raise ValueError(
                 f"{config.heldout} has {len(data)} samples, held-out losses need a batch: {config.batch_size}"

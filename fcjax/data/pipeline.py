@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
 
+from fcjax.config import Condition
 from fcjax.data.records import decode_record, read_index, shards
 
 Batch = dict[str, np.ndarray]
@@ -36,20 +37,17 @@ class Prepared:
 
     @property
     def content(self) -> str | None:
-        """The hash of its samples, None of a set that was prepared without."""
+        """The hash of its shards and of how they were made; None of a set that was prepared without."""
         return self.index.get("sha256")
 
-    def require_poses(self) -> None:
-        """ValueError where samples without a body map were taken, which is empty in them."""
-        if not self.index["settings"].get("need_pose", True):
+    def require(self, condition: Condition) -> None:
+        """ValueError where samples lack what models of that condition go by: a body map, or a person to dress."""
+        if condition == "pose" and not self.index["settings"].get("need_pose", True):
             raise ValueError(
                 f"{self.folder} was prepared with --no-need-pose, so that samples without a body map are in it, and "
                 "composing goes by that map: prepare the set anew without the flag"
             )
-
-    def require_agnostic(self) -> None:
-        """ValueError where there is no cloth-agnostic person and mask to dress."""
-        if not {"agnostic", "mask"} <= self[0].keys():
+        if condition == "tryon" and not {"agnostic", "mask"} <= self[0].keys():
             raise ValueError(
                 f"{self.folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; "
                 "other sets: without --no-agnostic)"
@@ -95,15 +93,10 @@ class Mixed:
         known = [one.content for one in self.sets]
         return None if None in known else " ".join(map(str, known))
 
-    def require_poses(self) -> None:
+    def require(self, condition: Condition) -> None:
         """ValueError, as of one set."""
         for one in self.sets:
-            one.require_poses()
-
-    def require_agnostic(self) -> None:
-        """ValueError, as of one set."""
-        for one in self.sets:
-            one.require_agnostic()
+            one.require(condition)
 
     def __len__(self) -> int:
         return sum(len(one) for one in self.sets)

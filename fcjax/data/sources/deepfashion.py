@@ -28,11 +28,11 @@ _LISTS = {
 class DeepFashion(Source):
     """The folder with images/, segm/, densepose/, captions.json and labels/; files may also lie side by side.
 
-    A sample is a picture with a parse map, of which garments and face are cut out. The 21 keypoints are landmarks of
+    A sample is a picture of which garments and face are cut out by its parse map. The 21 keypoints are landmarks of
     clothes, not of bodies, and are left aside. ValueError where the folder is none of DeepFashion-MultiModal.
 
     Args:
-        parsed: False takes all pictures, for `parser` to label.
+        parsed: False takes pictures without a parse map, too, and leaves the labels to `parser`.
     """
 
     def __init__(self, root: str | Path, parsed: bool = True):
@@ -43,15 +43,14 @@ class DeepFashion(Source):
             self.root, ("densepose", "dense", "."), ("_densepose.png",), "no body map: left out unless --no-need-pose",
             sized=True,
         )  # fmt: skip
+        self._parsed = parsed
         if parsed:
-            self.stems = sorted(path.name.removesuffix("_segm.png") for path in self.parse.folder.glob("*_segm.png"))
+            shelf, expected = self.parse, "*_segm.png"
+            self.stems = sorted(path.name.removesuffix("_segm.png") for path in shelf.folder.glob(expected))
         else:
-            self.stems = self._pictures()
+            shelf, expected, self.stems = self.image, "pictures", self._pictures()
         if not self.stems:
-            wanted = "*_segm.png" if parsed else "*.jpg"
-            where = (self.parse if parsed else self.image).folder
-            what = "parse maps" if parsed else "pictures"
-            raise ValueError(f"no {wanted} in {where}: DeepFashion-MultiModal's {what} are expected")
+            raise ValueError(f"no {expected} in {shelf.folder}: DeepFashion-MultiModal is expected to have them there")
         self.lists = {name: self._list(name) for name in _LISTS}
         self.captions = self._captions()
 
@@ -87,7 +86,8 @@ class DeepFashion(Source):
         return dataclasses.replace(asset, adjectives=tuple(word for word in words if word), noun=noun)
 
     def shelves(self, index: int) -> list[tuple[Shelf, str]]:
-        return [(shelf, self.stems[index]) for shelf in (self.image, self.parse, self.iuv)]
+        shelves = (self.image, self.parse, self.iuv) if self._parsed else (self.image, self.iuv)
+        return [(shelf, self.stems[index]) for shelf in shelves]
 
     def body_files(self, index: int) -> list[tuple[Shelf, str]]:
         return [(self.iuv, self.stems[index])]
@@ -109,7 +109,11 @@ class DeepFashion(Source):
         return found
 
     def _pictures(self) -> list[str]:
-        return sorted(path.stem for path in self.image.folder.glob("*.jpg"))
+        maps = tuple(ending for shelf in (self.parse, self.iuv) for ending in shelf.endings)
+        files = self.image.folder.glob("*") if self.image.folder.is_dir() else []
+        return sorted(
+            path.stem for path in files if path.name.endswith(self.image.endings) and not path.name.endswith(maps)
+        )
 
     def _list(self, name: str) -> Mapping[str, Sequence[int]]:
         """The numbers of an attribute list by stem; nothing where there is no such file. ValueError: a broken one."""
