@@ -83,7 +83,7 @@ def agnostic_mask(
     if not 0 <= margin <= 0.5:
         raise ValueError(f"margin is a share of the picture's height: it must lie in [0, 0.5], got {margin}")
     if parse is None and iuv is None:
-        raise ValueError("a mask needs a parse map or a DensePose map of the person")
+        raise ValueError("a mask needs a parse map or a DensePose map of the person, and there is neither")
     if parse is not None and iuv is not None and parse.shape != iuv.shape[:2]:
         raise ValueError(f"the parse map is {parse.shape}, the DensePose map {iuv.shape[:2]} (height, width)")
     chart = None if iuv is None else iuv[..., 0]

@@ -132,7 +132,7 @@ def parameter_specs(params: Mapping[str, Any], rules: Sequence[Rule], sizes: Map
     if wrong:
         raise ValueError(
             f"{len(wrong)} parameters cannot lie on the mesh {dict(sizes)} as the strategy says; choose other sizes of "
-            "its axes or another rule:\n" + "\n".join(f"  {line}" for line in wrong)
+            "its axes or another rule: " + "; ".join(wrong)
         )
     return specs
 

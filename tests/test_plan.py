@@ -217,9 +217,12 @@ def test_a_comparison_says_what_does_not_suit_and_goes_on(
     assert [(one["strategy"], one["batch"]) for one in found] == [("data", 1), ("data", 2)]
     with Image.open(tmp_path / "plans.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**20) or ()) > 10
-    with pytest.raises(SystemExit) as ended:
-        planner.main([*arguments[:-1], "--strategy", "tensr"])
-    assert ended.value.code == 2
+    # One alone, and several of which none suits.
+    for wrong in (arguments[:-1], [*arguments, "--plot", str(tmp_path / "none.png")]):
+        with pytest.raises(SystemExit) as ended:
+            planner.main([*wrong, "--strategy", "tensr"])
+        assert ended.value.code == 2 and not (tmp_path / "none.png").exists()
+    assert "no combination suits" in capsys.readouterr().err
 
 
 def test_a_batch_has_the_shapes_that_training_takes():

@@ -109,6 +109,36 @@ def test_sigterm_before_the_first_step_and_after_the_last(data: Path, tmp_path: 
     assert run.train(config, tmp_path) and (tmp_path / "model").is_dir() and steps_of(tmp_path / "checkpoints") == [2]
 
 
+def test_a_step_is_compiled_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a run, and by the same key in one that goes on, so that it finds what the first left in the cache."""
+    config, steps = autoencoder(data), []
+
+    def lowered(*given):
+        step = make_step(*given)
+
+        def call(state, batch):
+            steps.append([leaf.committed for leaf in jax.tree.leaves(state)])
+            return step(state, batch)
+
+        return call
+
+    monkeypatch.setattr(run, "make_step", lowered)
+    for count in (2, 4):
+        assert run.train(dataclasses.replace(config, steps=count), tmp_path)
+    assert len(steps) == 4 and all(map(all, steps))
+
+
+def test_a_strategy_is_checked_before_data_is_drawn(tmp_path: Path):
+    for changes, told in (
+        ({"strategy": "fsdb"}, "did you mean 'fsdp'"),
+        ({"strategy": "fsdp", "devices": 8, "batch_size": 6}, "a batch of 6"),
+        ({"devices": 99}, "devices must lie in 0"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run.train(dataclasses.replace(load_config("tiny"), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_batches_lie_on_the_devices_two_steps_ahead(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int

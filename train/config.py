@@ -13,19 +13,23 @@ from fcjax.pretrained import MINI
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What `fcjax.optim` builds; `trainable` are first-match path rules, True = trained, False = frozen."""
+    """What `fcjax.optim` builds."""
 
     name: OptimizerName = "adamw"
     learning_rate: float = 1e-4
+    """The peak."""
     warmup_steps: int = 500
-    # The rate falls along a cosine to `final_rate` times its peak at the last step; 1.0 keeps it constant.
+    """Steps in which the rate rises to it."""
     final_rate: float = 1.0
+    """The rate falls along a cosine to this times its peak at the last step; 1.0 keeps it constant."""
     beta2: float = 0.99
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    # Of the moving average that models are made of; 0: none is kept, and they are made of the last parameters.
+    """The largest global norm of gradients."""
     ema_decay: float = 0.9999
+    """Of the moving average that models are made of; 0: none is kept, and they are made of the last parameters."""
     trainable: tuple[tuple[str, bool], ...] = ((".*", True),)
+    """Paths of parameters as regular expressions, and whether they are trained; the first that fits decides."""
 
     def __post_init__(self):
         if not 0 < self.learning_rate < 1:
@@ -38,27 +42,33 @@ class OptimizerConfig:
 class LossConfig:
     """What the composing loss weighs and drops."""
 
-    # How timesteps count (`fcjax.diffusion.loss_weight`), and min-SNR's bound.
     weighting: Weighting = "min_snr_plus_one"
+    """How timesteps count (`fcjax.diffusion.loss_weight`)."""
     min_snr: float = 5.0
-    # Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of all,
-    # for u uniform in [0, 1).
+    """The bound of min-SNR weighting."""
     timestep_shift: float = 1.0
-    # A share of noise that is the same in all tokens of a channel, so that a model learns to move whole pictures'
-    # brightness (the "offset noise" of Stable Diffusion's users).
+    """Above 1, more of the timesteps drawn are noisy ones (arXiv 2403.03206, equation 23): s u / (1 + (s - 1) u) of
+    all, for u uniform in [0, 1)."""
     offset_noise: float = 0.0
-    # Latent tokens on the person count `1 + foreground_weight` times.
+    """A share of noise that is the same in all tokens of a channel, so that a model learns to move whole pictures'
+    brightness (the "offset noise" of Stable Diffusion's users)."""
     foreground_weight: float = 0.0
+    """Latent tokens on the person count `1 + foreground_weight` times."""
     # Choice: drop-out concerns the denoiser alone. The first three exclude each other, so that each branch of guidance
     # (no text, no assets, neither) gets the share of the training that it is given here.
+
     drop_text: float = 0.05
+    """The share of samples whose text the denoiser does not see."""
     drop_reference: float = 0.05
+    """The same of assets."""
     drop_both: float = 0.1
+    """The same of both."""
     drop_pose: float = 0.0
-    # Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows.
+    """The same of the pose."""
     matching: float = 0.0
-    # Noise levels trained per reference pass.
+    """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
     noises: int = 1
+    """Noise levels trained per reference pass."""
 
     def __post_init__(self):
         shares = (self.drop_text, self.drop_reference, self.drop_both)
@@ -94,56 +104,66 @@ class TrainConfig:
     name: str
     task: Literal["vae", "compose", "tryon"]
     model: ComposerConfig
-    # None: a few samples that the run draws into its own folder (`train.own_data`).
     data: Path | None
+    """The prepared set; none: a few samples that the run draws into its own folder (`train.own_data`)."""
     steps: int
+    """How many, those before the run went on with them."""
     batch_size: int
-    # More prepared sets, and the share of the samples that each of all sets gives, `data`'s first; none: equal ones.
+    """Samples of a step, on all devices together."""
     mixed_with: tuple[Path, ...] = ()
+    """More prepared sets."""
     weights: tuple[float, ...] = ()
-    # Changes at random to every sample; needs pictures, not latents (not of task "vae").
+    """The share of the samples that each of all sets gives, `data`'s first; none: equal ones."""
     augment: Augmentation = AS_THEY_ARE
+    """Changes at random to every sample; needs pictures, not latents (not of task "vae")."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     vae_loss: VAELossConfig = VAELossConfig()
-    # The model folder of another run to start from; None starts at random.
     start: Path | None = None
-    # Where the VAE of the prepared latents lies (not of task "vae"): it goes into the model folder as it is.
+    """The model folder of another run to start from; none starts at random."""
     vae: Path | None = None
+    """The model folder whose VAE made the prepared latents (not of task "vae"): it goes into the result as it is."""
     tokenizer: Path = MINI / "tokenizer"
-    # What the networks compute in, and what frozen parameters are kept in; trained ones are kept in float32.
+    """Its folder."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    # What the backward pass computes anew instead of keeping it (not of task "vae"): "none"; "layers", all but what
-    # resnets and attentions hand on; "dots", all but products of tokens and weights; "all", everything within a UNet.
+    """What the networks compute in, and what frozen parameters are kept in; trained ones are kept in float32."""
     remat: Literal["none", "layers", "dots", "all"] = "none"
-    # Parts of a batch that are computed one after the other, their gradients added up.
+    """What the backward pass computes anew instead of keeping it (not of task "vae"): "none"; "layers", all but what
+    resnets and attentions hand on; "dots", all but products of tokens and weights; "all", everything within a UNet."""
     accumulate: int = 1
-    # How the tensors of the model folder are stored.
+    """Parts of a batch that are computed one after the other, their gradients added up."""
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How the tensors of the model folder are stored."""
     seed: int = 0
-    # For several devices: a strategy of `configs.sharding`, those sizes of its axes that shall differ from the table's,
-    # and how many devices take part (0: all).
     strategy: str = "data"
+    """Of `configs.sharding`, for several devices."""
     axes: tuple[tuple[str, int], ...] = ()
+    """Those sizes of the strategy's axes that shall differ from its table's."""
     devices: int = 0
-    # A prepared set whose losses are logged and whose first samples are drawn every `watch_every` steps.
+    """How many take part; 0: all."""
     heldout: Path | None = None
+    """A prepared set whose losses are logged and whose first samples are drawn every `watch_every` steps."""
     watch_every: int = 500
     log_every: int = 20
+    """Steps from one line of the log to the next."""
     checkpoint_every: int = 500
-    # How many of the newest checkpoints stay, and how many of those with the lowest held-out loss beside them, which is
-    # then measured for every checkpoint.
     keep: int = 2
+    """How many of the newest checkpoints stay."""
     keep_best: int = 0
-    # A loss above so many times the median of those before it ends the run, as one that is no number always does; 0
-    # lets every number pass. Choice: far above what a hard batch costs, far below what a diverged run reports.
+    """How many checkpoints with the lowest held-out loss stay beside them, which is then measured for each."""
+    # Choice: far above what a hard batch costs, far below what a diverged run reports.
+
     explode: float = 100.0
-    # TensorBoard's event files beside the log.
+    """A loss above so many times the median of those before it ends the run, as one that is no number always does; 0
+    lets every number pass."""
     tensorboard: bool = False
-    # The step from which on so many steps are traced by JAX's profiler; 0: none, until SIGUSR1 asks for it.
+    """TensorBoard's event files beside the log."""
     profile_at: int = 0
+    """The step from which on steps are traced by JAX's profiler; 0: none, until SIGUSR1 asks for it."""
     profile_steps: int = 3
+    """How many of them."""
     workers: int = 2
+    """Threads that read the data."""
 
     def __post_init__(self):
         if self.task == "tryon":

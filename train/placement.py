@@ -9,13 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from configs.sharding import strategy
 from fcjax.sharding import batch_sharding, check, make_mesh, parameter_specs, tree_shardings
 from train.config import TrainConfig
 
 Tree = dict[str, Any]
+
+
+def mesh_of(config: TrainConfig) -> Mesh | None:
+    """The mesh of a run's devices; None on one.
+
+    ValueError where the strategy does not suit the devices, the batch, or the model's heads and rows.
+    """
+    devices, chosen = jax.devices(), strategy(config.strategy, **dict(config.axes))
+    if not 0 <= config.devices <= len(devices):
+        raise ValueError(f"devices must lie in 0 (all) to {len(devices)}, as many as there are: {config.devices}")
+    if config.devices and jax.process_count() > 1:
+        raise ValueError("several processes use all their devices: leave `devices` at 0")
+    devices = devices[: config.devices or None]
+    if len(devices) == 1:
+        return None
+    mesh = make_mesh(chosen, devices)
+    check(config.model, dict(mesh.shape), config.batch_size, config.accumulate)
+    return mesh
 
 
 class Placement:
@@ -25,20 +43,10 @@ class Placement:
     """
 
     def __init__(self, config: TrainConfig, params: Mapping[str, Any]):
-        devices = jax.devices()
-        if not 0 <= config.devices <= len(devices):
-            raise ValueError(f"devices must lie in 0 (all) to {len(devices)}, as many as there are: {config.devices}")
-        if config.devices and jax.process_count() > 1:
-            raise ValueError("several processes use all their devices: leave `devices` at 0")
-        devices = devices[: config.devices or None]
-        self._batch_size = config.batch_size
-        self.mesh = None
-        if len(devices) > 1:
-            chosen = strategy(config.strategy, **dict(config.axes))
-            self.mesh = make_mesh(chosen, devices)
-            sizes = dict(self.mesh.shape)
-            check(config.model, sizes, config.batch_size, config.accumulate)
-            self._specs = parameter_specs(params, chosen.parameters, sizes)
+        self._batch_size, self.mesh = config.batch_size, mesh_of(config)
+        if self.mesh is not None:
+            rules = strategy(config.strategy).parameters
+            self._specs = parameter_specs(params, rules, dict(self.mesh.shape))
             self.batch = batch_sharding(self.mesh)
 
     @property
@@ -59,8 +67,9 @@ class Placement:
         No device of a mesh ever holds more than its share of them.
         """
         if self.mesh is None:
-            # On a CPU they are this very memory.
-            return make(jax.device_put(params, may_alias=True))
+            # On a CPU they are this very memory. The state is bound to the device, as those are that were read or that
+            # steps give: for all of them the step is compiled once.
+            return jax.device_put(make(jax.device_put(params, may_alias=True)), jax.devices()[0])
         laid = jax.device_put(params, self.shardings(params))
         return self.unshared(jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(laid))
 

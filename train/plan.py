@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{settings.config}, {settings.what}, all per device", end="")
         if settings.what != "sample":
             flops = model_flops(config, alone=settings.what == "unet")
-            print(f"; a sample's step takes {flops / 1e12:.2f} TFLOP", end="")
+            print(f"; a sample's step takes {flops / 1e12:.3g} TFLOP", end="")
         print("\n" + " ".join(f"{column:>11}" for column in _COLUMNS), flush=True)
         for one in plans(settings, config):
             found.append(one)
@@ -207,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # At once, as a later combination may take minutes or not suit.
             if settings.json:
                 settings.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n")
+        if not found:
+            raise ValueError("no combination suits; the reasons stand above")
         if settings.plot:
             plot(found, settings.plot)
 

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from jax.experimental import multihost_utils
 
-from configs import load_config
+from configs import CONFIGS, load_config
 from fcjax import processor
 from fcjax.cli import exit_codes
 from fcjax.data import training_batches
@@ -37,7 +37,7 @@ from train.config import TrainConfig
 from train.documents import check_continues, read_config, write_config
 from train.logs import Log
 from train.own_data import with_data
-from train.placement import Placement
+from train.placement import Placement, mesh_of
 from train.progress import Progress
 from train.step import TrainState, initial_state, make_step, parameters
 from train.tasks import Task, make_task
@@ -65,6 +65,8 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
         return False
     check_continues(out, config)
     before = read_config(out).steps if (out / "config.json").exists() else config.steps
+    # What no data is needed to see.
+    mesh_of(config)
     config = with_data(config, out)
     task = make_task(config)
     placement = Placement(config, task.parameters)
@@ -85,6 +87,8 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
                 log.warn(step, f"the learning rate now falls over {config.steps} steps, no longer over {before}")
             state = placement.unshared(state)
             log.say(f"continuing {out} at step {step}")
+            if step > config.steps:
+                log.warn(step, f"the run has {step} steps, more than the {config.steps} that were asked for")
         run = _Run(config, out, task, placement, log, asked_to_stop)
         state, whole = run.steps(state, step, continued=found is not None)
         if whole:
@@ -164,6 +168,8 @@ class _Run:
                 checkpoints.check(start)
             if start < config.steps and self._asked_to_stop(start):
                 return state, False
+            if start < config.steps:
+                self._log.say("compiling the step, minutes where no run has left it in the cache; then the steps come")
             for number in range(start + 1, config.steps + 1):
                 with self._progress.waiting():
                     batch, laid = next(batches)
@@ -249,7 +255,8 @@ def _preemption() -> Iterator[Callable[[int], bool]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m train.run --config NAME --out DIR`, then any field of the configuration to override."""
-    parser = argparse.ArgumentParser(prog="python -m train.run", add_help=False)
+    usage = "python -m train.run --config NAME --out DIR [--help] [fields to override]; NAME is one of "
+    parser = argparse.ArgumentParser(prog="python -m train.run", usage=usage + ", ".join(CONFIGS), add_help=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--distributed", action="store_true")
