@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fcjax.data.sources import DeepFashion
+from tests import miniatures
 from tests.test_shards import Numbers, contents, made_shards
+from train.raw_records import RawJob, RawOptions
 from train.shards import write_set
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +56,16 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_set(cluster, job: Numbers,
     full = FullDisk(job.made)
     with pytest.raises(OSError, match=r"No space left on device \(. of 4 shards are finished and stay"):
         write_set(full, tmp_path / "full", ray="auto")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_prepares_a_real_set_as_one_machine_does(cluster, tmp_path: Path):
+    source = DeepFashion(miniatures.deepfashion(tmp_path / "source"))
+    job = RawJob(source, "deepfashion", RawOptions(height=64, width=48, shard_size=1))
+    write_set(job, tmp_path / "alone", workers=1)
+    index = write_set(job, tmp_path / "cluster", ray="auto")
+    assert contents(tmp_path / "cluster") == contents(tmp_path / "alone") and index["count"] == 2
 
 
 def test_ray_is_an_extra(job: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
