@@ -109,7 +109,8 @@ def read_index(path: str | Path) -> dict[str, Any]:
     if not root.is_dir():
         raise ValueError(f"there is no model folder {root}")
     if not (root / "model_index.json").is_file():
-        raise ValueError(f"{root} is no model folder: it has no model_index.json")
+        inside = f"; {root / 'model'} is one" if (root / "model/model_index.json").is_file() else ""
+        raise ValueError(f"{root} is no model folder: it has no model_index.json{inside}")
     return read_json(root / "model_index.json")
 
 

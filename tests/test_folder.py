@@ -138,6 +138,10 @@ def test_a_wrong_folder_says_what_is_wrong(broken: Path, tmp_path: Path) -> None
         folder.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no model folder: it has no model_index\.json"):
         folder.load(broken / "unet")
+    # As a run's folder has its model in it.
+    shutil.copytree(broken, tmp_path / "run/model")
+    with pytest.raises(ValueError, match=r"no model_index\.json; .*run/model is one"):
+        folder.load(tmp_path / "run")
     (broken / "vae" / "config.json").unlink()
     with pytest.raises(ValueError, match="has no vae"):
         folder.load(broken)
