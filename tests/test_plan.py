@@ -225,6 +225,14 @@ def test_a_comparison_says_what_does_not_suit_and_goes_on(
     assert "no combination suits" in capsys.readouterr().err
 
 
+def test_copies_ahead_are_told_beside_the_ideal(sampling: forecast.Plan):
+    step = {"what": "train", "hardware": "v5p:2x2x2", "seconds": 0.3, "flops": 0.165 * HARDWARE["v5p"].flops}
+    found = dataclasses.replace(sampling, **step, xla_seconds=-0.78, xla_seconds_counted_ahead=-0.75)
+    assert "30.0 ms more, 330.0 ms, MFU 50.0%" in planner._notes(found)[-1]
+    quick = dataclasses.replace(found, xla_seconds_counted_ahead=None)
+    assert not any("copies ahead" in note for note in planner._notes(quick))
+
+
 def test_a_batch_has_the_shapes_that_training_takes():
     config = load_config("mini")
     shapes = forecast.abstract_batch(config.model, 2)

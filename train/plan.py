@@ -106,11 +106,17 @@ def _notes(one: Plan) -> list[str]:
         notes.append(
             f"attention kernels: {one.kernel_flops / 1e12:.2f} TFLOP; XLA counts none, their time is added here"
         )
-    if one.what != "sample" and one.xla_seconds_counted_ahead and one.xla_seconds:
-        alone, ahead = 1000 * one.xla_seconds, 1000 * one.xla_seconds_counted_ahead
-        notes.append(f"XLA's own estimate: {alone:.1f} ms; {ahead:.1f} ms with copies ahead counted beside the kernels")
+    peak = HARDWARE[one.hardware.partition(":")[0]].flops
+    if one.what != "sample" and one.xla_seconds_counted_ahead and one.xla_seconds and one.seconds:
+        # Of kernels that it cannot time XLA takes whole seconds off.
+        ahead = (one.xla_seconds_counted_ahead - one.xla_seconds) % 1.0
+        whole = one.seconds + ahead
+        notes.append(
+            f"were copies ahead time of their own, as XLA counts them: {ahead * 1000:.1f} ms more, "
+            f"{whole * 1000:.1f} ms, MFU {one.flops / whole / peak:.1%}"
+        )
     if one.cycle_seconds:
-        share = one.flops / one.cycle_seconds / HARDWARE[one.hardware.partition(":")[0]].flops
+        share = one.flops / one.cycle_seconds / peak
         notes.append(f"by the compiler's count of cycles: {one.cycle_seconds * 1000:.1f} ms, MFU {share:.1%}")
     return notes
 
