@@ -145,10 +145,12 @@ def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch:
     assert [(one.strategy, one.remat) for one in planner.plans(settings, sized)] == [("fsdp", "dots")]
 
 
-def test_any_field_of_the_configuration_can_be_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_any_field_of_the_configuration_can_be_set(
+    sampling: forecast.Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     seen = []
     monkeypatch.setattr(planner, "model_flops", lambda config, alone: 1e12)
-    monkeypatch.setattr(planner, "plans", lambda settings, config: seen.append((settings, config)) or [])
+    monkeypatch.setattr(planner, "plans", lambda settings, config: seen.append((settings, config)) or [sampling])
     flags = ["--config", "tiny", "--strategy", "fsdp:data=2", "--task", "tryon", "--accumulate", "2"]
     planner.main([*flags, "--optimizer.ema-decay", "0", "--optimizer.trainable", "unet/.*", "True", ".*", "False"])
     [(settings, config)] = seen
