@@ -54,7 +54,7 @@ PLAN = $(VENV)-plan
 test-plan:  ## the planner's tests for hardware that is not there, whose compilers it installs
 	test -x $(PLAN)/bin/python || $(PYTHON) -m venv $(PLAN)
 	$(PLAN)/bin/python -m pip install --quiet --editable ".[test,tpu,cuda]"
-	JAX_PLATFORMS=cpu $(PLAN)/bin/python -m pytest -m "" tests/test_plan.py
+	JAX_PLATFORMS=cpu $(PLAN)/bin/python -m pytest -m "" tests/test_plan_compilers.py
 
 lint: $(VENV)/.test  ## what CI checks besides the tests
 	$(PY) -m ruff check .

@@ -22,7 +22,7 @@ from fcjax import presets
 from fcjax.config import ComposerConfig
 from fcjax.hardware import devices_of
 from fcjax.models.attention import Correspondence
-from train.forecast import sampling_programs
+from train.sampling_programs import sampling_programs
 
 PRESETS = {"sd15": presets.sd15, "mini": presets.mini, "tiny": presets.tiny}
 

@@ -26,7 +26,7 @@ from fcjax import presets
 from fcjax.hardware import HARDWARE, devices_of
 from fcjax.models import attend
 from fcjax.models.attend import attention_kernel
-from train.forecast import sampling_programs
+from train.sampling_programs import sampling_programs
 
 
 @dataclass

@@ -127,7 +127,7 @@ HARDWARE: dict[str, Hardware] = {
 
 def devices_of(name: str) -> tuple[Hardware, list[Any]]:
     """The devices of "v5p:2x2x4" (chips along each axis), "v5p:2x2x4:2" (two such slices), "h100:8" (GPUs), "cpu:8"
-    (simulated).
+    (simulated). The compiler takes sizes, too, that nobody builds.
 
     ValueError for a name that is none of these, and, naming what to install, without the compiler.
     """

@@ -22,11 +22,10 @@ class PromptTokens:
     """A prompt as the models take it.
 
     ids: token ids with start and end marks, padded. spans: for each asset (padded with zeros to the bound) the
-    weights of a mean over its phrase's tokens; a row sums to 1, or to 0 where there is no asset, or none whose
-    phrase was encoded. prompt: what was
-    encoded: white space normalised, absent phrases appended. appended: those phrases. truncated: what did not fit and
-    was left out. unknown: words of the prompt that the model never learnt, in order, where the tokenizer knows (else
-    empty).
+    weights of a mean over its phrase's tokens; a row sums to 1, or to 0 where there is no asset or its phrase was left
+    out. prompt: what was encoded: white space normalised, absent phrases appended. appended: those phrases. truncated:
+    what did not fit and was left out. unknown: words of the prompt that the model never learnt, in order, where the
+    tokenizer knows (else empty).
     """
 
     ids: Int32[np.ndarray, "k"]

@@ -70,19 +70,21 @@ def write_config(out: Path, config: TrainConfig) -> None:
     os.replace(partial, out / "config.json")
 
 
-def check_continues(out: Path, config: TrainConfig) -> None:
-    """ValueError, naming every field with both values, where the run in `out` began with another configuration.
+def check_continues(out: Path, config: TrainConfig) -> TrainConfig | None:
+    """The configuration that the run in `out` had last; None in a folder without a run, which suits any.
 
-    FREE_FIELDS may differ, and a folder without a run suits any configuration.
+    ValueError, naming every field with both values, where it is another one; FREE_FIELDS may differ.
     """
     if not (out / "config.json").exists():
-        return
-    differ = differing(document_of(read_config(out)), document_of(config), FREE_FIELDS)
+        return None
+    before = read_config(out)
+    differ = differing(document_of(before), document_of(config), FREE_FIELDS)
     if differ:
         raise ValueError(
             f"{out} holds a run with another configuration; these fields differ: {', '.join(differ)}. "
             "Choose another --out or restore the fields"
         )
+    return before
 
 
 def differing(there: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> list[str]:

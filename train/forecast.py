@@ -26,17 +26,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from configs.sharding import named
-from fcjax import generation, trees
+from fcjax import trees
 from fcjax.config import ComposerConfig
-from fcjax.generation import PictureInputs, conditions_of_pictures, denoiser
 from fcjax.hardware import Hardware, devices_of, network_rate
 from fcjax.models.attend import attention_kernel
-from fcjax.models.composer import denoising_parameters
 from fcjax.models.layers import Dtype
 from fcjax.models.parameters import abstract_parameters
 from fcjax.models.unet import UNet
-from fcjax.samplers import sampler_table
-from fcjax.sampling import SamplerState, guidance_branches, guided_step, image_keys, make_guidance
+from fcjax.sampling import guidance_branches
 from fcjax.sharding import axis_sizes, batch_sharding, check, make_mesh, parameter_specs, tree_shardings
 from train.compiled import Compiled, compile_ahead, held_bytes, laid
 from train.config import TrainConfig
@@ -53,6 +50,7 @@ from train.kernels import (
     unet_layers,
     vae_layer,
 )
+from train.sampling_programs import sampling_programs
 from train.step import Loss, composing_loss, denoising_loss, initial_state, make_step
 
 
@@ -280,53 +278,6 @@ def plan_sampling(
     parts = [(one, times[key], kernels[key], each[key] * shared[key]) for key, one in compiled.items()]
     flops = sum(each[key] * times[key] * shared[key] for key in times) / images
     return _plan(_Subject("sample", name, strategy_name, "none", images), mesh, kinds, flops, parts)
-
-
-def sampling_programs(
-    config: ComposerConfig, images: int, dtype: Dtype, params: Any = None
-) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """The programs of pictures of one request, with guidance, and their abstract arguments, the weights first.
-
-    "conditions": text, asset canvas and reference pass; "step": one guided step; "decode"; "image": 20 steps and
-    decoding in one.
-    params: abstract ones, with shardings or without.
-    """
-    params = abstract_parameters(config, dtype) if params is None else params
-    branches, shaped = guidance_branches(2.0), jax.ShapeDtypeStruct
-    assets, words = config.max_assets, config.text_encoder.max_position_embeddings
-    rows, columns, size = config.latent_height, config.latent_width, (config.height, config.width)
-    given = PictureInputs(
-        shaped((1, words), jnp.int32),
-        shaped((words,), jnp.int32),
-        shaped((1, assets, words), jnp.float32),
-        shaped((1, *size, 3), jnp.uint8),
-        shaped((1, assets, rows, columns), jnp.float32),
-    )
-    if config.condition == "tryon":
-        given = given._replace(persons=given.canvases, person_masks=shaped((1, *size), jnp.float32))
-    else:
-        given = given._replace(uv=shaped((1, *size, 2), jnp.float32), places=shaped((1, *size, 3), jnp.float32))
-    prepare = functools.partial(conditions_of_pictures, config=config, branches=branches, images=images, dtype=dtype)
-    conditions = jax.eval_shape(prepare, params, given)
-    table, mixing, keys = sampler_table(config.diffusion, 20), make_guidance(branches, 2.0), image_keys(0, images)
-    latents = shaped((images, rows, columns, config.vae.latent_channels), jnp.float32)
-
-    def step(params: Any, conditions: Any, mixing: Any, keys: Any, state: Any) -> Any:
-        denoise, index = denoiser(config, dtype), jnp.int32(3)
-        return guided_step(denoise, (denoising_parameters(params), conditions), table, mixing, keys, index, state)
-
-    def image(params: Any, conditions: Any, mixing: Any, keys: Any, latents: Any) -> Any:
-        return generation.generate(params, conditions, table, mixing, keys, latents, config=config, dtype=dtype)
-
-    decode = functools.partial(generation.decode, config=config, dtype=dtype)
-    unet = denoising_parameters(params)
-    rest = {**unet, "vae": params["vae"]}
-    return {
-        "conditions": (prepare, (params, given)),
-        "step": (step, (unet, conditions, mixing, keys, SamplerState(latents, latents))),
-        "decode": (decode, ({"vae": params["vae"]}, latents)),
-        "image": (image, (rest, conditions, mixing, keys, latents)),
-    }
 
 
 def _counted(config: ComposerConfig, key: str, dtype: Dtype) -> tuple[Any, ...]:

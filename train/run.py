@@ -34,7 +34,7 @@ from fcjax.data import training_batches
 from train.alarm import Alarm
 from train.checkpoints import Checkpoints, newest, steps_of
 from train.config import TrainConfig
-from train.documents import check_continues, read_config, write_config
+from train.documents import check_continues, write_config
 from train.logs import Log
 from train.own_data import with_data
 from train.placement import Placement, mesh_of
@@ -63,8 +63,7 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
     # Several processes can agree on a step only once they have been asked about one of that size.
     if asked_to_stop(max(steps_of(out / "checkpoints"), default=0)):
         return False
-    check_continues(out, config)
-    before = read_config(out).steps if (out / "config.json").exists() else config.steps
+    before = check_continues(out, config)
     # What no data is needed to see.
     mesh_of(config)
     config = with_data(config, out)
@@ -83,8 +82,8 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
         for warning in (*warnings, *advice(config)):
             log.warn(step, warning)
         if found is not None:
-            if config.optimizer.final_rate != 1.0 and config.steps != before:
-                log.warn(step, f"the learning rate now falls over {config.steps} steps, no longer over {before}")
+            if before and config.optimizer.final_rate != 1.0 and config.steps != before.steps:
+                log.warn(step, f"the learning rate now falls over {config.steps} steps, no longer over {before.steps}")
             state = placement.unshared(state)
             log.say(f"continuing {out} at step {step}")
             if step > config.steps:
@@ -166,9 +165,9 @@ class _Run:
         ):
             if continued:
                 checkpoints.check(start)
-            if start < config.steps and self._asked_to_stop(start):
-                return state, False
             if start < config.steps:
+                if self._asked_to_stop(start):
+                    return state, False
                 self._log.say("compiling the step, minutes where no run has left it in the cache; then the steps come")
             for number in range(start + 1, config.steps + 1):
                 with self._progress.waiting():
