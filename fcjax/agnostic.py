@@ -3,7 +3,8 @@
 One function for training, try-on and evaluation, so that a model sees in use what it saw in training. A mask follows
 from a parse map, with keypoints for sleeves that the person does not wear, or from a DensePose map, or from both: arms
 as strokes between shoulders, elbows and wrists, the garments' own region and the skin that other garments may cover,
-widened, without holes, its largest piece; then head, hands and the other half of the body are given back.
+widened, without holes, the largest piece of each half of the body; then head, hands (where keypoints or a DensePose map
+tell them from arms) and the other half of the body are given back.
 """
 
 from typing import Literal, get_args
@@ -24,6 +25,8 @@ LOOSE = 2.0
 STROKE = 0.5  # width of an arm's stroke over the distance of the shoulders
 LEAST_CONFIDENCE = 0.1
 SHOULDERS, ELBOWS, WRISTS = (2, 5), (3, 6), (4, 7)  # of OpenPose's 18
+_HAND = 0.8  # a hand's length at most, over the forearm's
+_HEM, _WAIST = 1.5, 0.5  # how far tops reach down the legs and trousers up the trunk, over the margin, by eye
 _CROWN, _FOOT = 0.35, 0.06  # of the head's height, and of the person's: where hat and shoes come if none are seen
 
 _UPPER = (Part.UPPER, Part.COAT, Part.DRESS, Part.JUMPSUIT, Part.SCARF, Part.NECK)
@@ -40,9 +43,10 @@ _COVERED = {
     "dress": (*_UPPER, *_LOWER, *_ARMS, *_LEGS),
     "outfit": (*_UPPER, *_LOWER, *_ARMS, *_LEGS),
 }
+_HALVES = {"upper": ("upper",), "lower": ("lower",), "dress": ("upper", "lower"), "outfit": ("upper", "lower")}
 _KEPT = {
     "upper": (*_HEAD, *_LEGS, Part.PANTS, Part.SKIRT, Part.BAG, Part.GLOVE),
-    "lower": (*_HEAD, Part.UPPER, Part.COAT, Part.NECK, Part.LEFT_ARM, Part.RIGHT_ARM, Part.BAG, Part.GLOVE),
+    "lower": (*_HEAD, Part.UPPER, Part.COAT, Part.NECK, *_ARMS, Part.BAG, Part.GLOVE),
     "dress": (*_HEAD, Part.BAG, Part.GLOVE),
     "outfit": (*_HEAD, Part.BAG, Part.GLOVE),
 }
@@ -70,7 +74,7 @@ def agnostic_mask(
     """True where the person is repainted.
 
     Args:
-        parse: `Part` numbers. keypoints: OpenPose's 18, pixels and confidence. iuv: DensePose's map. At least a parse
+        parse: `Part` numbers. keypoints: OpenPose's 18, pixels of this very picture and confidence. iuv: DensePose's map. At least a parse
             map or a DensePose map must be there; what both know the parse map decides.
         category: what is taken off: "upper", "lower", "dress" or "outfit".
         margin: a share of the picture's height.
@@ -97,7 +101,11 @@ def agnostic_mask(
     if parse is None and chart is not None:
         hem = _hem(chart, category, pixels)
         covered |= hem if category == "upper" else _hull(np.isin(chart, _LEG_CHARTS))
-    mask = _largest(_filled(_widened(covered, pixels)))
+    whole = _filled(_widened(covered, pixels))
+    mask = np.zeros_like(whole)
+    for half in _HALVES[category]:
+        # Between a short top and a low skirt there may be skin.
+        mask |= _largest(whole, covered & _covered(parse, keypoints, chart, half))
     kept = _kept(parse, keypoints, chart, category)
     mask &= ~(kept if hem is None else kept & ~hem)
     for name, worn, parts, charts, bare in (
@@ -109,7 +117,7 @@ def agnostic_mask(
             mask |= bare(parse, chart, name, pixels) & ~_seen(parse, _FACE, chart, ())
         elif worn:
             # A hat's brim and a sole's edge belong to what is taken off.
-            mask |= _widened(shown, pixels) & ~_face(parse, chart)
+            mask |= _widened(shown, pixels) & ~_head(parse, chart)
         else:
             mask &= ~shown
     if not mask.any():
@@ -155,7 +163,7 @@ def _seen(
 
 def _bare_crown(parse: ndarray | None, chart: ndarray | None, what: str, pixels: int) -> Bool[ndarray, "h w"]:
     """The top of a head without a hat, and around it, but not below. ValueError where no head is seen."""
-    head = _face(parse, chart)
+    head = _head(parse, chart)
     rows = np.flatnonzero(head.any(axis=1))
     # Long hair hangs below the chin.
     chin = rows if parse is None else np.flatnonzero((parse == Part.FACE).any(axis=1))
@@ -195,7 +203,7 @@ def _covered(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | 
 
 
 def _kept(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str) -> ndarray:
-    kept = _face(parse, chart)
+    kept = _head(parse, chart)
     if parse is not None:
         kept |= np.isin(parse, _KEPT[category])
         if keypoints is not None:
@@ -207,7 +215,7 @@ def _kept(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | Non
     return kept
 
 
-def _face(parse: ndarray | None, chart: ndarray | None) -> ndarray:
+def _head(parse: ndarray | None, chart: ndarray | None) -> ndarray:
     # The head's charts hold the neck, which a parse map tells from the face.
     return _seen(parse, _HEAD, chart, () if parse is not None else _HEAD_CHARTS)
 
@@ -239,15 +247,15 @@ def _behind_wrists(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) ->
         way = keypoints[wrist, :2] - keypoints[elbow, :2]
         length = float(np.linalg.norm(way))
         across, down = columns - keypoints[wrist, 0], rows - keypoints[wrist, 1]
-        found |= (across * way[0] + down * way[1] > 0) & (np.hypot(across, down) < 0.8 * length)
+        found |= (across * way[0] + down * way[1] > 0) & (np.hypot(across, down) < _HAND * length)
     return found
 
 
 def _hem(chart: ndarray, category: str, pixels: int) -> Bool[ndarray, "h w"]:
     """The strip of the body's other half that the garment may reach: a top's hem lies on the hips."""
     if category == "upper":
-        return np.isin(chart, _LEG_CHARTS) & _widened(np.isin(chart, _TORSO), pixels + pixels // 2)
-    return np.isin(chart, _TORSO) & _widened(np.isin(chart, _LEG_CHARTS), pixels // 2)
+        return np.isin(chart, _LEG_CHARTS) & _widened(np.isin(chart, _TORSO), int(_HEM * pixels))
+    return np.isin(chart, _TORSO) & _widened(np.isin(chart, _LEG_CHARTS), int(_WAIST * pixels))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,10 +287,10 @@ def _filled(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
     return ~outside[1:-1, 1:-1]
 
 
-def _largest(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
-    """Its largest connected piece, the first of equal ones."""
-    pieces = _pieces(mask)
-    return pieces == np.bincount(pieces[mask]).argmax() if mask.any() else mask
+def _largest(mask: Bool[ndarray, "h w"], counted: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """Its connected piece with most of what is counted, the first of equal ones; nothing where nothing is counted."""
+    pieces, counted = _pieces(mask), mask & counted
+    return pieces == np.bincount(pieces[counted]).argmax() if counted.any() else counted
 
 
 def _pieces(mask: Bool[ndarray, "h w"]) -> Int[ndarray, "h w"]:

@@ -84,6 +84,21 @@ def test_shoes_and_a_hat_are_taken_off_when_asked(iuv: np.ndarray, parse: np.nda
     assert not whole[hatted == Part.FACE].any()
 
 
+@pytest.mark.parametrize("category", ["outfit", "dress"])
+def test_a_bare_midriff_keeps_neither_top_nor_skirt_on(parse: np.ndarray, category: str):
+    """Arms raised, so that nothing joins the two."""
+    rows = np.arange(len(parse))[:, None]
+    worn = np.flatnonzero((parse == Part.UPPER).any(axis=1))
+    middle = worn[0] + 2 * (worn[-1] - worn[0]) // 3
+    apart = np.where(np.isin(parse, (Part.LEFT_ARM, Part.RIGHT_ARM)) | ((parse == Part.UPPER) & (rows > middle)), 0, parse)
+    apart = np.where((parse == Part.PANTS) & (rows < worn[-1] + 8), 0, apart).astype(np.uint8)
+    mask = agnostic_mask(apart, category=category)
+    assert mask[apart == Part.UPPER].mean() > 0.95 and mask[apart == Part.PANTS].mean() > 0.95
+    # A speck that the parser took for a garment is not repainted.
+    apart[-6:-3, 3:6] = Part.UPPER
+    np.testing.assert_array_equal(agnostic_mask(apart, category=category), mask)
+
+
 def test_sleeves_that_the_person_does_not_wear(iuv: np.ndarray):
     """With bare arms that the parse map does not know, keypoints tell where sleeves may come."""
     parse = np.where(np.isin(iuv[..., 0], TORSO), Part.UPPER, 0).astype(np.uint8)
@@ -108,6 +123,8 @@ def test_bare_skin_is_arm_or_leg(iuv: np.ndarray, parse: np.ndarray, charts: boo
         shins = [share(mask, chart, (11, 12, 13, 14)) for mask in masks]
         assert shins[0] == pytest.approx(shins[1], abs=0.05) and (shins[1] > 0.9) == (category != "upper")
         assert share(masks[1], chart, ARMS) == pytest.approx(share(masks[0], chart, ARMS), abs=0.15)
+        if category == "lower":
+            assert share(masks[1], chart, HANDS) < 0.05
 
 
 @pytest.mark.parametrize("maps", ["iuv", "parse", "both"])
@@ -160,21 +177,23 @@ def test_shapes():
     ring[3:6, 3:6] = False
     ring[4, 9:11] = True
     assert _filled(ring)[4, 4] and not _filled(ring)[0, 0] and _filled(ring).sum() == 27
-    largest = _largest(ring)
+    largest = _largest(ring, ring)
     assert largest.sum() == 16 and not largest[4, 9]
     # Two arms that meet below are one piece.
     horseshoe = np.zeros((5, 5), bool)
     horseshoe[:, 0] = horseshoe[:, 4] = horseshoe[4] = True
-    assert _largest(horseshoe).sum() == 13 and not _filled(horseshoe)[0, 2]
+    assert _largest(horseshoe, horseshoe).sum() == 13 and not _filled(horseshoe)[0, 2]
     hull = _hull(horseshoe)
     assert hull.all()
-    assert _widened(largest, 1).sum() == 48 and not _largest(np.zeros((3, 3), bool)).any()
+    assert _widened(largest, 1).sum() == 48 and not _largest(horseshoe, ~horseshoe).any()
+    # The piece that counts is not always the larger one.
+    assert _largest(ring, np.indices(ring.shape)[1] > 8).sum() == 2
     rng = np.random.default_rng(0)
     blobs = rng.random((40, 50)) < 0.55
     ndimage = pytest.importorskip("scipy.ndimage")
     labels, _ = ndimage.label(blobs)
     sizes = np.bincount(labels[blobs])
-    np.testing.assert_array_equal(_largest(blobs), labels == sizes.argmax())
+    np.testing.assert_array_equal(_largest(blobs, blobs), labels == sizes.argmax())
     np.testing.assert_array_equal(_filled(blobs), ndimage.binary_fill_holes(blobs))
     few = rng.random((40, 50)) < 0.01
     np.testing.assert_array_equal(chessboard(few), ndimage.distance_transform_cdt(~few, "chessboard"))
