@@ -74,8 +74,8 @@ def agnostic_mask(
     """True where the person is repainted.
 
     Args:
-        parse: `Part` numbers. keypoints: OpenPose's 18, pixels of this very picture and confidence. iuv: DensePose's map. At least a parse
-            map or a DensePose map must be there; what both know the parse map decides.
+        parse: `Part` numbers. keypoints: OpenPose's 18, pixels of this very picture and confidence. iuv: DensePose's
+            map. At least a parse map or a DensePose map must be there; what both know the parse map decides.
         category: what is taken off: "upper", "lower", "dress" or "outfit".
         margin: a share of the picture's height.
         shoes, hat: taken off as well.

@@ -27,10 +27,15 @@ class Person:
                 f"a person's picture must be uint8 RGB (height, width, 3), got {self.image.dtype} {self.image.shape}; "
                 "Person.open reads files of any kind"
             )
-        if self.mask.dtype != bool or self.mask.shape != self.image.shape[:2]:
+        if self.mask.dtype != bool or self.mask.ndim != 2:
             raise ValueError(
-                f"the mask must be bool of the picture's {_size(self.image)} (height x width), "
-                f"got {self.mask.dtype} {_size(self.mask)}"
+                f"a mask must be bool (height, width), got {self.mask.dtype} {self.mask.shape}; Person.open reads files"
+            )
+        if self.mask.shape != self.image.shape[:2]:
+            turned = self.mask.shape == self.image.shape[1::-1]
+            raise ValueError(
+                f"the mask is {_size(self.mask)} (height x width), the person's picture {_size(self.image)}: "
+                + ("turn one of them by a quarter" if turned else "give a mask of the picture's own size")
             )
         if not self.mask.any():
             raise ValueError("the mask is empty: white it where the picture is to be repainted")
@@ -55,7 +60,8 @@ class Person:
     ) -> UInt8[np.ndarray, "h w 3"]:
         """A picture of the model's size at the person's own, with everything outside the mask as it was, exactly.
 
-        feather: pixels inside the mask over which old becomes new; by default FEATHER of the longer side.
+        feather: pixels inside the mask over which old becomes new; by default FEATHER of the longer side. Fewer where
+            the mask is thin, so that the middle of a strap is new.
         raw: the model's picture everywhere.
         """
         made = Frame.of(self.mask.shape, *picture.shape[:2]).restored(picture)
@@ -68,10 +74,18 @@ class Person:
 
 
 def feathered(mask: Bool[np.ndarray, "h w"], width: int) -> Float32[np.ndarray, "h w"]:
-    """1 deep inside the mask, 0 outside, and a ramp of `width` pixels between, all of it inside. ValueError: < 0."""
+    """1 deep inside the mask, 0 outside, and a ramp of `width` pixels between, all of it inside; where the mask is
+    thin, no wider than to its middle. ValueError: < 0.
+    """
     if width < 0:
         raise ValueError(f"feather must be 0 (a hard edge) or more pixels, got {width}")
-    return (np.minimum(chessboard(~mask), width + 1) / np.float32(width + 1)).astype(np.float32)
+    deep, ramp = chessboard(~mask), np.ones(mask.shape, np.int32)
+    # Of the largest square of 2 reach - 1 pixels around each pixel that the mask holds, in powers of 2.
+    reach = 2
+    while ramp.max() < width + 1 and (deep >= reach).any():
+        ramp[chessboard(deep >= reach) < reach] = min(reach, width + 1)
+        reach *= 2
+    return (np.minimum(deep, ramp) / ramp).astype(np.float32)
 
 
 def _size(array: np.ndarray) -> str:

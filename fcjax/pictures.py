@@ -6,6 +6,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
+WHITE = 128
+"""So light a pixel of a mask counts as white."""
+
 
 def read(path: str | Path, at_least: int | None = None, what: str = "picture") -> Image.Image:
     """The picture in a file, as it is stored. ValueError for a missing or broken file.
@@ -36,11 +39,19 @@ def open_rgb(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
-    """A mask file: True where it is lighter than middle grey, transparent is black. ValueError as `read`."""
+    """A mask file: True where it is lighter than middle grey, transparent is black.
+
+    ValueError as `read`, and for one whose lightest pixel is dark, such as a mask of 0 and 1.
+    """
     image = upright(read(path, what="mask"), str(path))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return np.asarray(image.convert("L")) >= 128
+    levels = np.asarray(image.convert("L"))
+    if 0 < levels.max() < WHITE:
+        raise ValueError(
+            f"the mask {path} has no white: its lightest pixel is {levels.max()} of 255, and {WHITE} or more counts"
+        )
+    return levels >= WHITE
 
 
 def upright(image: Image.Image, name: str) -> Image.Image:
@@ -52,10 +63,21 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError(f"{name} is a floating-point picture; save it with 8 or 16 bits a channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # Of 16 bits a pixel, which Pillow's own conversion would clip at 255.
-        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
+        image = _of_16_bits(image)
     if image.mode not in ("RGB", "RGBA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode == "RGB" and image.has_transparency_data:
         return image.convert("RGBA")
     return image
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """The same at 8 bits, which Pillow's own conversion would clip at 255, transparent where it names a grey for that.
+
+    Where no pixel has more than 8 bits, they are taken for 8, as programs that write small numbers mean them.
+    """
+    values, clear = np.asarray(image).astype(np.int64), image.info.get("transparency")
+    levels = Image.fromarray(np.clip(values if values.max() <= 255 else values // 257, 0, 255).astype(np.uint8))
+    if isinstance(clear, int):
+        levels.putalpha(Image.fromarray(np.where(values == clear, np.uint8(0), np.uint8(255))))
+    return levels

@@ -90,7 +90,9 @@ def test_a_bare_midriff_keeps_neither_top_nor_skirt_on(parse: np.ndarray, catego
     rows = np.arange(len(parse))[:, None]
     worn = np.flatnonzero((parse == Part.UPPER).any(axis=1))
     middle = worn[0] + 2 * (worn[-1] - worn[0]) // 3
-    apart = np.where(np.isin(parse, (Part.LEFT_ARM, Part.RIGHT_ARM)) | ((parse == Part.UPPER) & (rows > middle)), 0, parse)
+    apart = np.where(
+        np.isin(parse, (Part.LEFT_ARM, Part.RIGHT_ARM)) | ((parse == Part.UPPER) & (rows > middle)), 0, parse
+    )
     apart = np.where((parse == Part.PANTS) & (rows < worn[-1] + 8), 0, apart).astype(np.uint8)
     mask = agnostic_mask(apart, category=category)
     assert mask[apart == Part.UPPER].mean() > 0.95 and mask[apart == Part.PANTS].mean() > 0.95

@@ -1,5 +1,6 @@
 """The program `infer.mask`: the mask that training makes, its preview, and requests that cannot be met."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fcjax.agnostic import CATEGORIES
 from fcjax.cli import run
 from fcjax.data import decode_record
 from fcjax.data.sources import LABELS, Part, VitonHD
+from fcjax.data.sources.files import read_iuv, read_labels
 from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb
 from fcjax.wardrobe import Wardrobe
@@ -99,6 +101,21 @@ def test_maps_of_another_size(root: Path):
     assert large.shape == (2 * HEIGHT, 2 * WIDTH) and (large[::2, ::2] == plain).mean() > 0.95
 
 
+def test_parts_alone_as_dresscode_stores_them(root: Path):
+    """Its dense/N_5.png holds numbers of parts, with and without a palette; a parse map may have one bit a pixel."""
+    charts = read_iuv(root / FILES["iuv"], (HEIGHT, WIDTH))[..., 0]
+    expected = made(root, maps=("iuv",))
+    for mode in ("L", "P"):
+        picture = Image.fromarray(charts)
+        if mode == "P":
+            picture.putpalette(list(range(256)) * 3)
+        picture.save(root / FILES["iuv"])
+        np.testing.assert_array_equal(made(root, maps=("iuv",)), expected)
+    Image.fromarray(read_labels(root / FILES["parse"]) > 0).save(root / FILES["parse"])
+    mask = made(root, "--labels", "deepfashion", "--category", "upper", maps=("parse",))
+    assert mask.any() and not mask.all()
+
+
 def test_a_preview_shows_person_mask_and_what_stays(root: Path, capsys: pytest.CaptureFixture[str]):
     mask = made(root, "--category", "upper", "--preview", str(root / "preview.png"))
     picture = open_rgb(root / "preview.png")
@@ -115,6 +132,10 @@ def test_a_preview_shows_person_mask_and_what_stays(root: Path, capsys: pytest.C
         ({"iuv": FILES["image"]}, "is no DensePose map"),
         ({"parse": FILES["parse"], "labels": "atr"}, "labels 0 to 18"),
         ({"parse": FILES["parse"], "keypoints": "broken.json"}, "is no JSON"),
+        ({"parse": FILES["parse"], "keypoints": "null.json"}, "null.json: keypoints are expected as finite numbers"),
+        ({"parse": FILES["parse"], "keypoints": "larger.json"}, "or of this one at another size"),
+        ({"iuv": "narrow.png"}, r"is 128x30 (height x width), the picture 128x96"),
+        ({"iuv": "many.png"}, "has parts up to 99; DensePose's 0 to 24 are expected"),
         ({"parse": "empty.png"}, "show nothing of a person to be repainted"),
         ({"parse": "narrow.png"}, r"is 128x30 (height x width), the picture 128x96"),
         ({"parse": FILES["parse"], "margin": "3"}, "must lie in [0, 0.5]"),
@@ -132,6 +153,10 @@ def test_wrong_requests_end_in_exit_code_2(
 ):
     monkeypatch.chdir(root)
     write(root / "broken.json", "{")
+    for name, point in (("null", [None, 1, 1]), ("larger", [WIDTH * 1.5, 9, 0.9])):
+        people = [{"pose_keypoints_2d": [number for _ in range(18) for number in point]}]
+        write(root / f"{name}.json", json.dumps({"people": people}))
+    save(root / "many.png", np.full((HEIGHT, WIDTH), 99, np.uint8))
     save(root / "empty.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     save(root / "narrow.png", np.zeros((HEIGHT, 30), np.uint8))
     given = {"image": FILES["image"], "out": "mask.png", **flags}

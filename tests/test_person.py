@@ -22,14 +22,25 @@ def test_a_feather_lies_inside_the_mask():
     assert not share[~mask].any()
     np.testing.assert_allclose(share[10, 3:9], [0, 0.25, 0.5, 0.75, 1, 1])
     np.testing.assert_array_equal(feathered(mask, 0), mask)
+    # The middle of what is thin is new all the same.
+    mask[8:12, 16:20] = True
+    share = feathered(mask, 3)
+    np.testing.assert_allclose(share[7:13, 18], [0, 0.5, 1, 1, 0.5, 0])
+    for width in (500, 10**12):
+        wide = feathered(mask, width)
+        assert wide.max() == 1 and not wide[~mask].any() and wide[4, 10] == 0.25
 
 
 def test_persons_that_cannot_be():
     image, mask = np.zeros((50, 30, 3), np.uint8), np.zeros((50, 30), bool)
     mask[10:20, 5:9] = True
     for given, expected in (
-        ((image, mask[:-1]), "the mask must be bool of the picture's 50x30 .* got bool 49x30"),
-        ((image, mask.astype(np.uint8)), "got uint8 50x30"),
+        (
+            (image, mask[:-1]),
+            r"the mask is 49x30 \(height x width\), the person's picture 50x30: give a mask of the picture's own size",
+        ),
+        ((image, mask.T), "turn one of them by a quarter"),
+        ((image, mask.astype(np.uint8)), r"must be bool \(height, width\), got uint8 \(50, 30\)"),
         ((image, np.zeros_like(mask)), "the mask is empty"),
         ((image, np.ones_like(mask)), "the mask covers everything"),
         ((image[..., 0], mask), "must be uint8 RGB"),
@@ -53,6 +64,24 @@ def test_pictures_of_every_kind_are_read(tmp_path: Path, mode: str):
     picture.save(path)
     np.testing.assert_allclose(open_rgb(path), np.dstack([grey] * 3), atol=1)
     np.testing.assert_array_equal(open_mask(path), grey >= 128)
+
+
+def test_sixteen_bits_of_small_numbers_and_of_a_clear_grey(tmp_path: Path):
+    """Programs write numbers up to 255 with 16 bits, and PNGs of grey name one that is transparent."""
+    grey = np.tile(np.arange(0, 250, 5), (4, 1))
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "small.png")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "small.tiff")
+    for name in ("small.png", "small.tiff"):
+        np.testing.assert_array_equal(open_rgb(tmp_path / name)[..., 0], grey)
+    Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "clear.png", transparency=50 * 257)
+    read = open_rgb(tmp_path / "clear.png")[..., 0]
+    np.testing.assert_array_equal(read, np.where(grey == 50, 255, grey))
+
+
+def test_a_mask_of_zeros_and_ones_is_told(tmp_path: Path):
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="has no white: its lightest pixel is 1 of 255, and 128 or more counts"):
+        open_mask(tmp_path / "mask.png")
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):

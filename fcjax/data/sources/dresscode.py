@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcjax.data.sources.files import (
     Shelf,
+    read_charts,
     read_garment,
+    read_iuv,
     read_keypoints,
-    read_labels,
     read_lines,
     read_uv,
-    resized,
 )
-from fcjax.data.sources.sample import Part, RawAsset, RawSample, SampleError
+from fcjax.data.sources.sample import Part, RawAsset, RawSample
 from fcjax.data.sources.source import Source, checked_root
 from fcjax.data.sources.viton import Split
 from fcjax.data.sources.worn import region_of, worn_assets
@@ -88,7 +87,9 @@ class DressCode(Source):
             maps["keypoints"] = read_keypoints(path, size)
         dense, uv = (shelf.find(name) for shelf, name in self.body_files(index))
         if dense is not None and uv is not None:
-            maps["iuv"] = np.dstack([_charts(dense, size), read_uv(uv, size)])
+            maps["iuv"] = np.dstack([read_charts(dense, size), read_uv(uv, size)])
+        elif dense is not None:
+            maps["parts"] = read_iuv(dense, size, parts_alone=True)
         parse = maps.get("parse")
         assets = [self._garment(category, garment, parse)]
         if self.worn and parse is not None:
@@ -133,10 +134,3 @@ def _room(folder: Path) -> _Room:
         Shelf(folder, ("dense",), ("_5_uv.npz",), no_pose),
         Shelf(folder, ("masks", "cloth_mask"), (".png", ".jpg"), "cut from white instead"),
     )  # fmt: skip
-
-
-def _charts(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w"]:
-    parts = read_labels(path)
-    if parts.max() > 24:
-        raise SampleError(f"{path} has parts up to {parts.max()}; DensePose's 0 to 24 are expected")
-    return resized(parts.astype(np.uint8), size, path)

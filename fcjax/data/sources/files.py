@@ -24,6 +24,7 @@ CHART_COLOURS = (
 )  # fmt: skip
 """Of charts 1 to 24 in VITON-HD's renderings on black: colour floor(255 i / 24) of MATLAB's map parula."""
 _FAR_COLOUR, _FEW = 40, 0.1
+_BEYOND = 0.1  # keypoints may lie so far outside a picture, over its longer side
 # Where OpenPose's 25 have its 18: the 9th is the middle of the hips.
 _OF_25 = (*range(8), *range(9, 19))
 # Height and width of the pictures that DressCode's keypoints were found in.
@@ -86,7 +87,7 @@ def read_lines(path: Path, columns: int) -> list[list[str]]:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. ValueError where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
@@ -100,7 +101,7 @@ def read_labels(path: Path) -> Shaped[ndarray, "h w"]:
     image = read(path, what="label map")
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise SampleError(f"{path} is a picture in colours ({image.mode}); one number for each pixel is expected")
-    return np.asarray(image)
+    return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
 
 
 def read_parse(path: Path, kind: str, size: tuple[int, ...]) -> UInt8[ndarray, "h w"]:
@@ -130,21 +131,35 @@ def read_iuv(path: Path, size: tuple[int, ...], parts_alone: bool = False) -> UI
     """A DensePose map (part, u, v) at the picture's size, in whichever order its channels are.
 
     The part's channel is the one whose values are all charts: the first, or the last where a program wrote blue first.
-    parts_alone: masks need no u and v, so a rendering of the parts in VITON-HD's colours is taken too, u and v being 0.
-    SampleError for other pictures.
+    parts_alone: masks need no u and v, so a rendering of the parts in VITON-HD's colours, and their numbers alone as
+    DressCode's dense/N_5.png has them, are taken too, u and v being 0. SampleError for other pictures.
     """
     image = read(path, what="DensePose map")
     pixels = np.asarray(image)
+    if parts_alone and image.mode in ("L", "P"):
+        return _alone(read_charts(path, size))
     if image.mode in ("RGB", "RGBA"):
         for channels in (pixels[..., :3], pixels[..., 2::-1]):
             if channels[..., 0].max() <= CHARTS:
                 return resized(np.ascontiguousarray(channels), size, path)
         if parts_alone and (charts := _rendered_charts(pixels[..., :3])) is not None:
-            return resized(np.stack([charts, 0 * charts, 0 * charts], axis=-1), size, path)
-    also = ", or the parts in VITON-HD's colours" if parts_alone else ""
+            return resized(_alone(charts), size, path)
+    also = ", or the parts alone, as numbers or in VITON-HD's colours" if parts_alone else ""
     raise SampleError(
         f"{path} is no DensePose map: the parts 0 to {CHARTS}, u and v are expected as its channels{also}"
     )
+
+
+def _alone(charts: UInt8[ndarray, "h w"]) -> UInt8[ndarray, "h w 3"]:
+    return np.stack([charts, 0 * charts, 0 * charts], axis=-1)
+
+
+def read_charts(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w"]:
+    """The parts alone of a DensePose map as numbers. SampleError for others than 0 to 24."""
+    parts = read_labels(path)
+    if parts.max() > CHARTS:
+        raise SampleError(f"{path} has parts up to {parts.max()}; DensePose's 0 to {CHARTS} are expected")
+    return resized(parts.astype(np.uint8), size, path)
 
 
 def _rendered_charts(pixels: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w"] | None:
@@ -194,15 +209,18 @@ def resized(values: Shaped[ndarray, "h w *c"], size: tuple[int, ...], path: Path
 def read_keypoints(path: Path, size: tuple[int, ...]) -> Float[ndarray, "18 3"] | None:
     """18 points (x, y, confidence) in pixels of a picture of `size`, of OpenPose's JSON or DressCode's.
 
-    OpenPose's may have 18 or 25 points: the surest person's are taken, None for nobody. SampleError for other files.
+    OpenPose's may have 18 or 25 points: the surest person's are taken, None for nobody; they are pixels of that very
+    picture. SampleError for other files.
     """
     said = read_json(path)
     return (
-        _dresscode_points(said, path, size) if isinstance(said, dict) and "keypoints" in said else _openpose(said, path)
+        _dresscode_points(said, path, size)
+        if isinstance(said, dict) and "keypoints" in said
+        else _openpose(said, path, size)
     )
 
 
-def _openpose(said: Any, path: Path) -> Float[ndarray, "18 3"] | None:
+def _openpose(said: Any, path: Path, size: tuple[int, ...]) -> Float[ndarray, "18 3"] | None:
     try:
         people = [np.asarray(one["pose_keypoints_2d"], np.float64).reshape(-1, 3) for one in said["people"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -212,6 +230,15 @@ def _openpose(said: Any, path: Path) -> Float[ndarray, "18 3"] | None:
     points = max(people, key=lambda one: one[:, 2].sum())
     if len(points) not in (18, 25):
         raise SampleError(f"{path} has {len(points)} keypoints a person; OpenPose's 18 or 25 are expected")
+    if not np.isfinite(points).all():
+        raise SampleError(f"{path}: keypoints are expected as finite numbers, got NaN, infinity or null")
+    seen = points[points[:, 2] > 0]
+    if (seen[:, :2] < -_BEYOND * max(size)).any() or (seen[:, :2] > np.array(size[::-1]) + _BEYOND * max(size)).any():
+        across, down = seen[:, :2].max(axis=0)
+        raise SampleError(
+            f"{path}: keypoints lie outside the picture of {size[0]}x{size[1]} (height x width), up to x {across:.0f} "
+            f"and y {down:.0f}: they are of another picture, or of this one at another size"
+        )
     return points[list(_OF_25)] if len(points) == 25 else points
 
 
