@@ -94,10 +94,14 @@ class Request:
     """DensePose's own charts for --smpl, UV_Processed.mat (needs scipy); left out, charts follow from the skinning."""
 
 
+DEFAULT = Request()
+
+
 def render(request: Request) -> BodyMaps:
     """The maps that a request asks for; raises ValueError where it asks for what cannot be."""
+    _check_together(request)
     height, width = request.size
-    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
+    if request.image is None and not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
         raise ValueError(f"--size is {height} {width}; expected height and width from {SMALLEST} to {LARGEST} pixels")
     if request.pose is not None and request.params is not None:
         raise ValueError("--pose and --params both give a pose; leave one out")
@@ -133,13 +137,29 @@ def render(request: Request) -> BodyMaps:
     return body.render(height, width)
 
 
+def _check_together(request: Request) -> None:
+    """ValueError for flags that say nothing beside others, or without them."""
+
+    def given(*names: str) -> str:
+        return ", ".join(f"--{name}" for name in names if getattr(request, name) != getattr(DEFAULT, name))
+
+    if request.params is None and (flags := given("frame", "subject", "betas", "up")):
+        raise ValueError(f"{flags} tell how --params are to be read: give --params, too, or leave them out")
+    if request.image is None:
+        if request.focal is not None:
+            raise ValueError("--focal is of the camera that saw --image: give --image, too")
+    elif flags := given("view", "framing", "elevation", "distance", "up"):
+        raise ValueError(
+            f"with --image the body is seen as its estimator's camera saw it, in the file's own axes: leave {flags} out"
+        )
+
+
 def _smpl_maps(request: Request, parameters: Parameters | None) -> BodyMaps:
     """The same for the user's SMPL or SMPL-X file, framed by the same rules or seen through the picture's camera."""
-    defaults = Request()
     changed = [
         f"--{name}"
         for name in ("gender", "age", "height", "weight", "muscle", "proportions")
-        if getattr(request, name) != getattr(defaults, name)
+        if getattr(request, name) != getattr(DEFAULT, name)
     ]
     if changed:
         raise ValueError(f"{', '.join(changed)} shape the body of fcjax; SMPL takes its shape from betas in --params")
@@ -225,6 +245,8 @@ def main(request: Request) -> None:
     photo = None
     if request.image is not None:
         photo = open_rgb(request.image)
+        if request.size != DEFAULT.size:
+            raise ValueError("with --image the maps have that picture's size: leave --size out")
         request = replace(request, size=(photo.shape[0], photo.shape[1]))
     maps = render(request)
     request.out.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def read_parameters(path: Path, frame: int = 0, up: str = "y", subject: str | No
     """Read one frame of an `.npz` or `.pkl` (the latter without running what it holds).
 
     Args:
-        frame: which frame, where there are several.
+        frame: which frame, where there are several; of the video, where the file says which those are (WHAM).
         up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS); y is up in what is returned.
         subject: whose, where the file has parameters of several people by name or number (WHAM).
 
@@ -112,6 +112,8 @@ def read_parameters(path: Path, frame: int = 0, up: str = "y", subject: str | No
         if isinstance(nested, Mapping):
             arrays = {**arrays, **nested}
         arrays = {key.removeprefix("pred_smpl_params."): array for key, array in arrays.items()}
+        if "frame_ids" in arrays:
+            frame = _tracked(_numbers(arrays, "frame_ids"), frame)
         whole = next((key for key in ("poses", "pose") if key in arrays), None)
         if whole is not None:
             joints = _joints(arrays, whole, tuple(POSE_JOINTS), frame)
@@ -153,6 +155,17 @@ def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, 
     if subject is not None and subject not in people:
         raise ValueError(f"it holds no subject {subject}, but {', '.join(people)}")
     return people[subject] if subject is not None else next(iter(people.values()))
+
+
+def _tracked(numbers: ndarray, frame: int) -> int:
+    """The place of a video's frame among those in which a person was followed. ValueError where it is not there."""
+    places = np.flatnonzero(numbers.reshape(-1) == frame)
+    if not len(places):
+        first, last = (f"{number:.0f}" for number in (numbers.min(), numbers.max()))
+        raise ValueError(
+            f"the person is not in frame {frame} of the video, but in {numbers.size} from {first} to {last}"
+        )
+    return int(places[0])
 
 
 def _face(arrays: Mapping[str, Any], frame: int) -> ndarray | None:
@@ -207,8 +220,8 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
     the file tells no camera.
     """
     source = parameters.source
-    if focal is not None and not focal > 0:
-        raise ValueError(f"focal is a length in pixels: it must be above 0, got {focal:g}")
+    if focal is not None and not 0 < focal < np.inf:
+        raise ValueError(f"focal is a length in pixels: it must be finite and above 0, got {focal:g}")
     if "pred_cam" in source:
         missing = [key for key in ("box_center", "box_size") if key not in source]
         if missing:
@@ -252,6 +265,8 @@ def _numbers(arrays: Mapping[str, Any], key: str) -> ndarray:
 def _joints(arrays: Mapping[str, Any], key: str, counts: tuple[int, ...], frame: int) -> Float[ndarray, "j 3 3"]:
     """One frame of a pose of any of these joint counts, as matrices."""
     array = _numbers(arrays, key)
+    if counts == (1,) and array.ndim == 3 and array.shape[1:] == (3, 3):
+        array = array[:, None]
     for count in counts:
         for form in ((count, 3, 3), (count, 3), (count * 3,)):
             if array.shape[-len(form) :] == form and array.ndim - len(form) <= 1 and not _one_matrix(array, count):

@@ -3,6 +3,7 @@
 import pickle
 import sys
 import types
+from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def test_arrays_of_every_protocol(protocol, stored):
         "objects": np.array([np.arange(2), None], dtype=object),
         "plain": {"list": [1, 2.5, "three"], "tuple": (np.ones(2),), "set": {1, 2}},
         "bytes": b"\xff\x00",
+        "people": defaultdict(dict, {0: {"pose": np.ones(3)}}),
+        "ordered": OrderedDict(b=1, a=2),
     }
     read = load_pickle(stored(pickle.dumps(content, protocol)))
     assert list(read) == list(content)
@@ -123,6 +126,8 @@ def test_arrays_of_every_protocol(protocol, stored):
     assert read["plain"]["list"] == [1, 2.5, "three"] and read["plain"]["set"] == {1, 2}
     np.testing.assert_array_equal(read["plain"]["tuple"][0], 1)
     assert read["bytes"] == b"\xff\x00"
+    assert list(read["people"]) == [0] and list(read["ordered"].items()) == [("b", 1), ("a", 2)]
+    np.testing.assert_array_equal(read["people"][0]["pose"], 1)
 
 
 def python_2_array(array: np.ndarray) -> bytes:

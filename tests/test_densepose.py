@@ -247,6 +247,13 @@ HOSTILE = b"cos\nsystem\n(S'touch touched'\ntR."
         (["--smpl", "hostile.pkl", "--gender", "1"], "--gender shape the body of fcjax"),
         (["--uv-processed", "UV_Processed.mat"], "--uv-processed belongs to SMPL's mesh: give --smpl too"),
         (["--image", "photo.jpg"], "give --smpl and --params, too"),
+        (["--focal", "500"], "--focal is of the camera that saw --image: give --image, too"),
+        (["--frame", "2", "--up", "z"], "--frame, --up tell how --params are to be read: give --params, too"),
+        (
+            ["--image", "photo.jpg", "--params", "pose.npz", "--up", "-y", "--view", "20"],
+            "as its estimator's camera saw it, in the file's own axes: leave --view, --up out",
+        ),
+        (["--image", "photo.jpg", "--size", "64", "48"], "the maps have that picture's size: leave --size out"),
         (["--beta", "0=2"], "--beta shapes your own SMPL body: give --smpl, too"),
         (["--out", "text.npz"], "text.npz: File exists"),
     ],
@@ -259,7 +266,7 @@ def test_bad_input(flags, message, tmp_path, monkeypatch, capsys):
     Path("text.npz").write_text("no archive")
     Image.new("RGB", (96, 128)).save("photo.jpg")
     with pytest.raises(SystemExit) as exit_:
-        run_program(*([] if "--size" in flags else SIZE), *flags)
+        run_program(*([] if {"--size", "--image"} & {*flags} else SIZE), *flags)
     captured = capsys.readouterr()
     assert exit_.value.code == 2 and captured.out == ""
     assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1

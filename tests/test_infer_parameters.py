@@ -1,6 +1,7 @@
 """SMPL parameter files of several makers give the same pose."""
 
 import pickle
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -80,6 +81,23 @@ def test_people_of_one_file(tmp_path):
     path.write_bytes(pickle.dumps(people[0], 2))
     with pytest.raises(ValueError, match="of one person alone: leave the subject 0 out"):
         read_parameters(path, subject="0")
+
+
+def test_frames_are_those_of_the_video(tmp_path):
+    """WHAM follows a person through some frames of a video, and keeps its people in a defaultdict."""
+    path = tmp_path / "wham.pkl"
+    people = defaultdict(dict)
+    people[2] |= {"pose": np.arange(3 * 72).reshape(3, 72) * 1e-3, "frame_ids": np.arange(40, 43)}
+    path.write_bytes(pickle.dumps(people))
+    expected = rotation_matrices(people[2]["pose"][1].reshape(24, 3))
+    np.testing.assert_allclose(read_parameters(path, 41).rotations, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="the person is not in frame 0 of the video, but in 3 from 40 to 42"):
+        read_parameters(path)
+
+
+def test_frames_of_one_matrix_each(tmp_path):
+    np.savez(tmp_path / "pose.npz", body_pose=MATRICES[None, 1:].repeat(2, 0), global_orient=MATRICES[:2])
+    np.testing.assert_allclose(read_parameters(tmp_path / "pose.npz", 1).rotations[0], MATRICES[1], atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(32,), (1, 32), (4, 32)])
@@ -255,7 +273,9 @@ def test_the_camera_of_wham(tmp_path):
 
 
 def test_no_camera(tmp_path):
-    with pytest.raises(ValueError, match="focal is a length in pixels: it must be above 0, got -50"):
+    with pytest.raises(ValueError, match="focal is a length in pixels: it must be finite and above 0, got -50"):
         camera_in(tmp_path, {"trans": np.zeros((1, 3)), "trans_world": np.zeros((1, 3))}, focal=-50.0)
+    with pytest.raises(ValueError, match="must be finite and above 0, got inf"):
+        camera_in(tmp_path, {"trans": np.zeros((1, 3)), "trans_world": np.zeros((1, 3))}, focal=np.inf)
     with pytest.raises(ValueError, match="the parameters tell no camera: expected pred_cam"):
         camera_in(tmp_path, {})

@@ -128,7 +128,9 @@ def test_parts_are_read_from_viton_hds_renderings(viton: Path):
     np.testing.assert_array_equal(VitonHD(viton)[0].parts[..., 0], charts)
     (viton / "train/image-densepose/00001_00.png").unlink()
     save(viton / "train/image-densepose/00001_00.jpg", drawn().image)
-    with pytest.raises(SampleError, match="u and v are expected as its channels, or the parts alone, as numbers or in VITON-HD's"):
+    with pytest.raises(
+        SampleError, match="u and v are expected as its channels, or the parts alone, as numbers or in VITON-HD's"
+    ):
         VitonHD(viton)[0]
 
 

@@ -170,6 +170,13 @@ class _Reconstructor(_Record):
         return kind()
 
 
+class _Mapping(dict[Any, Any]):
+    """`collections.OrderedDict`, made of pairs or of none, and `defaultdict`, whose factory is left out."""
+
+    def __init__(self, content: Any = None) -> None:
+        super().__init__(content if isinstance(content, list) else ())
+
+
 class _Encoder(_Record):
     """`_codecs.encode(text, "latin1")`, Python 3's way to write bytes in the old protocols."""
 
@@ -194,6 +201,8 @@ _STAND_INS: dict[str, type] = {
     "chumpy.ch.Ch": _Chumpy,
     "chumpy.reordering.Select": _ChumpySelect,
     "_codecs.encode": _Encoder,
+    "collections.OrderedDict": _Mapping,
+    "collections.defaultdict": _Mapping,
 }
 for _module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
     _STAND_INS |= {f"{_module}.ndarray": _Type, f"{_module}.dtype": _DType}
@@ -205,6 +214,8 @@ for _format, _stand_in in (("csc", _SparseColumns), ("csr", _SparseRows), ("coo"
         _STAND_INS |= {f"{_module}.{_format}_matrix": _stand_in, f"{_module}.{_format}_array": _stand_in}
 for _module in ("builtins", "__builtin__"):
     _STAND_INS |= {f"{_module}.set": set, f"{_module}.object": _Type, f"{_module}.bytes": _EmptyBytes}
+    # The factory of a defaultdict.
+    _STAND_INS |= {f"{_module}.{name}": _Type for name in ("dict", "list")}
 for _module in ("copyreg", "copy_reg"):
     _STAND_INS[f"{_module}._reconstructor"] = _Reconstructor
 
@@ -227,7 +238,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
 def load_pickle(path: str | Path) -> dict[str, Any]:
     """Read a pickled dict of arrays, numbers and strings (Python 2 or 3, chumpy and SciPy objects become dense arrays).
 
-    No code in the file runs: a global beyond arrays, sparse matrices, chumpy's `Ch` and `Select`, and `set` is refused.
+    No code in the file runs: a global beyond arrays, sparse matrices, chumpy's `Ch` and `Select`, `set` and the
+    dictionaries of `collections` is refused.
 
     Raises:
         ValueError: the file is not such a pickle; for a refused global the message names it.
