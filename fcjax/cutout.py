@@ -55,7 +55,7 @@ def _cut_near_white(
     if near_white.mean() < 0.5:
         raise ValueError(
             f"the asset {name!r} has a real background: give a cut-out with a transparent or near-white background "
-            "(or, if the picture is the asset from edge to edge, such as a fabric swatch, pass whole=True)"
+            "(or, if the picture is the asset from edge to edge, as fabric swatches are, say so: whole=True, --swatch)"
         )
     background = np.median(border[near_white], axis=0).astype(np.float32)
     # The greatest difference from the background over the channels, freed of specks.

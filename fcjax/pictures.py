@@ -54,6 +54,12 @@ def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     return levels >= WHITE
 
 
+def icc_profile(path: str | Path) -> bytes | None:
+    """The colour profile of a picture file in RGB, for what is made of its pixels; None where it has none."""
+    profile = read(path).info.get("icc_profile")
+    return profile if profile is not None and profile[16:20] == b"RGB " else None
+
+
 def upright(image: Image.Image, name: str) -> Image.Image:
     """The picture as its EXIF turns it, in mode RGB, or RGBA where it has transparency. ValueError for floats.
 

@@ -16,6 +16,7 @@ import functools
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,17 +40,17 @@ if TYPE_CHECKING:
 DEFAULT = ComposeRequest("nothing")
 
 
-def _flag(metavar: str, default: Any) -> Any:
+def flag(metavar: str, default: Any) -> Any:
     """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 def _of_body(metavar: str, name: str) -> Any:
-    return _flag(metavar, getattr(DEFAULT.body, name))
+    return flag(metavar, getattr(DEFAULT.body, name))
 
 
 def _of_request(metavar: str, name: str) -> Any:
-    return _flag(metavar, getattr(DEFAULT, name))
+    return flag(metavar, getattr(DEFAULT, name))
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,16 @@ class Flags:
 
     out: Path = Path("outputs/compose.png")
     """The picture, a PNG; its folder is made."""
-    sheet: Annotated[Path | None, _flag("PATH", "none")] = None
+    sheet: Annotated[Path | None, flag("PATH", "none")] = None
     """Another picture that shows assets, pose and result side by side."""
-    request: Annotated[Path | None, _flag("PATH", "none")] = None
+    request: Annotated[Path | None, flag("PATH", "none")] = None
     """A JSON file, or a PNG of this program, that says what the flags below leave out."""
     embed_assets: bool = False
     """Keep the asset files themselves in the PNG."""
 
     model: Annotated[str | None, _of_request("FOLDER", "model")] = None
     """A model folder, or mini, the model in the package."""
-    prompt: Annotated[str | None, _flag("WORDS", "required")] = None
+    prompt: Annotated[str | None, flag("WORDS", "required")] = None
     """What the picture shows; it should contain every asset's phrase."""
     asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """A picture (transparent or near-white around) and the phrase that describes it; once for every asset."""
@@ -82,15 +83,15 @@ class Flags:
     lcm (for models distilled for it)."""
     eta: Annotated[float | None, _of_request("0..1", "eta")] = None
     """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: Annotated[str | None, _flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
+    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
     """Of computation."""
     guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
     """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
-    reference_guidance: Annotated[float | None, _flag("FLOAT", "as --guidance")] = None
+    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
     """A scale of its own for the assets."""
     guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
     """Against over-exposed pictures of strong guidance."""
-    size: Annotated[tuple[int, int] | None, _flag("HEIGHT WIDTH", "the model's")] = None
+    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
     """Of the picture, in pixels."""
     layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
     """Where the assets stand on their canvas."""
@@ -110,14 +111,14 @@ class Flags:
     """How far the camera walks around the body towards its left side."""
     elevation: Annotated[float | None, _of_body("DEGREES", "elevation")] = None
     """How far the camera rises."""
-    distance: Annotated[float | None, _flag("METRES", "no perspective")] = None
+    distance: Annotated[float | None, flag("METRES", "no perspective")] = None
     """Of the camera."""
     framing: Annotated[Literal["full", "upper"] | None, _of_body("full|upper", "framing")] = None
-    params: Annotated[Path | None, _flag("PATH", "none")] = None
+    params: Annotated[Path | None, flag("PATH", "none")] = None
     """SMPL pose parameters, .npz or .pkl, instead of --pose."""
     frame: int = 0
     """Which frame of --params."""
-    subject: Annotated[str | None, _flag("NAME", "the only one")] = None
+    subject: Annotated[str | None, flag("NAME", "the only one")] = None
     """Whose parameters of --params, where it has several people's (WHAM)."""
     up: Literal["y", "-y", "z"] = "y"
     """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
@@ -236,17 +237,28 @@ def prepare_folder(path: Path) -> None:
 def prepare_output(path: Path) -> None:
     """Make the folder of a picture; ValueError before any work is done if nothing can be written there."""
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} is no PNG: its name must end in .png, because the request is kept inside")
+        raise ValueError(f"{path} is no PNG: its name must end in .png")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
     prepare_folder(path.parent)
 
 
-def save_png(image: Image.Image, path: Path, info: Any) -> None:
+def prepare_outputs(outputs: Sequence[Path | None], inputs: Sequence[str | Path | None] = ()) -> None:
+    """`prepare_output` of each; ValueError also where two are one file, or one is among the files that are read."""
+    written = [path for path in outputs if path is not None]
+    for number, path in enumerate(written):
+        prepare_output(path)
+        if path.resolve() in [other.resolve() for other in written[:number]]:
+            raise ValueError(f"{path} is named for two pictures: give each a file of its own")
+        if path.resolve() in [Path(given).resolve() for given in inputs if given is not None]:
+            raise ValueError(f"{path} is read and would be written over: name another file to write")
+
+
+def save_png(image: Image.Image, path: Path, info: Any, icc_profile: bytes | None = None) -> None:
     """Writes a PNG whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        image.save(aside, format="PNG", pnginfo=info)
+        image.save(aside, format="PNG", pnginfo=info, icc_profile=icc_profile)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -255,8 +267,7 @@ def save_png(image: Image.Image, path: Path, info: Any) -> None:
 def main(flags: Flags) -> None:
     """Compose the pictures that the flags ask for and write them."""
     request, weights = requested(flags)
-    for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
-        prepare_output(path)
+    prepare_outputs([flags.out, flags.sheet], [asset.path for asset in request.assets if asset.data is None])
     beside = flags.request.parent if flags.request is not None else None
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)

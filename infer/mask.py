@@ -9,6 +9,7 @@ It follows from a parse map (--labels says with whose labels) with OpenPose's ke
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -21,7 +22,7 @@ from fcjax.data.sources.files import read_iuv, read_keypoints, read_parse
 from fcjax.data.sources.sample import Labels
 from fcjax.estimate import warned
 from fcjax.pictures import open_rgb
-from infer.compose import prepare_output
+from infer.compose import prepare_outputs
 from infer.sheet import sheet
 
 TINT = np.array([255, 40, 40], np.uint8)
@@ -32,7 +33,7 @@ class Request:
     """Whose mask, and of what."""
 
     image: Path
-    """The person's picture; maps of another size but the same shape are brought to its size."""
+    """The person's picture; maps of another size but the same shape are brought to its size, keypoints are of it."""
     parse: Path | None = None
     """A parse map: a PNG of labels."""
     labels: Labels = "viton-hd"
@@ -56,20 +57,31 @@ class Request:
     """Another picture: the person, the mask on them, and what stays."""
 
 
-def make_mask(request: Request, image: UInt8[ndarray, "h w 3"]) -> Bool[ndarray, "h w"]:
-    """The mask of the person in the picture. ValueError for files that cannot be read or do not fit it."""
-    for path in (request.parse, request.iuv, request.keypoints):
+def make_mask(
+    image: UInt8[ndarray, "h w 3"],
+    *,
+    parse: Path | None,
+    labels: Labels,
+    iuv: Path | None,
+    keypoints: Path | None,
+    estimate: bool,
+    **worn: Any,
+) -> Bool[ndarray, "h w"]:
+    """The mask of the person in the picture. ValueError for files that cannot be read or do not fit it.
+
+    worn: what is taken off, as `agnostic_mask` takes it.
+    """
+    for path in (parse, iuv, keypoints):
         if path is not None and not path.is_file():
             raise ValueError(f"no such file: {path}")
     size = image.shape[:2]
-    worn = {"category": request.category, "margin": request.margin, "shoes": request.shoes, "hat": request.hat}
-    if request.estimate:
-        guess = warned(image, "give --parse or --iuv where there is one")
+    if estimate:
+        guess = warned(image, "give a parse map or a DensePose map where there is one")
         return agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, **worn)
     return agnostic_mask(
-        parse=None if request.parse is None else read_parse(request.parse, request.labels, size),
-        keypoints=None if request.keypoints is None else read_keypoints(request.keypoints, size),
-        iuv=None if request.iuv is None else read_iuv(request.iuv, size, parts_alone=True),
+        parse=None if parse is None else read_parse(parse, labels, size),
+        keypoints=None if keypoints is None else read_keypoints(keypoints, size),
+        iuv=None if iuv is None else read_iuv(iuv, size, parts_alone=True),
         **worn,
     )
 
@@ -91,11 +103,10 @@ def main(request: Request) -> None:
             "give --parse or --iuv, or both: a mask follows from a parse map or a DensePose map (or --estimate, where "
             "there is only the photograph)"
         )
-    paths = [request.out] if request.preview is None else [request.out, request.preview]
-    for path in paths:
-        prepare_output(path)
+    prepare_outputs([request.out, request.preview], [request.image, request.parse, request.iuv])
     image = open_rgb(request.image)
-    mask = make_mask(request, image)
+    made_of = {name: value for name, value in vars(request).items() if name not in ("image", "out", "preview")}
+    mask = make_mask(image, **made_of)
     Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))).save(request.out)
     print(f"{request.out}: {mask.mean():.0%} of the picture is repainted")
     if request.preview is not None:

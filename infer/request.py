@@ -72,21 +72,19 @@ class AssetFile:
         return cls(words[:cut], words[cut + 1 :], whole)
 
     def read(self, beside: Path | None = None) -> bytes:
-        """The file's content; a relative path may also lie in the folder `beside`."""
+        """The file's content; a relative path is looked for in the folder `beside` first, then in the working one."""
         if self.data is not None:
             try:
                 content = base64.b64decode(self.data, validate=True)
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            places = [Path(self.path), *([beside / self.path] if beside is not None else [])]
-            path = next((place for place in places if place.exists()), None)
-            if path is None:
+            places = [*([beside / self.path] if beside is not None else []), Path(self.path)]
+            there = [place for place in places if _exists(place)]
+            if not there:
                 raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise ValueError(f"cannot read the asset file {path}: {error.strerror}") from error
+            contents = [_content(place) for place in there]
+            content = next((one for one in contents if self.sha256 in (None, _sha256(one))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
             raise ValueError(
                 f"{self.path} is not the file that the request was made with: its SHA-256 is {_sha256(content)}, "
@@ -322,9 +320,23 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
 
 
 def found(name: str, beside: Path | None) -> Path:
-    """The file, which may also lie in the folder `beside`."""
-    path = Path(name)
-    return beside / name if beside is not None and not path.exists() and (beside / name).exists() else path
+    """The file, in the folder `beside` where it is there."""
+    return beside / name if beside is not None and _exists(beside / name) else Path(name)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file. ValueError for a name that no file can have."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ValueError(f"{str(path)[:80]!r} is no file's name: {error.strerror}") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read the asset file {path}: {error.strerror}") from error
 
 
 def check(name: str, value: Any, kind: type, expected: str) -> None:

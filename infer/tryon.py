@@ -4,25 +4,26 @@ python -m infer.tryon --person person.png --mask mask.png --prompt "a woman in a
 --asset top.png="a striped shirt" --out out.png
 
 The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted.
-Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) and --category say what to repaint; with
-nothing but the photograph, --estimate guesses the body, which is second best (fcjax.estimate says what to install). The
-result has the size of the person's own picture, which is read as its EXIF turns it. Masks and maps must be of the
-turned picture: one of the picture as the camera stored it is told by its shape, but not where the turn is by half or
-the picture square. Turn such a picture for good before its maps are made.
+Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) or --parse (a parse map), and --category say
+what to repaint, as infer.mask does; with nothing but the photograph, --estimate guesses the body, which is second best
+(fcjax.estimate says what to install). The result has the size of the person's own picture, which is read as its EXIF
+turns it. Masks and maps must be of the turned picture: one of the picture as the camera stored it is told by its shape,
+but not where the turn is by half or the picture square. Turn such a picture for good before its maps are made.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
 {"name": "1.png", "person": "a.jpg", "mask": "a_mask.png", "prompt": "a woman in a red dress",
  "assets": [{"path": "dress.jpg", "phrase": "a red dress"}]}
 
-with any other flag as a further key; flags say what lines leave out. Files may lie beside the list. Pictures that are
-there already stay, so that a stopped run goes on, and are refused where another request, another file or other weights
-made them; what fails is listed in FOLDER/failed.json, and the rest is made.
+with any other flag as a further key; flags say what lines leave out. Files may lie beside the list, where they are
+looked for first. Pictures that are there already stay, so that a stopped run goes on, and are refused where another
+request, another file or other weights made them; what fails is listed in FOLDER/failed.json, and the rest is made.
 """
 
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +33,24 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from fcjax.agnostic import Category, agnostic_mask
+from fcjax.agnostic import Category
 from fcjax.assets import Asset
 from fcjax.cli import one_line, run
-from fcjax.data.sources.files import read_iuv
-from fcjax.estimate import warned
+from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
-from fcjax.pictures import open_mask, open_rgb
-from infer.compose import prepare_output, save_png
+from fcjax.pictures import icc_profile, open_mask, open_rgb
+from infer.compose import flag, prepare_outputs, save_png
+from infer.mask import make_mask
 from infer.request import AssetFile, changed, found, read_png_metadata, weights_digest
 from infer.sheet import sheet
-from infer.tryon_request import TryOnRequest
+from infer.tryon_request import FILES, TryOnRequest
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Fitting
+
+
+def _of_request(metavar: str, name: str) -> Any:
+    return flag(metavar, next(field.default for field in dataclasses.fields(TryOnRequest) if field.name == name))
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,26 @@ class Flags:
     """Another picture that shows assets, person, mask and result side by side."""
     pairs: Path | None = None
     """A file with one request a line."""
-    model: str | None = None
-    """A model folder whose condition is tryon (default: mini-tryon, the one in the package)."""
+    model: Annotated[str | None, _of_request("FOLDER", "model")] = None
+    """A model folder whose condition is tryon, or mini-tryon, the one in the package."""
     person: str | None = None
     """The person's picture, of any size."""
     mask: str | None = None
     """Of the person's size; white is repainted."""
+    parse: str | None = None
+    """A parse map of the person: a PNG of labels, from which a mask is made where there is none."""
+    labels: Annotated[Labels | None, _of_request("NAME", "labels")] = None
+    """Whose labels the parse map has: viton-hd, lip, atr or deepfashion."""
     iuv: str | None = None
     """The person's body map (part ids, u, v), from which a mask is made where there is none; of the picture as its EXIF
     turns it."""
+    keypoints: str | None = None
+    """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
     estimate: bool = False
     """The body is guessed from the photograph alone."""
-    category: Category | None = None
-    """What a made mask covers: upper, lower, dress or outfit (default: outfit)."""
-    margin: float | None = None
+    category: Annotated[Category | None, _of_request("upper|lower|dress|outfit", "category")] = None
+    """What a made mask covers."""
+    margin: Annotated[float | None, _of_request("FLOAT", "margin")] = None
     """How far a made mask reaches beyond what it must cover, as a share of the picture's height."""
     shoes: bool = False
     """A made mask covers the feet as well."""
@@ -81,21 +92,23 @@ class Flags:
     """What the picture shows; it should contain every asset's phrase."""
     asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """A garment's picture and the phrase that describes it; once for every garment."""
-    seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    reference_guidance: float | None = None
-    guidance_rescale: float | None = None
-    sampler: str | None = None
-    eta: float | None = None
+    swatch: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
+    """The same for a picture that is its asset from edge to edge, such as fabric."""
+    seed: Annotated[int | None, _of_request("INT", "seed")] = None
+    steps: Annotated[int | None, _of_request("INT", "steps")] = None
+    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
+    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
+    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
+    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
+    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
     """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: str | None = None
-    """Of computation (default: float32 on a CPU, else bfloat16)."""
-    size: tuple[int, int] | None = None
-    """Height and width at which the model works."""
-    layout_seed: int | None = None
-    feather: int | None = None
-    """Pixels inside the mask over which old becomes new (default: the longer side / 128)."""
+    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
+    """Of computation."""
+    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
+    """At which the model works."""
+    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
+    feather: Annotated[int | None, flag("PIXELS", "the longer side / 128")] = None
+    """Pixels inside the mask over which old becomes new."""
     raw: bool = False
     """The model's own picture everywhere, not only inside the mask."""
 
@@ -106,9 +119,9 @@ def given_by(flags: Flags) -> dict[str, Any]:
     said = {
         name: value for name, value in vars(flags).items() if name in names and value is not None and value is not False
     }
-    if flags.asset:
-        said["assets"] = [changed(AssetFile.parse(words)) for words in flags.asset]
-    return said
+    files = [AssetFile.parse(words) for words in flags.asset]
+    files += [AssetFile.parse(words, whole=True) for words in flags.swatch]
+    return {**said, "assets": [changed(file) for file in files]} if files else said
 
 
 def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
@@ -116,12 +129,10 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     image = open_rgb(found(request.person, beside))
     if request.mask is not None:
         return Person(image, open_mask(found(request.mask, beside)))
-    if request.estimate:
-        guess = warned(image, "give --mask or --iuv where there is one")
-        return Person(image, agnostic_mask(iuv=guess.iuv, keypoints=guess.keypoints, **request.worn))
-    assert request.iuv is not None
-    body = read_iuv(found(request.iuv, beside), image.shape[:2], parts_alone=True)
-    return Person(image, agnostic_mask(iuv=body, **request.worn))
+    for problem in request.uncovered():
+        warnings.warn(problem, stacklevel=2)
+    files = {name: found(name_, beside) for name in FILES if (name_ := request.made.get(name)) is not None}
+    return Person(image, make_mask(image, **{**request.made, **files}))
 
 
 def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
@@ -139,7 +150,7 @@ def fit(
 
 def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]:
     """SHA-256 of every file that the request names."""
-    names = [request.person, request.mask, request.iuv, *(asset.path for asset in request.assets)]
+    names = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
     paths = {name: found(name, beside) for name in names if name is not None}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
@@ -153,7 +164,11 @@ def read_pairs(path: Path, flags: Mapping[str, Any]) -> Iterator[tuple[str, Call
     if not path.is_file():
         raise ValueError(f"no such list of pairs: {path}")
     seen = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error}): save it so") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -187,7 +202,7 @@ def try_on_pairs(flags: Flags) -> None:
     beside, weights = flags.pairs.parent, _Weights()
     left = left_to_make(pairs, flags.out, beside, weights)
     failed: dict[str, str] = {}
-    composers: dict[tuple[str, str | None], Composer] = {}
+    composers: dict[tuple[str, str | None], Composer | ValueError] = {}
     with tqdm(total=len(pairs), initial=len(pairs) - len(left), unit="pair") as bar:
         for name, make in left:
             try:
@@ -195,11 +210,14 @@ def try_on_pairs(flags: Flags) -> None:
                 person, assets = opened(request, beside)
                 model = request.model, request.dtype
                 if model not in composers:
-                    composers = {model: _load(*model)}
-                fitting = fit(request, composers[model], person, assets)
+                    composers = {model: _loaded(*model)}
+                composer = composers[model]
+                if isinstance(composer, ValueError):
+                    raise composer
+                fitting = fit(request, composer, person, assets)
                 info = request.metadata(weights[request.model], digests(request, beside))
-                save_png(fitting.image, flags.out / name, info)
-            except ValueError as error:
+                save_png(fitting.image, flags.out / name, info, icc_profile(found(request.person, beside)))
+            except (ValueError, OSError) as error:
                 failed[name] = one_line(error)
             bar.update()
             bar.set_postfix(failed=len(failed))
@@ -274,6 +292,14 @@ def _load(model: str, dtype: str | None) -> "Composer":
     return Composer.load(model, dtype=dtype)
 
 
+def _loaded(model: str, dtype: str | None) -> "Composer | ValueError":
+    """The model, or why it cannot be had, which is the same for every pair."""
+    try:
+        return _load(model, dtype)
+    except ValueError as error:
+        return error
+
+
 def _weights(model: str) -> str:
     from fcjax.pretrained import locate
 
@@ -292,14 +318,18 @@ def main(flags: Flags) -> None:
     if flags.pairs is not None:
         try_on_pairs(flags)
         return
+    missing = [f"--{name}" for name in ("person", "prompt") if getattr(flags, name) is None]
+    if missing:
+        raise ValueError(f"expected {' and '.join(missing)}, or --pairs with a list of requests")
     request = TryOnRequest.from_dict(given_by(flags), "the request")
-    for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
-        prepare_output(path)
+    read = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
+    prepare_outputs([flags.out, flags.sheet], read)
     person, assets = opened(request)
     composer = _load(request.model, request.dtype)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))
-    save_png(fitting.image, flags.out, request.metadata(_weights(request.model), digests(request)))
+    info = request.metadata(_weights(request.model), digests(request))
+    save_png(fitting.image, flags.out, info, icc_profile(Path(request.person)))
     print(flags.out)
     if flags.sheet is not None:
         sheet([panels(request, fitting, person, assets)]).save(flags.sheet)

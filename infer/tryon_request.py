@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
+from fcjax.data.sources.sample import LABELS, Labels
 from infer.request import (
     AssetFile,
     asset_files,
@@ -20,6 +21,11 @@ from infer.request import (
 )
 
 TRYON_MODEL = "mini-tryon"
+FILES = ("person", "mask", "parse", "iuv", "keypoints")
+MADE = ("labels", "estimate", "category", "margin", "shoes", "hat")
+"""What a mask is made by, beside files."""
+SHOES = {"shoe", "shoes", "boots", "sneakers", "trainers", "heels", "sandals", "loafers", "pumps", "flats"}
+HATS = {"hat", "cap", "beanie", "beret"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,10 @@ class TryOnRequest:
     person: str
     assets: tuple[AssetFile, ...] = ()
     mask: str | None = None
+    parse: str | None = None
+    labels: Labels = "viton-hd"
     iuv: str | None = None
+    keypoints: str | None = None
     estimate: bool = False
     category: Category = "outfit"
     margin: float = MARGIN
@@ -55,7 +64,7 @@ class TryOnRequest:
             check(name, getattr(self, name), str, "text")
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty")
-        for name in ("mask", "iuv"):
+        for name in FILES[1:]:
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
         if self.dtype is not None:
@@ -76,28 +85,43 @@ class TryOnRequest:
             raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
         if not self.assets:
             raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
-        if self.mask is None and self.iuv is None and not self.estimate:
+        if self.labels not in LABELS:
+            raise ValueError(f"labels are {self.labels!r}; expected one of {', '.join(LABELS)}")
+        maps = [name for name in ("parse", "iuv", "keypoints") if getattr(self, name) is not None]
+        if self.mask is None and not self.estimate and not {"parse", "iuv"} & {*maps}:
             raise ValueError(
-                "nothing says what to repaint: give --mask (white is repainted), or --iuv and --category to make one "
-                "(or --estimate, where there is only the photograph)"
+                "nothing says what to repaint: give --mask (white is repainted), or --iuv or --parse, and --category, "
+                "to make one (or --estimate, where there is only the photograph)"
             )
-        sources = [name for name in ("mask", "iuv", "estimate") if getattr(self, name)]
-        if len(sources) > 1:
+        sources = [name for name in ("mask", "estimate") if getattr(self, name)] + maps
+        if len(sources) > 1 and sources != maps:
             raise ValueError(f"{' and '.join(sources)} each say what to repaint: give one of them")
+        if self.raw and self.feather is not None:
+            raise ValueError("raw is the model's own picture everywhere, which has no edge to feather: leave one out")
         if self.mask is not None and (self.shoes or self.hat or self.margin != MARGIN):
             raise ValueError("shoes, hat and margin are for masks that are made; the one given says what to repaint")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.try_on`."""
-        files = ("prompt", "person", "assets", "mask", "iuv", "estimate", "category", "margin", "shoes", "hat", "model")
-        others = (*files, "dtype")
+        others = ("prompt", "assets", "model", "dtype", *FILES, *MADE)
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
 
     @property
-    def worn(self) -> dict[str, Any]:
-        """What `agnostic_mask` is to take off."""
-        return {name: getattr(self, name) for name in ("category", "margin", "shoes", "hat")}
+    def made(self) -> dict[str, Any]:
+        """What a mask is made of and what it takes off, as `infer.mask.make_mask` is told; files by their names."""
+        return {name: getattr(self, name) for name in ("parse", "iuv", "keypoints", *MADE)}
+
+    def uncovered(self) -> list[str]:
+        """What is wrong with a made mask: garments of the assets that it would leave as they are."""
+        if self.mask is not None:
+            return []
+        return [
+            f"{asset.path} is {asset.phrase!r}, but the mask leaves the {place} as it is: --{name} covers that, too"
+            for name, place, words in (("shoes", "feet", SHOES), ("hat", "head", HATS))
+            for asset in self.assets
+            if not getattr(self, name) and words & {*asset.phrase.lower().replace("-", " ").split()}
+        ]
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":

@@ -70,7 +70,7 @@ def test_limbs_that_are_not_seen_are_left_out() -> None:
 
 def test_programs_guess_where_they_are_told_to(guessed: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(guessed).save(tmp_path / "person.png")
-    with pytest.warns(UserWarning, match="second best: give --parse or --iuv"):
+    with pytest.warns(UserWarning, match="second best: give a parse map or a DensePose map"):
         main(Request(tmp_path / "person.png", estimate=True, category="upper", out=tmp_path / "mask.png"))
     mask = np.asarray(Image.open(tmp_path / "mask.png")) > 0
     asked = {
@@ -79,9 +79,9 @@ def test_programs_guess_where_they_are_told_to(guessed: np.ndarray, tmp_path: Pa
         "assets": [{"path": "a", "phrase": "a shirt"}],
     }
     request = TryOnRequest.from_dict({**asked, "estimate": True, "category": "upper"}, "here")
-    with pytest.warns(UserWarning, match="second best: give --mask or --iuv"):
+    with pytest.warns(UserWarning, match="second best: give a parse map or a DensePose map"):
         np.testing.assert_array_equal(person_of(request).mask, mask)
-    with pytest.raises(ValueError, match="iuv and estimate each say what to repaint"):
+    with pytest.raises(ValueError, match="estimate and iuv each say what to repaint"):
         TryOnRequest.from_dict({**asked, "estimate": True, "iuv": "b"}, "here")
     with pytest.raises(ValueError, match="guesses what --keypoints says"):
         main(Request(tmp_path / "person.png", estimate=True, keypoints=tmp_path / "k", out=tmp_path / "mask.png"))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import fcjax
 from fcjax import estimate, pretrained
@@ -19,11 +19,13 @@ from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
+from fcjax.data.sources import Part
 from fcjax.person import Person
 from fcjax.pictures import open_rgb
 from fcjax.tokenizer import Tokenizer
 from infer import tryon
 from infer.request import KEY
+from infer.tryon_request import TryOnRequest
 
 PROMPT = "a woman in a red shirt"
 SHIRT = Asset(np.full((12, 10, 4), (200, 20, 30, 255), np.uint8), "a red shirt")
@@ -148,8 +150,13 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
         {**line, "name": "b.png", "mask": "nowhere.png"},
         {**line, "name": "c.png", "seed": 1},
         {**line, "name": "d.png", "reference_guidance": "2"},
+        {**line, "name": "e.png", "person": 300 * "x"},
+        {**line, "name": "f.png", "model": "nowhere"},
+        {**line, "name": "g.png", "model": "nowhere"},
     ]
-    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    # As Windows' editor writes it.
+    text = "\ufeff" + "\n".join(map(json.dumps, lines))
+    (files / "pairs.jsonl").write_text(text, encoding="utf-8")
     arguments = [
         "--pairs",
         str(files / "pairs.jsonl"),
@@ -162,8 +169,10 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
     ]
     with pytest.raises(SystemExit) as ended:
         run(tryon.main, arguments)
-    assert ended.value.code == 2 and "2 of 4 pairs failed" in capsys.readouterr().err
+    assert ended.value.code == 2 and "5 of 7 pairs failed" in capsys.readouterr().err
     failed = json.loads((files / "made" / "failed.json").read_text())
+    assert "no file's name: File name too long" in failed.pop("e.png")
+    assert "nowhere" in failed.pop("f.png") and "nowhere" in failed.pop("g.png")
     assert failed == {
         "b.png": "no such mask file: nowhere.png",
         "d.png": "reference_guidance is '2'; expected a number",
@@ -242,12 +251,20 @@ def refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[s
         ({"prompt": " "}, "prompt is empty"),
         ({"model": "nowhere"}, "nowhere"),
         ({"out": "out.jpg"}, "its name must end in .png"),
+        ({"sheet": "out.png"}, "out.png is named for two pictures"),
+        ({"out": "person.png"}, "person.png is read and would be written over"),
         ({"category": "shoes"}, "invalid choice"),
     ],
 )
 def test_wrong_requests_end_in_one_line(
-    files: Path, model: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], expected: str
+    files: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str],
+    expected: str,
 ):
+    monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as ended:
         run(tryon.main, flags(files, model, **changed))
     assert ended.value.code == 2 and expected in capsys.readouterr().err
@@ -260,6 +277,9 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
         ([], "give --mask (white is repainted), or --iuv"),
         (["--mask", "m.png", "--iuv", "i.png"], "mask and iuv each say what to repaint"),
         (["--mask", "m.png", "--shoes"], "the one given says what to repaint"),
+        (["--mask", "m.png", "--parse", "p.png", "--keypoints", "k.json"], "mask and parse and keypoints each say"),
+        (["--keypoints", "k.json"], "or --iuv or --parse"),
+        (["--mask", "m.png", "--raw", "--feather", "2"], "which has no edge to feather"),
     ):
         with pytest.raises(SystemExit):
             run(tryon.main, [*dressed, *more])
@@ -267,6 +287,7 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         run(tryon.main, [*arguments, "--mask", str(files / "mask.png")])
     assert "there is nothing to try on" in capsys.readouterr().err
+    refused(["--asset", "shirt.png=a shirt"], "expected --person and --prompt, or --pairs", capsys)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +295,7 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
     [
         ("", "holds no pair"),
         ("{", ":1 is no JSON"),
+        ('{"name": "\u2028"', ":1 is no JSON (Expecting ',' delimiter"),
         ("[1]", ":1 must be a JSON object"),
         ('{"name": "../a.png"}', "expected a file name that ends in .png"),
         ('{"name": "a.png"}\n{"name": "a.png"}', "stands in the list twice"),
@@ -285,6 +307,56 @@ def test_lists_that_cannot_be_read(files: Path, capsys: pytest.CaptureFixture[st
         run(tryon.main, ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")])
     assert ended.value.code == 2 and expected in capsys.readouterr().err
     assert not (files / "made").exists()
+
+
+def test_files_beside_a_list_go_before_those_of_the_working_folder(
+    files: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.fromarray(a_person(seed=1).image).save(elsewhere / "person.png")
+    monkeypatch.chdir(elsewhere)
+    run(tryon.main, listed(files, model))
+    made, person = open_rgb(files / "made" / "a.png"), a_person()
+    np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
+
+
+def test_a_list_in_another_encoding_is_told(files: Path, capsys: pytest.CaptureFixture[str]):
+    (files / "pairs.jsonl").write_bytes('{"prompt": "été"}'.encode("latin-1"))
+    refused(
+        ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")], "pairs.jsonl is not in UTF-8", capsys
+    )
+
+
+def test_the_colours_of_a_photograph_keep_their_profile(files: Path, model: Path):
+    """Pixels outside the mask are the same, so their meaning must be."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(a_person().image).save(files / "person.png", icc_profile=profile)
+    run(tryon.main, flags(files, model))
+    with Image.open(files / "out.png") as image:
+        assert image.info["icc_profile"] == profile
+
+
+def test_shoes_that_the_mask_would_leave_on_are_warned_of(files: Path, model: Path, capsys: pytest.CaptureFixture[str]):
+    Image.fromarray(fcjax.Body(pose="standing").render(50, 30).iuv).save(files / "iuv.png")
+    arguments = flags(files, model, prompt="a woman in black shoes", asset=f"{files / 'shirt.png'}=black shoes")
+    place = arguments.index("--mask")
+    made = [*arguments[:place], *arguments[place + 2 :], "--iuv", str(files / "iuv.png")]
+    run(tryon.main, made)
+    assert "'black shoes', but the mask leaves the feet as it is: --shoes covers that, too" in capsys.readouterr().err
+    run(tryon.main, [*made, "--shoes"])
+    assert "--shoes" not in capsys.readouterr().err
+
+
+def test_a_mask_follows_from_a_parse_map_as_infer_mask_makes_it(files: Path, model: Path):
+    parse = np.zeros((50, 30), np.uint8)
+    parse[10:30, 8:22], parse[4:10, 12:18] = Part.UPPER, Part.FACE
+    Image.fromarray(parse).save(files / "parse.png")
+    request = {"prompt": PROMPT, "person": "person.png", "parse": "parse.png", "category": "upper"}
+    request |= {"assets": [{"path": "shirt.png", "phrase": "a red shirt"}]}
+    person = tryon.person_of(TryOnRequest.from_dict(request, "here"), files)
+    np.testing.assert_array_equal(person.mask, agnostic_mask(parse, category="upper"))
+    with pytest.raises(ValueError, match="labels are 'coco'; expected one of viton-hd"):
+        TryOnRequest.from_dict({**request, "labels": "coco"}, "here")
 
 
 def test_a_whole_outfit_in_one_pass(files: Path, model: Path):
@@ -369,7 +441,7 @@ def test_photographs_and_maps_without_a_person(
 
     monkeypatch.setattr(estimate, "_model", lambda: unsure)
     said = refused([*without, "--estimate"], "no person is found in the picture", capsys)
-    assert "second best: give --mask or --iuv" in said
+    assert "second best: give a parse map or a DensePose map" in said
     assert not (files / "out.png").exists()
 
 
