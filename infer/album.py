@@ -16,7 +16,8 @@ parts of the body where it names them, else the album's. A pose may be a frame o
 4D-Humans, WHAM, SMPLify-X): {"body": {"params": "walk.npz", "frame": 12, "up": "z", "subject": "0"}}, all but params
 as the case needs it; with params in the album's body, pages can name frames alone. Further keys are those of
 `fcjax.make_album`. Written are page_1.png ..., each of which holds the request, a contact sheet, and album.json with
-the shares of tokens that look at the first page. Files may lie beside the request.
+the request and the shares of tokens that look at the first page; a page or album.json given as --request makes the
+album again. Files may lie beside the request, where they are looked for first.
 """
 
 import dataclasses
@@ -28,12 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from fcjax.body import Body
 from fcjax.cli import run
-from infer.compose import prepare_folder, save_png
+from infer.compose import flag, flag_of, prepare_folder, save_png
 from infer.densepose import preview
 from infer.request import (
     POSE_FILE,
@@ -43,10 +43,12 @@ from infer.request import (
     body_problems,
     changed,
     check,
-    check_whole_numbers,
+    check_sampling,
+    found,
     key_problems,
     make_body,
     png_metadata,
+    read_png_metadata,
     tuples,
     weights_digest,
 )
@@ -92,18 +94,11 @@ class AlbumRequest:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "sampler", "sharing", *(["dtype"] if self.dtype is not None else [])):
-            check(name, getattr(self, name), str, "a name")
-        for name in ("seed", "steps", "layout_seed", "batch_size"):
-            check(name, getattr(self, name), numbers.Integral, "a whole number")
+        check_sampling(self)
+        check("sharing", self.sharing, str, "a name")
+        check("batch_size", self.batch_size, numbers.Integral, "a whole number")
         for name in ("same_noise", *(["align"] if self.align is not None else [])):
             check(name, getattr(self, name), bool, "true or false")
-        if self.reference_guidance is not None:
-            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("guidance", "guidance_rescale", "eta"):
-            check(name, getattr(self, name), numbers.Real, "a number")
-        if self.size is not None:
-            check_whole_numbers("size", self.size, 2, "height and width")
         from fcjax.album import check_sharing
 
         check_sharing(self.sharing, self.align)
@@ -139,7 +134,7 @@ class AlbumRequest:
             own["pages"] = turntable(own.pop("turntable"), common.get("body"))
         pages = own.get("pages")
         if not isinstance(pages, list) or not pages or not all(isinstance(page, Mapping) for page in pages):
-            raise ValueError(f"{source}: pages must be a list of at least one object")
+            raise ValueError(f"{source}: pages must be a list of objects, one at least, such as {{'body': {{...}}}}")
         problems = [*key_problems(cls, own, ""), *_page_problems(common, "")]
         for number, page in enumerate(pages):
             problems += _page_problems(page, f"pages[{number}].")
@@ -153,11 +148,15 @@ class AlbumRequest:
 
     @classmethod
     def read(cls, path: Path) -> "AlbumRequest":
-        """The request in a JSON file."""
+        """The request in a JSON file, in the album.json of an album, or inside one of its pages."""
         if not path.is_file():
             raise ValueError(f"no such request file: {path}")
+        if path.read_bytes().startswith(b"\x89PNG"):
+            return cls.from_dict(read_png_metadata(path)[0], str(path), path.parent)
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path), path.parent)
+            given = json.loads(path.read_text(encoding="utf-8-sig"))
+            made = isinstance(given, Mapping) and given.keys() == {"request", "matched"}
+            return cls.from_dict(given["request"] if made else given, str(path), path.parent)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
 
@@ -198,29 +197,37 @@ def _merged(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     return {**{name: value for name, value in common.items() if name not in replaced}, **own}
 
 
+def _of_request(metavar: str, name: str) -> Any:
+    return flag_of(AlbumRequest, metavar, name)
+
+
 @dataclass(frozen=True)
 class Flags:
     """What to make, and where it goes. What is given here goes before what the request says."""
 
     request: Path
-    """A JSON file."""
+    """A JSON file, or what holds the request of an album that was made: its album.json or a page."""
     out: Path = Path("outputs/album")
     """A folder, which is made."""
-    model: str | None = None
-    sharing: Annotated[str | None, tyro.conf.arg(metavar="none|cross_frame|correspondence")] = None
+    model: Annotated[str | None, _of_request("FOLDER", "model")] = None
+    sharing: Annotated[str | None, _of_request("none|cross_frame|correspondence", "sharing")] = None
     """How pages use the keys and values of the first."""
-    align: bool | None = None
-    """Put the faces of a cross-frame album into this one (default: where pages share by correspondence)."""
-    seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    eta: float | None = None
+    align: Annotated[bool | None, flag("True|False", "where pages share by correspondence")] = None
+    """Put the faces of a cross-frame album into this one."""
+    seed: Annotated[int | None, _of_request("INT", "seed")] = None
+    steps: Annotated[int | None, _of_request("INT", "steps")] = None
+    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
+    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
+    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
+    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
+    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
     """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: str | None = None
-    """Of computation (default: float32 on a CPU, else bfloat16)."""
-    size: tuple[int, int] | None = None
-    """Height and width of the pages."""
-    batch_size: int | None = None
+    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
+    """Of computation."""
+    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
+    """Of the pages."""
+    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
+    batch_size: Annotated[int | None, _of_request("INT", "batch_size")] = None
     """Pages sampled at once, the first included."""
 
 
@@ -231,13 +238,19 @@ def requested(flags: Flags) -> AlbumRequest:
     return dataclasses.replace(request, **given)
 
 
-def read_pages(request: AlbumRequest, beside: Path) -> "list[Page]":
-    """The pages with their assets opened."""
+def read_pages(request: AlbumRequest, beside: Path) -> "tuple[AlbumRequest, list[Page]]":
+    """The pages with their assets opened, and the request with the files' places and hashes."""
     from fcjax.album import Page
 
-    return [
-        Page(page.body, page.prompt, [file.open(file.read(beside)) for file in page.assets]) for page in request.pages
-    ]
+    sealed, opened = [], []
+    for page in request.pages:
+        contents = [file.read(beside) for file in page.assets]
+        files = list(zip(page.assets, contents, strict=True))
+        opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
+        placed = [(dataclasses.replace(file, path=str(found(file.path, beside))), content) for file, content in files]
+        assets = tuple(file.sealed(content, embed=False) for file, content in placed)
+        sealed.append(dataclasses.replace(page, assets=assets))
+    return dataclasses.replace(request, pages=tuple(sealed)), opened
 
 
 def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[list[Panel]]:
@@ -248,7 +261,8 @@ def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[lis
         body = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
         garments: list[Panel] = [(asset.phrase, asset.image) for asset in given.assets]
         pose = "own pose" if page.body.joint_rotations is not None else page.body.pose
-        label = f"{pose}, {100 * matched[0]:.0f} % of its tokens matched"
+        # The first is what the others look at.
+        label = pose if not made else f"{pose}, {100 * matched[0]:.0f} % of its tokens matched"
         made.append([*garments, (label, body), (page.prompt, picture.image)])
     return made
 
@@ -263,8 +277,7 @@ def _remove_pages(out: Path, count: int) -> None:
 
 def main(flags: Flags) -> None:
     """Make the album that the request asks for and write it."""
-    request = requested(flags)
-    pages = read_pages(request, flags.request.parent)
+    request, pages = read_pages(requested(flags), flags.request.parent)
     prepare_folder(flags.out)
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.album import make_album

@@ -45,12 +45,17 @@ def flag(metavar: str, default: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+def flag_of(kind: type, metavar: str, name: str) -> Any:
+    """`flag` for a field of a dataclass, whose default the help shows."""
+    return flag(metavar, next(field.default for field in dataclasses.fields(kind) if field.name == name))
+
+
 def _of_body(metavar: str, name: str) -> Any:
-    return flag(metavar, getattr(DEFAULT.body, name))
+    return flag_of(Body, metavar, name)
 
 
 def _of_request(metavar: str, name: str) -> Any:
-    return flag(metavar, getattr(DEFAULT, name))
+    return flag_of(ComposeRequest, metavar, name)
 
 
 @dataclass(frozen=True)

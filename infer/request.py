@@ -138,16 +138,8 @@ class ComposeRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
-        for name in ("seed", "steps", "num_images", "layout_seed"):
-            check(name, getattr(self, name), numbers.Integral, "a whole number")
-        for name in ("guidance", "guidance_rescale", "eta"):
-            check(name, getattr(self, name), numbers.Real, "a number")
-        if self.reference_guidance is not None:
-            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("model", "sampler", *(["dtype"] if self.dtype is not None else [])):
-            check(name, getattr(self, name), str, "a name")
-        if self.size is not None:
-            check_whole_numbers("size", self.size, 2, "height and width")
+        check("num_images", self.num_images, numbers.Integral, "a whole number")
+        check_sampling(self)
         if self.boxes is not None:
             check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():
@@ -305,7 +297,7 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
     if not file:
         return Body(**fields)
     if "params" not in file:
-        raise ValueError(f"{' and '.join(file)} tell of a file of SMPL parameters: name it as params")
+        raise ValueError(f"{' and '.join(file)}: of a file of SMPL parameters, which must be named as params")
     others = [name for name in ("pose", "joint_rotations") if name in fields]
     if others:
         raise ValueError(f"params and {others[0]} both give a pose; leave one out")
@@ -344,6 +336,20 @@ def check(name: str, value: Any, kind: type, expected: str) -> None:
     wrong_bool = isinstance(value, bool) and kind is not bool
     if not isinstance(value, kind) or wrong_bool or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def check_sampling(request: Any) -> None:
+    """ValueError where what all requests say of model and sampling is of a wrong kind."""
+    for name in ("seed", "steps", "layout_seed"):
+        check(name, getattr(request, name), numbers.Integral, "a whole number")
+    for name in ("guidance", "guidance_rescale", "eta"):
+        check(name, getattr(request, name), numbers.Real, "a number")
+    if request.reference_guidance is not None:
+        check("reference_guidance", request.reference_guidance, numbers.Real, "a number")
+    for name in ("model", "sampler", *(["dtype"] if request.dtype is not None else [])):
+        check(name, getattr(request, name), str, "a name")
+    if request.size is not None:
+        check_whole_numbers("size", request.size, 2, "height and width")
 
 
 def check_whole_numbers(name: str, values: Any, count: int, what: str) -> None:

@@ -39,7 +39,7 @@ from fcjax.cli import one_line, run
 from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
-from infer.compose import flag, prepare_outputs, save_png
+from infer.compose import flag, flag_of, prepare_outputs, save_png
 from infer.mask import make_mask
 from infer.request import AssetFile, changed, found, read_png_metadata, weights_digest
 from infer.sheet import sheet
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def _of_request(metavar: str, name: str) -> Any:
-    return flag(metavar, next(field.default for field in dataclasses.fields(TryOnRequest) if field.name == name))
+    return flag_of(TryOnRequest, metavar, name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from infer.request import (
     asset_problems,
     changed,
     check,
-    check_whole_numbers,
+    check_sampling,
     key_problems,
     png_metadata,
     tuples,
@@ -67,20 +67,12 @@ class TryOnRequest:
         for name in FILES[1:]:
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
-        if self.dtype is not None:
-            check("dtype", self.dtype, str, "a name")
-        for name in ("seed", "steps", "layout_seed"):
-            check(name, getattr(self, name), numbers.Integral, "a whole number")
+        check_sampling(self)
         if self.feather is not None:
             check("feather", self.feather, numbers.Integral, "a whole number")
-        if self.reference_guidance is not None:
-            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
-        for name in ("guidance", "guidance_rescale", "eta", "margin"):
-            check(name, getattr(self, name), numbers.Real, "a number")
+        check("margin", self.margin, numbers.Real, "a number")
         for name in ("raw", "estimate", "shoes", "hat"):
             check(name, getattr(self, name), bool, "true or false")
-        if self.size is not None:
-            check_whole_numbers("size", self.size, 2, "height and width")
         if self.category not in CATEGORIES:
             raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
         if not self.assets:

@@ -332,6 +332,14 @@ def test_the_program_writes_pages_sheet_and_shares(request_file: Path, tmp_path:
     )
     for number, picture in enumerate(pictures(album), 1):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "album" / f"page_{number}.png")), picture)
+    # What holds the request makes the album again, and only of the same files.
+    for held in ("album.json", "page_2.png"):
+        run(program.main, ["--request", str(tmp_path / "album" / held), "--out", str(tmp_path / "again")])
+        for number, picture in enumerate(pictures(album), 1):
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again" / f"page_{number}.png")), picture)
+    Image.fromarray(np.full((9, 9, 4), 90, np.uint8)).save(tmp_path / "shirt.png")
+    with pytest.raises(ValueError, match="is not the file that the request was made with"):
+        program.read_pages(program.AlbumRequest.read(tmp_path / "album" / "album.json"), tmp_path)
 
 
 def test_a_turntable_goes_around_the_body():
@@ -366,7 +374,7 @@ def test_pages_take_frames_of_a_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"pages": []}, "pages must be a list of at least one object"),
+        ({"pages": []}, "pages must be a list of objects, one at least, such as {'body'"),
         ({"pages": [{"pose": "walking"}]}, "unknown key pages[0].pose"),
         ({"pages": [{"body": {"pose": "wlaking"}}]}, "pages[0]: "),
         ({"sharing": "some"}, "sharing is 'some'"),

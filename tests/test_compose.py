@@ -342,7 +342,7 @@ def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
     np.testing.assert_allclose(upright[0], (-np.pi / 2, 0, 0), atol=1e-6)
     for body, expected in (
         ({"params": "pose.npz", "pose": "walking"}, "params and pose both give a pose"),
-        ({"frame": 1}, "frame tell of a file of SMPL parameters: name it as params"),
+        ({"frame": 1}, "frame: of a file of SMPL parameters, which must be named as params"),
         ({"params": "pose.npz", "frame": 2}, "there is no frame 2 of poses"),
         ({"params": "pose.npz", "frame": 1.5}, "frame is 1.5; expected a whole number"),
         ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
