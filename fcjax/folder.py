@@ -22,14 +22,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from fcjax import convert
 from fcjax.config import APPEARANCES, ComposerConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
 from fcjax.network_config import NetworkConfig
 from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, parse_config
-from fcjax.weights import Tensors, checked_dtype, load_parts, read_json
+from fcjax.weights import VARIANTS, Tensors, checked_dtype, load_parts, read_json, write_tensors
 
 WEIGHED = tuple(name for name in CLASSES if name != "scheduler")
 """The parts that have weights."""
@@ -174,7 +173,10 @@ def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[
 
 
 def save_part(path: str | Path, name: str, params: Parameters, config: PartConfig, *, dtype: Any = jnp.float32) -> None:
-    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`, as `dtype`, or as it is when it is None."""
+    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`, as `dtype`, or as it is when it is None.
+
+    Whatever else readers would take for the part's weights (shards, other precisions) is removed.
+    """
     dtype = None if dtype is None else checked_dtype(dtype)
     _write_config(Path(path), name, config)
     stored = {
@@ -184,8 +186,13 @@ def save_part(path: str | Path, name: str, params: Parameters, config: PartConfi
     if name == "text_encoder":
         # transformers before version 5 expects the prefix, later ones accept it.
         stored = {f"text_model.{key}": tensor for key, tensor in stored.items()}
+    file = Path(path) / name / f"{_stem(name)}.safetensors"
     if stored:
-        save_file(stored, Path(path) / name / f"{_stem(name)}.safetensors", metadata={"format": "pt"})
+        write_tensors(file, stored, {"format": "pt"})
+    for pattern in (pattern for variant in VARIANTS for pattern in weight_patterns(name, variant)):
+        for other in file.parent.glob(pattern):
+            if other != file or not stored:
+                other.unlink()
 
 
 def load_part(
@@ -231,7 +238,9 @@ def _write_config(root: Path, name: str, config: PartConfig) -> None:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(file)
 
 
 def _same_files(mine: Path, theirs: Path) -> bool:

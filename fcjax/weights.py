@@ -6,6 +6,7 @@ parameters and one tensor as it is stored (`benchmarks/loading.py` measures it).
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fcjax import convert, trees
 
@@ -123,6 +125,22 @@ def load_parts(
         return values if host else jax.device_put(values, may_alias=True)
 
     return {name: read(parts[name][0], keys) for name, keys in matched.items()}
+
+
+def write_tensors(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all, with the mode of any new file (the library keeps it to its owner).
+
+    Whoever has the file before it mapped keeps what it held.
+    """
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777
+        save_file(tensors, aside, metadata)
+        aside.chmod(mode)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check_dtypes(tensors: Tensors, keys: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fcjax.config import ComposerConfig
 from fcjax.models.parameters import abstract_parameters
 from fcjax.network_config import BindingVariant
 from fcjax.presets import mini, sd15, tiny
+from fcjax.weights import write_tensors
 from tests import oracles
 
 
@@ -106,8 +108,8 @@ def test_what_diffusers_writes_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours, module.conv_in.weight.detach().numpy().transpose(2, 3, 1, 0))
 
 
-def test_sharded_files_are_read(broken: Path, saved) -> None:
-    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+def shard(file: Path) -> None:
+    """A file's tensors in two files and an index, in its place."""
     tensors = load_file(file)
     file.unlink()
     weight_map = {}
@@ -116,8 +118,45 @@ def test_sharded_files_are_read(broken: Path, saved) -> None:
         save_file({key: tensors[key] for key in keys}, file.with_name(shard))
         weight_map |= dict.fromkeys(keys, shard)
     file.with_name(file.name + ".index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_sharded_files_are_read(broken: Path, saved) -> None:
+    shard(broken / "vae" / "diffusion_pytorch_model.safetensors")
     loaded = folder.load(broken)[1]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, saved[2], loaded)))
+
+
+def test_what_is_saved_takes_the_place_of_all_that_was_there(broken: Path, saved) -> None:
+    """diffusers would rather read shards; files of another precision are found by their variant."""
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    shard(file)
+    folder.save_part(broken, "vae", saved[2]["vae"], saved[1].vae)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["config.json", file.name]
+    folder.save_part(broken, "binder", {}, saved[1].binder)
+    assert [path.name for path in (broken / "binder").iterdir()] == ["config.json"]
+
+
+def test_weights_are_written_whole_or_not_at_all(broken: Path, saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"begun")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcjax.weights.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save_part(broken, "vae", saved[2]["vae"], saved[1].vae)
+    assert len(list((broken / "vae").iterdir())) == 2
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, saved[2], folder.load(broken)[1])))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_are_as_readable_as_other_files(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "model.safetensors", {"a": np.ones(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_all_that_is_wrong_in_a_part_is_listed_at_once(broken: Path) -> None:
