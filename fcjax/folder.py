@@ -28,7 +28,16 @@ from fcjax.config import APPEARANCES, ComposerConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
 from fcjax.network_config import NetworkConfig
 from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, parse_config
-from fcjax.weights import VARIANTS, Tensors, checked_dtype, load_parts, read_json, write_tensors
+from fcjax.weights import (
+    VARIANTS,
+    Tensors,
+    check_range,
+    checked_dtype,
+    load_parts,
+    part_files,
+    read_json,
+    write_tensors,
+)
 
 WEIGHED = tuple(name for name in CLASSES if name != "scheduler")
 """The parts that have weights."""
@@ -129,8 +138,8 @@ def part_folder(path: str | Path, name: str) -> Path:
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files of a model folder's weights, by their parts' names, wherever the parts lie."""
-    return [file for name in sorted(INDEX) for file in sorted(part_folder(path, name).glob("*.safetensors"))]
+    """The files of a model folder's weights that are read, by their parts' names, wherever the parts lie."""
+    return [file for name in sorted(INDEX) for file in part_files(part_folder(path, name), _stem(name))]
 
 
 def weights_digest(path: str | Path) -> str:
@@ -178,11 +187,13 @@ def save_part(path: str | Path, name: str, params: Parameters, config: PartConfi
     Whatever else readers would take for the part's weights (shards, other precisions) is removed.
     """
     dtype = None if dtype is None else checked_dtype(dtype)
+    stored = {}
+    for key, tensor in convert.state_dict(params).items():
+        array = np.asarray(tensor)
+        with np.errstate(over="ignore"):
+            stored[key] = np.ascontiguousarray(array.astype(dtype or checked_dtype(array.dtype)))
+        check_range(f"{name}: {key}", array, stored[key])
     _write_config(Path(path), name, config)
-    stored = {
-        key: np.ascontiguousarray(np.asarray(tensor).astype(dtype or checked_dtype(tensor.dtype)))
-        for key, tensor in convert.state_dict(params).items()
-    }
     if name == "text_encoder":
         # transformers before version 5 expects the prefix, later ones accept it.
         stored = {f"text_model.{key}": tensor for key, tensor in stored.items()}

@@ -137,6 +137,21 @@ def test_what_is_saved_takes_the_place_of_all_that_was_there(broken: Path, saved
     assert [path.name for path in (broken / "binder").iterdir()] == ["config.json"]
 
 
+def test_the_digest_is_of_what_is_read(broken: Path) -> None:
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    before = folder.weights_digest(broken)
+    save_file(load_file(file), file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert folder.weights_digest(broken) == before
+    shard(file)
+    assert len([path for path in folder.weight_files(broken) if path.parent.name == "vae"]) == 2
+
+
+def test_values_beyond_float16_are_not_written(saved, tmp_path: Path) -> None:
+    params = {"linear_1": {"bias": np.full(3, 1e5, np.float32)}}
+    with pytest.raises(ValueError, match=r"binder: linear_1\.bias holds values beyond float16's 65504"):
+        folder.save_part(tmp_path, "binder", params, saved[1].binder, dtype="float16")
+
+
 def test_weights_are_written_whole_or_not_at_all(broken: Path, saved, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(tensors: Any, file: Path, metadata: Any) -> None:
         file.write_bytes(b"begun")
