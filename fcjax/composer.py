@@ -79,11 +79,7 @@ class Composer:
     def __init__(
         self, config: ComposerConfig, params: dict[str, Any], tokenizer: Tokenizer, dtype: Dtype | None = None
     ):
-        if tokenizer.vocab_size > config.text_encoder.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens but the text encoder only "
-                f"{config.text_encoder.vocab_size}: they belong to different models"
-            )
+        tokenizer.check(config.text_encoder)
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.dtype = checked_dtype(_default_dtype() if dtype is None else dtype)
         self.mesh: Mesh | None = None

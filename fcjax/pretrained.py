@@ -116,8 +116,7 @@ def _read(
         opened = open_single_file(path)
         configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
         sources = dict(zip(PARTS, (opened.unet, opened.vae, opened.text_encoder), strict=True))
-        beside = path.parent / "tokenizer"
-        tokenizer = beside if beside.is_dir() else None
+        tokenizer = _there(path.parent / "tokenizer")
         return _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
     index = folder.read_index(path)
     if "fcjax" in index:
@@ -130,19 +129,23 @@ def _read(
         ):
             if wanted is not None and wanted != present:
                 raise ValueError(f"{path} is a composer with {name} {present!r}; it cannot become one with {wanted!r}")
-        return Pretrained(config, params, folder.part_folder(path, "tokenizer"), f"composer {path}")
+        return Pretrained(config, params, _there(folder.part_folder(path, "tokenizer")), f"composer {path}")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(
             f"{path} is a folder of {kind or 'an unnamed pipeline'}; a composer's or one of {', '.join(PIPELINES)} is "
             "expected"
         )
-    absent = [name for name in (*PARTS, "scheduler", "tokenizer") if not (path / name).is_dir()]
+    absent = [name for name in (*PARTS, "scheduler") if not (path / name).is_dir()]
     if absent:
         raise ValueError(f"{path} is an incomplete folder of {kind}: it has no {', '.join(absent)}")
     configs = tuple(folder.load_part_config(path, name) for name in (*PARTS, "scheduler"))
     sources = {name: folder.tensors(path, name) for name in PARTS}
-    return _adapted(configs, sources, condition, binding, dtype, host, path / "tokenizer", f"{kind} {path}")
+    return _adapted(configs, sources, condition, binding, dtype, host, _there(path / "tokenizer"), f"{kind} {path}")
+
+
+def _there(place: Path) -> Path | None:
+    return place if place.is_dir() else None
 
 
 def _adapted(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from fcjax.assets import MAX_ASSETS
+from fcjax.network_config import TextConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,14 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.clip)
+
+    def check(self, text_encoder: TextConfig) -> None:
+        """ValueError where the text encoder has no row for some tokens."""
+        if self.vocab_size > text_encoder.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens but the text encoder only {text_encoder.vocab_size}: they "
+                "belong to different models"
+            )
 
     def encode(self, text: str, max_length: int = 77) -> Int32[np.ndarray, "k"]:
         """Padded token ids of a text without assets: the empty text is what dropped text becomes."""

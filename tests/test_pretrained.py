@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -309,11 +310,20 @@ def test_other_single_files_are_refused(tmp_path: Path, key: str, message: str) 
         pretrained.load(tmp_path / "model.safetensors")
 
 
-def test_a_single_file_without_a_tokenizer_asks_for_one(single, tmp_path: Path) -> None:
-    path = Path(shutil.copy(single[0], tmp_path))
+@pytest.mark.parametrize("kind", ["single", "stable", "composer"])
+def test_a_model_without_a_tokenizer_asks_for_one(
+    kind: str, single, stable, tiny_model_folder: Path, tmp_path: Path, capsys
+) -> None:
+    source = {"single": single[0], "stable": stable[0], "composer": tiny_model_folder}[kind]
+    if kind == "single":
+        path = Path(shutil.copy(source, tmp_path))
+    else:
+        path = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer")))
     with pytest.raises(ValueError, match="holds no tokenizer: give the tokenizer folder"):
         Composer.load(path)
     assert Composer.load(path, tokenizer=TOKENIZER).config.condition == "pose"
+    convert_model(path, tmp_path / "converted", "--tokenizer", TOKENIZER)
+    assert (tmp_path / "converted/tokenizer/vocab.json").is_file() and "wrote" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -376,6 +386,9 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
         tensors[second] = np.ones((2, 1), np.float32)
         save_file(tensors, file)
     lonely = Path(shutil.copy(single[0], tmp_path))
+    larger = Path(shutil.copytree(TOKENIZER, tmp_path / "larger"))
+    words = json.loads((larger / "vocab.json").read_text())
+    (larger / "vocab.json").write_text(json.dumps({**words, "one more": len(words)}))
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out"
     line = refused(broken, out)
@@ -384,6 +397,8 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
     assert line.count("unused: further.weight of another shape: ") == 2 and line.count(": (2, 1) in the file, (") == 2
     assert "give one with --tokenizer" in refused(lonely, out)
     assert "exists already; give a new folder" in refused(stable[0], broken)
+    assert "there is no model folder nowhere" in refused(stable[0], out, "--shared-with", "nowhere")
+    assert "they belong to different models" in refused(stable[0], out, "--tokenizer", larger)
     assert "inpainting" not in refused(tmp_path / "nowhere", out)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
