@@ -116,7 +116,8 @@ class Tokenizer:
             raise ValueError(f"every asset needs a phrase that describes it, got {list(phrases)}")
         prompt, places, appended = _place_phrases(prompt, wanted)
 
-        encoding = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        # Too long a prompt is cut below; transformers would say that it ends in errors.
+        encoding = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
         room = max_length - 2
         truncated = prompt[offsets[room][0] :] if len(tokens) > room else ""
