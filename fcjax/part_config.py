@@ -166,6 +166,20 @@ _ABSENT: dict[type, dict[str, Any]] = {
     },
     BinderConfig: {},
 }
+# diffusers' other schedulers, whose files mean "linspace" where they do not say how timesteps are spaced.
+_LINSPACE = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
 # Keys of ours that diffusers does not know: written only where they say something.
 _OURS: dict[type, dict[str, Any]] = {
     UNetConfig: {"ff_mult": 4},
@@ -188,7 +202,10 @@ def parse_config(config_class: type, given: Mapping[str, Any], source: str) -> A
                 problems.append(f"{key} is {value!r}, only {only[key]!r} is supported")
         elif value not in (None, False):
             problems.append(f"{key} is {value!r}, which is not supported")
-    values = {**_ABSENT[config_class], **{key: value for key, value in given.items() if key in fields}}
+    absent = _ABSENT[config_class]
+    if "timestep_spacing" in absent and given.get("_class_name") in _LINSPACE:
+        absent = {**absent, "timestep_spacing": "linspace"}
+    values = {**absent, **{key: value for key, value in given.items() if key in fields}}
     problems += [f"{key} is missing" for key in sorted(fields - values.keys())]
     if problems:
         raise ValueError(

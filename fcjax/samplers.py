@@ -209,7 +209,9 @@ def _dpmpp_ladder(config: DiffusionConfig, steps: int, karras: bool = False) -> 
 
 def _noise_ratios(config: DiffusionConfig) -> Float[np.ndarray, "t"]:
     """sigma_t / alpha_t of every training timestep, the noise level as Euler's and Karras' formulas have it."""
-    share = np.maximum(make_alphas_cumprod(config), _LEAST_SHARE)
+    share = make_alphas_cumprod(config)
+    if config.rescale_betas_zero_snr:
+        share = np.maximum(share, _LEAST_SHARE)
     return np.sqrt((1.0 - share) / share)
 
 
