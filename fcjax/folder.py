@@ -27,7 +27,7 @@ from fcjax import convert
 from fcjax.config import APPEARANCES, ComposerConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
 from fcjax.network_config import NetworkConfig
-from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, parse_config
+from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, kind_problems, naming, parse_config
 from fcjax.weights import (
     VARIANTS,
     Tensors,
@@ -100,15 +100,18 @@ def load_config(path: str | Path) -> ComposerConfig:
         raise ValueError(
             f"{root} is a folder of {index.get('_class_name', 'an unnamed pipeline')}, not of a composer: {what}"
         )
+    said = f'"fcjax" in {root / "model_index.json"}'
+    if not isinstance(own, dict):
+        raise ValueError(f"{said} must be an object of {', '.join(_COMPOSER_KEYS)}, got {own!r}")
     unknown = sorted(own.keys() ^ set(_COMPOSER_KEYS))
     if unknown:
-        raise ValueError(
-            f'"fcjax" in {root / "model_index.json"} must have {", ".join(_COMPOSER_KEYS)}; missing or unknown: '
-            + ", ".join(unknown)
-        )
+        raise ValueError(f"{said} must have {', '.join(_COMPOSER_KEYS)}; missing or unknown: {', '.join(unknown)}")
+    if problems := kind_problems(ComposerConfig, own):
+        raise ValueError(f"{said}: {'; '.join(problems)}")
     parts = {name: load_part_config(root, name) for name in names}
     diffusion = parts.pop("scheduler")
-    return ComposerConfig(**{"reference_unet": None, **parts, **own}, diffusion=diffusion)
+    with naming(str(root)):
+        return ComposerConfig(**{"reference_unet": None, **parts, **own}, diffusion=diffusion)
 
 
 def read_index(path: str | Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fcjax.config import ComposerConfig, Condition, DiffusionConfig, condition_c
 from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
+from fcjax.part_config import naming
 from fcjax.single_file import open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
@@ -183,19 +184,23 @@ def _adapted(
     binder = BinderConfig(variant=binding or "all", hidden_size=unet.cross_attention_dim)
     side = vae.factor * 2 ** (unet.levels - 1)
     # Folders that diffusers wrote from a UNet without a size say null.
-    height = max((unet.sample_size or 64) * vae.factor // side, 1) * side
-    config = ComposerConfig(
-        unet=dataclasses.replace(unet, in_channels=joined),
-        reference_unet=dataclasses.replace(unet, in_channels=latent),
-        vae=vae,
-        text_encoder=text_encoder,
-        binder=binder,
-        diffusion=diffusion,
-        height=height,
-        # The paper's shape of a picture, 4 to 3.
-        width=max(3 * height // (4 * side), 1) * side,
-        condition=condition,
-    )
+    size = unet.sample_size or 64
+    rows, columns = (size, None) if isinstance(size, int) else size
+    height = max(rows * vae.factor // side, 1) * side
+    # Of one side, the paper's shape of a picture, 4 to 3.
+    width = max((3 * height // 4 if columns is None else columns * vae.factor) // side, 1) * side
+    with naming(found):
+        config = ComposerConfig(
+            unet=dataclasses.replace(unet, in_channels=joined),
+            reference_unet=dataclasses.replace(unet, in_channels=latent),
+            vae=vae,
+            text_encoder=text_encoder,
+            binder=binder,
+            diffusion=diffusion,
+            height=height,
+            width=width,
+            condition=condition,
+        )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)
 

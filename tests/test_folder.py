@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,40 @@ def test_another_architecture_is_refused(broken: Path) -> None:
         folder.load(broken)
     lines = str(error.value).splitlines()[1:]
     assert {line.split()[0] for line in lines} == {"transformer_layers_per_block", "addition_embed_type", "new_switch"}
+
+
+WRONG_KINDS = [
+    ("unet", {"sample_size": "64"}, "sample_size is '64', a whole number or a list of 2 whole numbers or null is"),
+    ("unet", {"down_block_types": None}, "down_block_types is None, a list of words is expected"),
+    ("unet", {"norm_eps": "1e-5"}, "norm_eps is '1e-5', a number is expected"),
+    ("unet", {"cross_attention_dim": [32]}, r"cross_attention_dim is \[32\], a whole number is expected"),
+    ("unet", {"attention_head_dim": None}, "attention_head_dim is None, a whole number or a list of whole numbers is"),
+    ("text_encoder", {"eos_token_id": None}, "eos_token_id is None, a whole number is expected"),
+    ("text_encoder", {"eos_token_id": 10**6}, "eos_token_id=1000000 is no row of a vocabulary"),
+    ("vae", {"scaling_factor": "0.18"}, "scaling_factor is '0.18', a number is expected"),
+    ("vae", {"block_out_channels": 8}, "block_out_channels is 8, a list of whole numbers is expected"),
+    ("vae", {"use_quant_conv": "no"}, "use_quant_conv is 'no', true or false is expected"),
+    ("scheduler", {"beta_start": None}, "beta_start is None, a number is expected"),
+    ("scheduler", {"steps_offset": None}, "steps_offset is None, a whole number is expected"),
+    ("scheduler", {"prediction_type": 1}, "prediction_type is 1, a word is expected"),
+    (".", {"fcjax": []}, r"must be an object of height, width, .*, got \[\]"),
+    (".", {"pose_octaves": None}, "pose_octaves is None, a whole number is expected"),
+    (".", {"attend_blank": "no"}, "attend_blank is 'no', true or false is expected"),
+    (".", {"height": 36}, "height=36 and width=32 must be multiples of 8"),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "message"), WRONG_KINDS)
+def test_values_that_cannot_be_are_refused(part: str, changes: dict[str, Any], message: str, broken: Path) -> None:
+    """By the name of the file, or of the folder where the parts do not fit each other."""
+    name = {"scheduler": "scheduler_config.json", ".": "model_index.json"}.get(part, "config.json")
+    if part == "." and "fcjax" not in changes:
+        changes = {"fcjax": {**json.loads((broken / name).read_text())["fcjax"], **changes}}
+    _edit(broken / part / name, **changes)
+    with pytest.raises(
+        ValueError, match=rf"(?s){re.escape(str(broken if part == '.' else broken / part / name))}.*{message}"
+    ):
+        folder.load(broken)
 
 
 def test_truncated_and_missing_weights(broken: Path) -> None:

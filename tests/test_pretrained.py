@@ -184,6 +184,14 @@ def test_folders_that_are_none_of_these(stable, tmp_path: Path) -> None:
         pretrained.load(path)
 
 
+def test_a_unet_of_a_height_and_a_width_starts_with_them(stable, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(stable[0], tmp_path / "model"))
+    file = path / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": [8, 16]}))
+    config = pretrained.load(path).config
+    assert (config.height, config.width) == (32, 64) and config.unet.sample_size == (8, 16)
+
+
 def test_a_unet_of_other_channels_is_refused(tmp_path: Path) -> None:
     save_stable_diffusion(tmp_path / "model", "StableDiffusionPipeline", 7)
     with pytest.raises(ValueError, match=r"takes 7 channels; 4 \(latents\) or 9 \(inpainting"):
