@@ -31,12 +31,14 @@ PACKAGED = {"mini": MINI, "mini-tryon": MINI_TRYON}
 
 
 class Pretrained(NamedTuple):
-    """A composer read from somewhere. `tokenizer`: its folder, where there is one. `found`: what was read, in words."""
+    """A composer read from somewhere. `tokenizer`: its folder, where there is one. `found`: what was read, in words.
+    `left`: keys of a single file that were left aside, as they belong to none of the networks."""
 
     config: ComposerConfig
     params: Parameters
     tokenizer: Path | None
     found: str
+    left: tuple[str, ...] = ()
 
 
 def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
@@ -118,7 +120,8 @@ def _read(
         configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
         sources = dict(zip(PARTS, (opened.unet, opened.vae, opened.text_encoder), strict=True))
         tokenizer = _there(path.parent / "tokenizer")
-        return _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
+        model = _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
+        return model._replace(left=opened.left)
     index = folder.read_index(path)
     if "fcjax" in index:
         config, params = folder.load(path, dtype=dtype, host=host)

@@ -65,6 +65,9 @@ def main(request: Request) -> None:
     config = model.config
     Tokenizer.load(tokenizer).check(config.text_encoder)
     print(f"found: {model.found}")
+    if model.left:
+        averages = sum(key.startswith("model_ema.") for key in model.left)
+        print(f"  left aside: {len(model.left)} tensors of no network, {averages} of them averages (model_ema.)")
     for name, part in model.params.items():
         dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(part)})
         print(f"  {name:15} {trees.count(part) / 1e6:8.1f} M parameters  {', '.join(dtypes)}")
