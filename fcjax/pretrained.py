@@ -19,7 +19,7 @@ from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.part_config import naming
-from fcjax.single_file import open_single_file
+from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
@@ -45,11 +45,13 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     """Where a model is: "mini" and "mini-tryon" are in the package, then any path, then a name on the Hugging Face Hub.
 
     A name is looked up in the Hub's cache on this machine and else downloaded: what the patterns `files` name, by
-    default what a composer reads. ValueError where it is neither cached nor reachable.
+    default what a composer reads. ValueError where it is neither cached nor reachable, or cached in part only.
     """
     path = Path(name)
     if str(name) in PACKAGED:
         return PACKAGED[str(name)]
+    if path.suffix in (".safetensors", *PICKLES) and not path.exists():
+        raise ValueError(f"there is no file {path}")
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         return path
     from huggingface_hub import snapshot_download
@@ -58,13 +60,32 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
 
     try:
-        return _download_model(download) if files is None else download(files)
+        root = _download_model(download) if files is None else download(files)
     except Exception as error:  # the library's errors have no common base
+        said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise ValueError(
-            f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); download it where there is a network and put it in the folder "
-            f"{path.absolute()}, or anywhere and give that folder"
+            f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({said}); download it "
+            f"where there is a network and put it in the folder {path.absolute()}, or anywhere and give that folder"
         ) from error
+    if files is None and (lacking := _lacking(root)):
+        raise ValueError(
+            f"{name} on the Hugging Face Hub has no {', '.join(lacking)}, or its cache on this machine holds a part of "
+            f"it only ({root}): load it once where there is a network, with HF_HUB_OFFLINE unset, or give a whole folder"
+        )
+    return root
+
+
+def _lacking(root: Path) -> list[str]:
+    """What is not there of what a model says that it has."""
+    if not (root / "model_index.json").is_file():
+        return ["model_index.json"]
+    parts = [part for part in PARTS if part in folder.read_index(root)]
+    absent = [part for part in parts if not any(_has_weights(root, part, variant) for variant in VARIANTS)]
+    return [f"weights of its {part} in safetensors" for part in absent]
+
+
+def _has_weights(root: Path, part: str, variant: str) -> bool:
+    return any(match for pattern in weight_patterns(part, variant) for match in (root / part).glob(pattern))
 
 
 def _download_model(download: Callable[[Sequence[str]], Path]) -> Path:
@@ -73,17 +94,14 @@ def _download_model(download: Callable[[Sequence[str]], Path]) -> Path:
     """
     root = download(["model_index.json", "scheduler/*", "tokenizer/*", *(f"{part}/config.json" for part in WEIGHED)])
 
-    def there(part: str, variant: str) -> bool:
-        return any(match for pattern in weight_patterns(part, variant) for match in (root / part).glob(pattern))
-
     for part in WEIGHED:
         if not (root / part).is_dir():
             continue
         # What was begun, by whomever, is finished before another precision is looked for.
-        begun = [variant for variant in VARIANTS if there(part, variant)]
+        begun = [variant for variant in VARIANTS if _has_weights(root, part, variant)]
         for variant in begun[:1] or VARIANTS:
             download([f"{part}/{pattern}" for pattern in weight_patterns(part, variant)])
-            if there(part, variant):
+            if _has_weights(root, part, variant):
                 break
     return root
 

@@ -22,6 +22,7 @@ from fcjax.network_config import (
 from fcjax.part_config import naming
 from fcjax.weights import Tensors
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _RESNET = {
     "in_layers.0": "norm1",
@@ -58,7 +59,7 @@ class SingleFile(NamedTuple):
 
 def open_single_file(path: Path) -> SingleFile:
     """Opens a file of SD 1.x or of its inpainting model; ValueError for another model, or a network that lacks."""
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code: save it as safetensors first")
     tensors = Tensors([path], path)
     present = tensors.shapes
