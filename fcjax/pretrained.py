@@ -70,7 +70,7 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     if files is None and (lacking := _lacking(root)):
         raise ValueError(
             f"{name} on the Hugging Face Hub has no {', '.join(lacking)}, or its cache on this machine holds a part of "
-            f"it only ({root}): load it once where there is a network, with HF_HUB_OFFLINE unset, or give a whole folder"
+            f"it only ({root}): load it once with a network and HF_HUB_OFFLINE unset, or give a whole folder"
         )
     return root
 

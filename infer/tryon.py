@@ -296,6 +296,9 @@ def main(flags: Flags) -> None:
     for path in (flags.out, *([flags.sheet] if flags.sheet is not None else [])):
         prepare_output(path)
     person, assets = opened(request)
+    from fcjax.samplers import check_sampler  # here, as below
+
+    check_sampler(request.sampler, request.steps, request.eta)
     composer = _load(request.model, request.dtype)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))

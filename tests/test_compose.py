@@ -391,6 +391,19 @@ def test_in_a_process_of_its_own(tiny_model_folder: Path, files: Path) -> None:
     assert line == "error: height and width must be multiples of 8 for this model, got 50x32; 48x32 would do"
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "heun"}, "sampler must be one of"),
+        ({"steps": 101}, "steps must lie"),
+        ({"eta": 2.0}, "eta must lie"),
+    ],
+)
+def test_a_sampler_is_looked_at_before_a_model_is_loaded(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose.make(ComposeRequest(PROMPT, model="nowhere", **settings))
+
+
 def test_the_help_names_every_sampler(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(compose.main, ["--help"])
