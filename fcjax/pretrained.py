@@ -1,7 +1,8 @@
 """Models of others as composers: Stable Diffusion folders, single files, and names on the Hugging Face Hub.
 
-What a composer has beyond Stable Diffusion starts so that nothing changes at first: the reference UNet as the UNet, the
-binder at zero, the condition's input channels at zero.
+What a composer has beyond Stable Diffusion starts so that without assets nothing changes at first: the reference UNet
+as the UNet, the binder at zero, the condition's input channels at zero. (Assets' keys and values join the denoiser's
+own, so that they change its predictions before any training.)
 """
 
 import dataclasses
