@@ -106,6 +106,7 @@ def test_long_prompts_are_cut_and_said_so(caplog: pytest.LogCaptureFixture, monk
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING):
         encoded = tokenizer.encode_prompt("a hat" + " and jeans" * 36 + " on a beach", ["a hat"])
+        assert tokenizer.encode("jeans " * 80).shape == (77,)
     assert encoded.ids.shape == (77,) and encoded.truncated == "a beach"
     assert encoded.ids[-1] == tokenizer.clip.eos_token_id and encoded.ids[-2] != tokenizer.clip.eos_token_id
     assert not caplog.records
