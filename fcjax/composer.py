@@ -72,18 +72,16 @@ class Composer:
 
     `params` is the plain parameter tree, `config` says how it is built.
 
-    Programs compile on the first picture; the prompt, the number of assets, the body, steps, guidance (as long as it
-    is on), sampler, seed and number of images are data to them. Composers of equal configs share them.
+    Programs compile on the first picture; the prompt, the number of assets, the body, steps, sampler, seed, number of
+    images and guidance are data to them. Guidance compiles anew where its branches change: one scale, where it is
+    switched on or off (1); two, where `reference_guidance` becomes 1 or equal to `guidance`, or ceases to. Composers
+    of equal configs share their programs.
     """
 
     def __init__(
         self, config: ComposerConfig, params: dict[str, Any], tokenizer: Tokenizer, dtype: Dtype | None = None
     ):
-        if tokenizer.vocab_size > config.text_encoder.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens but the text encoder only "
-                f"{config.text_encoder.vocab_size}: they belong to different models"
-            )
+        tokenizer.check(config.text_encoder)
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.dtype = checked_dtype(_default_dtype() if dtype is None else dtype)
         self.mesh: Mesh | None = None
@@ -104,8 +102,9 @@ class Composer:
         """Reads a model: "mini" is the one in the package; else a composer's folder, a Stable Diffusion 1.x or 2.x
         folder as diffusers writes it, a single file of Stable Diffusion 1.x, or such a folder's name on the Hub.
 
-        What is no composer yet becomes one that composes as Stable Diffusion does until it is trained
-        (`fcjax.pretrained`). ValueError says what does not fit.
+        What is no composer yet becomes one (`fcjax.pretrained`) that, until it is trained, composes as Stable Diffusion
+        does where it is given no assets. Assets change its pictures, but not yet to their likeness. ValueError says
+        what does not fit.
         dtype: of computation: float32, bfloat16 or float16; by default float32 on a CPU and bfloat16 elsewhere.
         tokenizer: its folder, where it is not the model's own.
         clip_skip: how many of the text encoder's last layers to leave out (1 is what others call clip skip 2).
@@ -127,7 +126,8 @@ class Composer:
         where = tokenizer or model.tokenizer
         if where is None:
             raise ValueError(
-                f"{path} holds no tokenizer: give the tokenizer folder of Stable Diffusion 1.x as tokenizer="
+                f"{path} holds no tokenizer: give the tokenizer folder that it was trained with (of a single file, "
+                "Stable Diffusion 1.x's) as tokenizer="
             )
         return cls(model.config, model.params, Tokenizer.load(where), dtype)
 

@@ -22,14 +22,22 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from fcjax import convert
 from fcjax.config import APPEARANCES, ComposerConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
 from fcjax.network_config import NetworkConfig
-from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, parse_config
-from fcjax.weights import Tensors, checked_dtype, load_parts, read_json
+from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, kind_problems, naming, parse_config
+from fcjax.weights import (
+    VARIANTS,
+    Tensors,
+    check_range,
+    checked_dtype,
+    load_parts,
+    part_files,
+    read_json,
+    write_tensors,
+)
 
 WEIGHED = tuple(name for name in CLASSES if name != "scheduler")
 """The parts that have weights."""
@@ -92,15 +100,18 @@ def load_config(path: str | Path) -> ComposerConfig:
         raise ValueError(
             f"{root} is a folder of {index.get('_class_name', 'an unnamed pipeline')}, not of a composer: {what}"
         )
+    said = f'"fcjax" in {root / "model_index.json"}'
+    if not isinstance(own, dict):
+        raise ValueError(f"{said} must be an object of {', '.join(_COMPOSER_KEYS)}, got {own!r}")
     unknown = sorted(own.keys() ^ set(_COMPOSER_KEYS))
     if unknown:
-        raise ValueError(
-            f'"fcjax" in {root / "model_index.json"} must have {", ".join(_COMPOSER_KEYS)}; missing or unknown: '
-            + ", ".join(unknown)
-        )
+        raise ValueError(f"{said} must have {', '.join(_COMPOSER_KEYS)}; missing or unknown: {', '.join(unknown)}")
+    if problems := kind_problems(ComposerConfig, own):
+        raise ValueError(f"{said}: {'; '.join(problems)}")
     parts = {name: load_part_config(root, name) for name in names}
     diffusion = parts.pop("scheduler")
-    return ComposerConfig(**{"reference_unet": None, **parts, **own}, diffusion=diffusion)
+    with naming(str(root)):
+        return ComposerConfig(**{"reference_unet": None, **parts, **own}, diffusion=diffusion)
 
 
 def read_index(path: str | Path) -> dict[str, Any]:
@@ -130,8 +141,8 @@ def part_folder(path: str | Path, name: str) -> Path:
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files of a model folder's weights, by their parts' names, wherever the parts lie."""
-    return [file for name in sorted(INDEX) for file in sorted(part_folder(path, name).glob("*.safetensors"))]
+    """The files of a model folder's weights that are read, by their parts' names, wherever the parts lie."""
+    return [file for name in sorted(INDEX) for file in part_files(part_folder(path, name), _stem(name))]
 
 
 def weights_digest(path: str | Path) -> str:
@@ -174,18 +185,28 @@ def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[
 
 
 def save_part(path: str | Path, name: str, params: Parameters, config: PartConfig, *, dtype: Any = jnp.float32) -> None:
-    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`, as `dtype`, or as it is when it is None."""
+    """Write one part (`unet`, `vae`, `binder` ...) into the folder `path`, as `dtype`, or as it is when it is None.
+
+    Whatever else readers would take for the part's weights (shards, other precisions) is removed.
+    """
     dtype = None if dtype is None else checked_dtype(dtype)
+    stored = {}
+    for key, tensor in convert.state_dict(params).items():
+        array = np.asarray(tensor)
+        with np.errstate(over="ignore"):
+            stored[key] = np.ascontiguousarray(array.astype(dtype or checked_dtype(array.dtype)))
+        check_range(f"{name}: {key}", array, stored[key])
     _write_config(Path(path), name, config)
-    stored = {
-        key: np.ascontiguousarray(np.asarray(tensor).astype(dtype or checked_dtype(tensor.dtype)))
-        for key, tensor in convert.state_dict(params).items()
-    }
     if name == "text_encoder":
         # transformers before version 5 expects the prefix, later ones accept it.
         stored = {f"text_model.{key}": tensor for key, tensor in stored.items()}
+    file = Path(path) / name / f"{_stem(name)}.safetensors"
     if stored:
-        save_file(stored, Path(path) / name / f"{_stem(name)}.safetensors", metadata={"format": "pt"})
+        write_tensors(file, stored, {"format": "pt"})
+    for pattern in (pattern for variant in VARIANTS for pattern in weight_patterns(name, variant)):
+        for other in file.parent.glob(pattern):
+            if other != file or not stored:
+                other.unlink()
 
 
 def load_part(
@@ -231,7 +252,9 @@ def _write_config(root: Path, name: str, config: PartConfig) -> None:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(file)
 
 
 def _same_files(mine: Path, theirs: Path) -> bool:

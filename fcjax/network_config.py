@@ -60,7 +60,7 @@ class VAEConfig:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
-    sample_size: int = 512
+    sample_size: int | tuple[int, int] | None = 512
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
     use_quant_conv: bool = True
@@ -132,10 +132,12 @@ class UNetConfig:
 
     `attention_head_dim` is the NUMBER of heads, one for all levels or one per level: diffusers' own misnomer, which
     every checkpoint follows. `layers_per_block` is one number, too, or one per level (up blocks have one more).
-    `ff_mult` (the width of the transformer's feed-forward over its input) is 4 in diffusers and not a key there.
+    `sample_size` is a side of the latents, or height and width; nothing depends on it but the size of pictures that a
+    composer made of the UNet starts with. `ff_mult` (the width of the transformer's feed-forward over its input) is 4
+    in diffusers and not a key there.
     """
 
-    sample_size: int = 64
+    sample_size: int | tuple[int, int] | None = 64
     in_channels: int = 4
     out_channels: int = 4
     down_block_types: tuple[str, ...] = (CROSS_ATTENTION_DOWN,) * 3 + (PLAIN_DOWN,)

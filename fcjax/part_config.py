@@ -1,8 +1,10 @@
 """What the parts of a model folder say of themselves: config.json as diffusers and transformers write it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fcjax.config import DiffusionConfig
 from fcjax.network_config import (
@@ -166,6 +168,20 @@ _ABSENT: dict[type, dict[str, Any]] = {
     },
     BinderConfig: {},
 }
+# diffusers' other schedulers, whose files mean "linspace" where they do not say how timesteps are spaced.
+_LINSPACE = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
 # Keys of ours that diffusers does not know: written only where they say something.
 _OURS: dict[type, dict[str, Any]] = {
     UNetConfig: {"ff_mult": 4},
@@ -188,13 +204,62 @@ def parse_config(config_class: type, given: Mapping[str, Any], source: str) -> A
                 problems.append(f"{key} is {value!r}, only {only[key]!r} is supported")
         elif value not in (None, False):
             problems.append(f"{key} is {value!r}, which is not supported")
-    values = {**_ABSENT[config_class], **{key: value for key, value in given.items() if key in fields}}
+    absent = _ABSENT[config_class]
+    if "timestep_spacing" in absent and given.get("_class_name") in _LINSPACE:
+        absent = {**absent, "timestep_spacing": "linspace"}
+    values = {**absent, **{key: value for key, value in given.items() if key in fields}}
     problems += [f"{key} is missing" for key in sorted(fields - values.keys())]
+    problems += kind_problems(config_class, values)
     if problems:
         raise ValueError(
             f"{source} describes no {config_class.__name__} of ours:" + "".join(f"\n  {line}" for line in problems)
         )
-    return config_class(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    with naming(source):
+        return config_class(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """A ValueError inside says what was read."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def kind_problems(config_class: type, values: Mapping[str, Any]) -> list[str]:
+    """Of JSON's values of a dataclass's fields, those that are of another kind than the field, in words."""
+    kinds = get_type_hints(config_class)
+    return [
+        f"{key} is {value!r}, {_in_words(kinds[key])} is expected"
+        for key, value in values.items()
+        if not _is_of_kind(value, kinds[key])
+    ]
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_of_kind(value, one) for one in parts)
+    if origin is tuple:
+        counted = parts[-1] is ... or (isinstance(value, list | tuple) and len(value) == len(parts))
+        return counted and isinstance(value, list | tuple) and all(_is_of_kind(one, parts[0]) for one in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    # Which of a literal's words it is, the dataclass checks.
+    return isinstance(value, str if origin is Literal else kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(_in_words(one) for one in parts)
+    if origin is tuple:
+        count = "" if parts[-1] is ... else f"{len(parts)} "
+        return f"a list of {count}{'words' if parts[0] is str else 'whole numbers'}"
+    return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(kind, "a word")
 
 
 def config_dict(name: str, config: PartConfig) -> dict[str, Any]:

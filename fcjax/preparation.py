@@ -58,11 +58,12 @@ def prepare(
         maps = _maps(shown, config)
         condition = {"uv": maps.uv, "places": rest_places(maps.uv)}
     canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
-    tokens = tokenizer.encode_prompt(prompt, canvas.phrases, max_assets=config.max_assets)
+    length = config.text_encoder.max_position_embeddings
+    tokens = tokenizer.encode_prompt(prompt, canvas.phrases, config.max_assets, length)
     masks = owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)
     arrays = {"ids": tokens.ids, "spans": tokens.spans, "canvases": canvas.image, "masks": masks, **condition}
     arrays = {name: array[None] for name, array in arrays.items()}
-    return Prepared(canvas, tokens, {**arrays, "empty_ids": tokenizer.encode("")}, maps)
+    return Prepared(canvas, tokens, {**arrays, "empty_ids": tokenizer.encode("", length)}, maps)
 
 
 def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:

@@ -1,7 +1,8 @@
 """Models of others as composers: Stable Diffusion folders, single files, and names on the Hugging Face Hub.
 
-What a composer has beyond Stable Diffusion starts so that nothing changes at first: the reference UNet as the UNet, the
-binder at zero, the condition's input channels at zero.
+What a composer has beyond Stable Diffusion starts so that without assets nothing changes at first: the reference UNet
+as the UNet, the binder at zero, the condition's input channels at zero. (Assets' keys and values join the denoiser's
+own, so that they change its predictions before any training.)
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from fcjax.config import ComposerConfig, Condition, DiffusionConfig, condition_c
 from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
-from fcjax.single_file import open_single_file
+from fcjax.part_config import naming
+from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
@@ -30,23 +32,27 @@ PACKAGED = {"mini": MINI, "mini-tryon": MINI_TRYON}
 
 
 class Pretrained(NamedTuple):
-    """A composer read from somewhere. `tokenizer`: its folder, where there is one. `found`: what was read, in words."""
+    """A composer read from somewhere. `tokenizer`: its folder, where there is one. `found`: what was read, in words.
+    `left`: keys of a single file that were left aside, as they belong to none of the networks."""
 
     config: ComposerConfig
     params: Parameters
     tokenizer: Path | None
     found: str
+    left: tuple[str, ...] = ()
 
 
 def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     """Where a model is: "mini" and "mini-tryon" are in the package, then any path, then a name on the Hugging Face Hub.
 
     A name is looked up in the Hub's cache on this machine and else downloaded: what the patterns `files` name, by
-    default what a composer reads. ValueError where it is neither cached nor reachable.
+    default what a composer reads. ValueError where it is neither cached nor reachable, or cached in part only.
     """
     path = Path(name)
     if str(name) in PACKAGED:
         return PACKAGED[str(name)]
+    if path.suffix in (".safetensors", *PICKLES) and not path.exists():
+        raise ValueError(f"there is no file {path}")
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         return path
     from huggingface_hub import snapshot_download
@@ -55,13 +61,32 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
 
     try:
-        return _download_model(download) if files is None else download(files)
+        root = _download_model(download) if files is None else download(files)
     except Exception as error:  # the library's errors have no common base
+        said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise ValueError(
-            f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); download it where there is a network and put it in the folder "
-            f"{path.absolute()}, or anywhere and give that folder"
+            f"{name} is no path, and not to be had as a name on the Hugging Face Hub ({said}); download it "
+            f"where there is a network and put it in the folder {path.absolute()}, or anywhere and give that folder"
         ) from error
+    if files is None and (lacking := _lacking(root)):
+        raise ValueError(
+            f"{name} on the Hugging Face Hub has no {', '.join(lacking)}, or its cache on this machine holds a part of "
+            f"it only ({root}): load it once with a network and HF_HUB_OFFLINE unset, or give a whole folder"
+        )
+    return root
+
+
+def _lacking(root: Path) -> list[str]:
+    """What is not there of what a model says that it has."""
+    if not (root / "model_index.json").is_file():
+        return ["model_index.json"]
+    parts = [part for part in PARTS if part in folder.read_index(root)]
+    absent = [part for part in parts if not any(_has_weights(root, part, variant) for variant in VARIANTS)]
+    return [f"weights of its {part} in safetensors" for part in absent]
+
+
+def _has_weights(root: Path, part: str, variant: str) -> bool:
+    return any(match for pattern in weight_patterns(part, variant) for match in (root / part).glob(pattern))
 
 
 def _download_model(download: Callable[[Sequence[str]], Path]) -> Path:
@@ -70,17 +95,14 @@ def _download_model(download: Callable[[Sequence[str]], Path]) -> Path:
     """
     root = download(["model_index.json", "scheduler/*", "tokenizer/*", *(f"{part}/config.json" for part in WEIGHED)])
 
-    def there(part: str, variant: str) -> bool:
-        return any(match for pattern in weight_patterns(part, variant) for match in (root / part).glob(pattern))
-
     for part in WEIGHED:
         if not (root / part).is_dir():
             continue
         # What was begun, by whomever, is finished before another precision is looked for.
-        begun = [variant for variant in VARIANTS if there(part, variant)]
+        begun = [variant for variant in VARIANTS if _has_weights(root, part, variant)]
         for variant in begun[:1] or VARIANTS:
             download([f"{part}/{pattern}" for pattern in weight_patterns(part, variant)])
-            if there(part, variant):
+            if _has_weights(root, part, variant):
                 break
     return root
 
@@ -116,9 +138,9 @@ def _read(
         opened = open_single_file(path)
         configs = (opened.unet_config, opened.vae_config, opened.text_config, opened.diffusion)
         sources = dict(zip(PARTS, (opened.unet, opened.vae, opened.text_encoder), strict=True))
-        beside = path.parent / "tokenizer"
-        tokenizer = beside if beside.is_dir() else None
-        return _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
+        tokenizer = _there(path.parent / "tokenizer")
+        model = _adapted(configs, sources, condition, binding, dtype, host, tokenizer, f"single file {path}")
+        return model._replace(left=opened.left)
     index = folder.read_index(path)
     if "fcjax" in index:
         config, params = folder.load(path, dtype=dtype, host=host)
@@ -130,19 +152,23 @@ def _read(
         ):
             if wanted is not None and wanted != present:
                 raise ValueError(f"{path} is a composer with {name} {present!r}; it cannot become one with {wanted!r}")
-        return Pretrained(config, params, folder.part_folder(path, "tokenizer"), f"composer {path}")
+        return Pretrained(config, params, _there(folder.part_folder(path, "tokenizer")), f"composer {path}")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(
             f"{path} is a folder of {kind or 'an unnamed pipeline'}; a composer's or one of {', '.join(PIPELINES)} is "
             "expected"
         )
-    absent = [name for name in (*PARTS, "scheduler", "tokenizer") if not (path / name).is_dir()]
+    absent = [name for name in (*PARTS, "scheduler") if not (path / name).is_dir()]
     if absent:
         raise ValueError(f"{path} is an incomplete folder of {kind}: it has no {', '.join(absent)}")
     configs = tuple(folder.load_part_config(path, name) for name in (*PARTS, "scheduler"))
     sources = {name: folder.tensors(path, name) for name in PARTS}
-    return _adapted(configs, sources, condition, binding, dtype, host, path / "tokenizer", f"{kind} {path}")
+    return _adapted(configs, sources, condition, binding, dtype, host, _there(path / "tokenizer"), f"{kind} {path}")
+
+
+def _there(place: Path) -> Path | None:
+    return place if place.is_dir() else None
 
 
 def _adapted(
@@ -180,19 +206,23 @@ def _adapted(
     binder = BinderConfig(variant=binding or "all", hidden_size=unet.cross_attention_dim)
     side = vae.factor * 2 ** (unet.levels - 1)
     # Folders that diffusers wrote from a UNet without a size say null.
-    height = max((unet.sample_size or 64) * vae.factor // side, 1) * side
-    config = ComposerConfig(
-        unet=dataclasses.replace(unet, in_channels=joined),
-        reference_unet=dataclasses.replace(unet, in_channels=latent),
-        vae=vae,
-        text_encoder=text_encoder,
-        binder=binder,
-        diffusion=diffusion,
-        height=height,
-        # The paper's shape of a picture, 4 to 3.
-        width=max(3 * height // (4 * side), 1) * side,
-        condition=condition,
-    )
+    size = unet.sample_size or 64
+    rows, columns = (size, None) if isinstance(size, int) else size
+    height = max(rows * vae.factor // side, 1) * side
+    # Of one side, the paper's shape of a picture, 4 to 3.
+    width = max((3 * height // 4 if columns is None else columns * vae.factor) // side, 1) * side
+    with naming(found):
+        config = ComposerConfig(
+            unet=dataclasses.replace(unet, in_channels=joined),
+            reference_unet=dataclasses.replace(unet, in_channels=latent),
+            vae=vae,
+            text_encoder=text_encoder,
+            binder=binder,
+            diffusion=diffusion,
+            height=height,
+            width=width,
+            condition=condition,
+        )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)
 

@@ -79,6 +79,19 @@ def sampler_step(
     return following, denoised
 
 
+def check_sampler(sampler: str, steps: int, eta: float = 0.0, most: int = MAX_STEPS) -> None:
+    """ValueError for a name, a number of steps (at most `most`) or an eta that cannot be."""
+    if sampler not in _SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+    if sampler != "ddim" and eta:
+        raise ValueError(f"eta is a setting of the sampler ddim; {sampler} has none, got {eta}")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {eta}")
+    bound = min(most, LCM_STEPS) if sampler == "lcm" else most
+    if not 1 <= steps <= bound:
+        raise ValueError(f"steps must lie between 1 and {bound} for {sampler}, got {steps}")
+
+
 def sampler_table(
     config: DiffusionConfig, steps: int, sampler: str = "ddim", *, eta: float = 0.0, max_steps: int = MAX_STEPS
 ) -> SamplerTable:
@@ -97,17 +110,9 @@ def sampler_table(
         lcm                   LCMScheduler (arXiv 2310.04378), for networks distilled for it, at most `LCM_STEPS` steps
         ..._karras            use_karras_sigmas (arXiv 2206.00364, equation 5, rho 7)
 
-    ValueError for a name, a number of steps or an eta that cannot be.
+    ValueError as `check_sampler`.
     """
-    if sampler not in _SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
-    if sampler != "ddim" and eta:
-        raise ValueError(f"eta is a setting of the sampler ddim; {sampler} has none, got {eta}")
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {eta}")
-    bound = min(max_steps, config.num_train_timesteps, *([LCM_STEPS] if sampler == "lcm" else []))
-    if not 1 <= steps <= bound:
-        raise ValueError(f"steps must lie between 1 and {bound} for {sampler}, got {steps}")
+    check_sampler(sampler, steps, eta, min(max_steps, config.num_train_timesteps))
     make_ladder, solver = _SAMPLERS[sampler]
     if sampler == "ddim":
         solver = partial(_first_order, eta=eta)
@@ -209,7 +214,9 @@ def _dpmpp_ladder(config: DiffusionConfig, steps: int, karras: bool = False) -> 
 
 def _noise_ratios(config: DiffusionConfig) -> Float[np.ndarray, "t"]:
     """sigma_t / alpha_t of every training timestep, the noise level as Euler's and Karras' formulas have it."""
-    share = np.maximum(make_alphas_cumprod(config), _LEAST_SHARE)
+    share = make_alphas_cumprod(config)
+    if config.rescale_betas_zero_snr:
+        share = np.maximum(share, _LEAST_SHARE)
     return np.sqrt((1.0 - share) / share)
 
 

@@ -5,7 +5,7 @@ of names to those of diffusers is worked out from the keys that are there, and t
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,10 @@ from fcjax.network_config import (
     UNetConfig,
     VAEConfig,
 )
+from fcjax.part_config import naming
 from fcjax.weights import Tensors
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 _RESNET = {
     "in_layers.0": "norm1",
@@ -51,11 +53,13 @@ class SingleFile(NamedTuple):
     vae_config: VAEConfig
     text_config: TextConfig
     diffusion: DiffusionConfig
+    left: tuple[str, ...]
+    """Keys of the file that belong to none of the networks."""
 
 
 def open_single_file(path: Path) -> SingleFile:
     """Opens a file of SD 1.x or of its inpainting model; ValueError for another model, or a network that lacks."""
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code: save it as safetensors first")
     tensors = Tensors([path], path)
     present = tensors.shapes
@@ -72,15 +76,11 @@ def open_single_file(path: Path) -> SingleFile:
     # The VAE's attention is kept as convolutions of 1x1 pixels, which are Linear layers in diffusers.
     flat = {new: present[old][:2] for new, old in tables[1].items() if "attentions" in new and len(present[old]) == 4}
     unet, vae, text = (tensors.select(table, flat if table is tables[1] else {}) for table in tables)
-    return SingleFile(
-        unet,
-        vae,
-        text,
-        unet_config(unet.shapes),
-        vae_config(vae.shapes),
-        text_config(text.shapes),
-        DiffusionConfig(),
-    )
+    _require(path, {UNET: (unet, unet_keys), VAE: (vae, vae_keys), TEXT: (text, text_keys)})
+    with naming(str(path)):
+        configs = unet_config(unet.shapes), vae_config(vae.shapes), text_config(text.shapes)
+    used = {old for table in tables for old in table.values()}
+    return SingleFile(unet, vae, text, *configs, DiffusionConfig(), tuple(sorted(present.keys() - used)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,10 +169,47 @@ def text_names(present: Shapes) -> dict[str, str]:
 # Configs from shapes under diffusers' names
 
 
-def _require(shapes: Shapes, *keys: str) -> None:
-    missing = [key for key in keys if key not in shapes]
-    if missing:
-        raise ValueError(f"the single file lacks {', '.join(missing)}, without which its config cannot be told")
+_MID = "mid_block.attentions.0."
+_TEXT_WIDTH = f"{_MID}transformer_blocks.0.attn2.to_k.weight"
+_FEED_FORWARD = f"{_MID}transformer_blocks.0.ff.net.0.proj.weight"
+_TOKENS = "text_model.embeddings.token_embedding.weight"
+_POSITIONS = "text_model.embeddings.position_embedding.weight"
+_MLP = "text_model.encoder.layers.0.mlp.fc1.weight"
+
+
+def _require(path: Path, networks: Mapping[str, tuple[Tensors, Callable[[Shapes], list[str]]]]) -> None:
+    """ValueError for all tensors at once that the configs are told by and that are not there."""
+    lines = []
+    for prefix, (tensors, keys) in networks.items():
+        missing = [key for key in keys(tensors.shapes) if key not in tensors.shapes]
+        if missing:
+            lines.append(f"under {prefix} there are {len(tensors.shapes)} tensors, but not (in diffusers' names)")
+            lines += [f"  {key}" for key in missing]
+    if lines:
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise ValueError(f"{path} lacks tensors by which the networks' configs are told:{listed}")
+
+
+def unet_keys(shapes: Shapes) -> list[str]:
+    """What `unet_config` looks at, of a file with these blocks."""
+    levels = range(_levels(shapes, "down_blocks"))
+    widths = [f"down_blocks.{level}.resnets.0.conv1.weight" for level in levels]
+    return ["conv_in.weight", "conv_out.weight", *widths, f"{_MID}proj_in.weight", _TEXT_WIDTH, _FEED_FORWARD]
+
+
+def vae_keys(shapes: Shapes) -> list[str]:
+    """What `vae_config` looks at."""
+    levels = range(_levels(shapes, "encoder.down_blocks"))
+    return ["quant_conv.weight", *(f"encoder.down_blocks.{level}.resnets.0.conv1.weight" for level in levels)]
+
+
+def text_keys(_: Shapes) -> list[str]:
+    """What `text_config` looks at."""
+    return [_TOKENS, _POSITIONS, _MLP]
+
+
+def _levels(shapes: Shapes, blocks: str) -> int:
+    return max(_count(shapes, rf"{re.escape(blocks)}\.(\d+)\."), 1)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -182,16 +219,12 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 def unet_config(shapes: Shapes) -> UNetConfig:
     """The UNet's config. Heads leave no trace in shapes: SD 1.x has 8 everywhere."""
-    _require(shapes, "conv_in.weight", "conv_out.weight")
-    levels = _count(shapes, r"down_blocks\.(\d+)\.")
+    levels = _levels(shapes, "down_blocks")
     widths = tuple(shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels))
     down = tuple(
         CROSS_ATTENTION_DOWN if f"down_blocks.{level}.attentions.0.norm.weight" in shapes else PLAIN_DOWN
         for level in range(levels)
     )
-    text = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    hidden = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"
-    _require(shapes, text, hidden)
     return UNetConfig(
         in_channels=shapes["conv_in.weight"][1],
         out_channels=shapes["conv_out.weight"][0],
@@ -199,16 +232,15 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         up_block_types=tuple(CROSS_ATTENTION_UP if kind == CROSS_ATTENTION_DOWN else PLAIN_UP for kind in down[::-1]),
         block_out_channels=widths,
         layers_per_block=_count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
-        cross_attention_dim=shapes[text][1],
-        use_linear_projection=len(shapes["mid_block.attentions.0.proj_in.weight"]) == 2,
-        ff_mult=shapes[hidden][0] // (2 * shapes[hidden][1]),
+        cross_attention_dim=shapes[_TEXT_WIDTH][1],
+        use_linear_projection=len(shapes[f"{_MID}proj_in.weight"]) == 2,
+        ff_mult=shapes[_FEED_FORWARD][0] // (2 * shapes[_FEED_FORWARD][1]),
     )
 
 
 def vae_config(shapes: Shapes) -> VAEConfig:
     """The VAE's config."""
-    _require(shapes, "quant_conv.weight", "encoder.conv_in.weight")
-    levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+    levels = _levels(shapes, "encoder.down_blocks")
     return VAEConfig(
         latent_channels=shapes["quant_conv.weight"][0] // 2,
         block_out_channels=tuple(
@@ -220,20 +252,14 @@ def vae_config(shapes: Shapes) -> VAEConfig:
 
 def text_config(shapes: Shapes) -> TextConfig:
     """The text encoder's config; CLIP's heads have 64 channels each."""
-    tokens, positions, hidden = (
-        "text_model.embeddings.token_embedding.weight",
-        "text_model.embeddings.position_embedding.weight",
-        "text_model.encoder.layers.0.mlp.fc1.weight",
-    )
-    _require(shapes, tokens, positions, hidden)
-    vocabulary, width = shapes[tokens]
+    vocabulary, width = shapes[_TOKENS]
     return TextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=shapes[hidden][0],
+        intermediate_size=shapes[_MLP][0],
         num_hidden_layers=_count(shapes, r"text_model\.encoder\.layers\.(\d+)\."),
         num_attention_heads=max(width // 64, 1),
-        max_position_embeddings=shapes[positions][0],
+        max_position_embeddings=shapes[_POSITIONS][0],
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,

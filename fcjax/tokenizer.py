@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from fcjax.assets import MAX_ASSETS
+from fcjax.network_config import TextConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,14 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self.clip)
 
+    def check(self, text_encoder: TextConfig) -> None:
+        """ValueError where the text encoder has no row for some tokens."""
+        if self.vocab_size > text_encoder.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens but the text encoder only {text_encoder.vocab_size}: they "
+                "belong to different models"
+            )
+
     def encode(self, text: str, max_length: int = 77) -> Int32[np.ndarray, "k"]:
         """Padded token ids of a text without assets: the empty text is what dropped text becomes."""
         return self.encode_prompt(text, (), max_length=max_length).ids
@@ -107,7 +116,8 @@ class Tokenizer:
             raise ValueError(f"every asset needs a phrase that describes it, got {list(phrases)}")
         prompt, places, appended = _place_phrases(prompt, wanted)
 
-        encoding = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        # Too long a prompt is cut below; transformers would say that it ends in errors.
+        encoding = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
         room = max_length - 2
         truncated = prompt[offsets[room][0] :] if len(tokens) > room else ""

@@ -6,6 +6,7 @@ parameters and one tensor as it is stored (`benchmarks/loading.py` measures it).
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fcjax import convert, trees
 
@@ -30,9 +32,10 @@ _ALIGNMENT = 64
 
 
 class Tensors:
-    """The tensors of one or several files. `source` names them in errors."""
+    """The tensors of one or several files. `source` names them in errors; `places` says which file's tensor is meant
+    where several hold it."""
 
-    def __init__(self, files: Iterable[Path], source: Path) -> None:
+    def __init__(self, files: Iterable[Path], source: Path, places: Mapping[str, str] | None = None) -> None:
         self.source = str(source)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -44,8 +47,20 @@ class Tensors:
                 opened = safe_open(file, "np")
                 keys = list(opened.keys())
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is no readable safetensors file (cut short?): {error}") from error
+                with file.open("rb") as begun:
+                    pointer = begun.read(64).startswith(b"version https://git-lfs")
+                raise ValueError(
+                    f"{file} is a pointer of Git LFS, not the weights: run git lfs pull in its repository"
+                    if pointer
+                    else f"{file} is no readable safetensors file (cut short?): {error}"
+                ) from error
             for key in keys:
+                if (places or {}).get(key, file.name) != file.name:
+                    continue
+                if key in self._stored:
+                    raise ValueError(
+                        f"{source}: {key} lies in several files, and the index does not say which is meant"
+                    )
                 described = opened.get_slice(key)
                 self._stored[key] = (opened, key)
                 self.shapes[key], self.dtypes[key] = tuple(described.get_shape()), described.get_dtype()
@@ -53,14 +68,10 @@ class Tensors:
     @classmethod
     def of_part(cls, folder: Path, stem: str) -> "Tensors":
         """Those of `folder/stem.safetensors`, its shards, or the first of `VARIANTS` that is there."""
-        for variant in VARIANTS:
-            file = folder / f"{stem}{variant}.safetensors"
-            # diffusers writes "model.fp16.safetensors" but "model.safetensors.index.fp16.json".
-            if file.is_file():
-                return cls([file], file)
-            for index in (Path(f"{file}.index.json"), folder / f"{stem}.safetensors.index{variant}.json"):
-                if index.is_file():
-                    return cls(_shards(index), index)
+        found = _first_file(folder, stem)
+        if found is not None:
+            places = _places(found)
+            return cls(_named(found, places), found, places)
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; {pickles[0]} is a pickle, which can run code: save it as safetensors first" if pickles else ""
         raise ValueError(f"{folder.parent} has no weights of its {folder.name}: {stem}.safetensors is not there{hint}")
@@ -82,12 +93,35 @@ class Tensors:
         return array.reshape(self.shapes[key])
 
 
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names."""
+def part_files(folder: Path, stem: str) -> list[Path]:
+    """The files that `Tensors.of_part` reads; none where there are no weights."""
+    found = _first_file(folder, stem)
+    return [] if found is None else _named(found, _places(found))
+
+
+def _first_file(folder: Path, stem: str) -> Path | None:
+    """What is read of a part: its weights in one file, or the index of its shards."""
+    for variant in VARIANTS:
+        file = folder / f"{stem}{variant}.safetensors"
+        # diffusers writes "model.fp16.safetensors" but "model.safetensors.index.fp16.json".
+        for path in (file, Path(f"{file}.index.json"), folder / f"{stem}.safetensors.index{variant}.json"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _named(found: Path, places: Mapping[str, str]) -> list[Path]:
+    return sorted({found.parent / name for name in places.values()}) or [found]
+
+
+def _places(index: Path) -> dict[str, str]:
+    """{tensor: file's name} of an index; of a file of weights, nothing."""
+    if index.suffix != ".json":
+        return {}
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f'{index} must map every tensor to its file under "weight_map"')
-    return sorted({index.parent / name for name in names.values()})
+    return names
 
 
 def load_parts(
@@ -112,17 +146,34 @@ def load_parts(
         raise ValueError("\n".join(problems))
 
     def read(tensors: Tensors, keys: Mapping[str, str]) -> dict[str, Any]:
-        return trees.unflatten(
-            {path: placed(convert.from_torch(path, tensors.read(key))) for path, key in keys.items()}
-        )
+        return trees.unflatten({path: placed(tensors, path, key) for path, key in keys.items()})
 
-    def placed(array: np.ndarray) -> np.ndarray | jax.Array:
+    def placed(tensors: Tensors, path: str, key: str) -> np.ndarray | jax.Array:
+        array = convert.from_torch(path, tensors.read(key))
         values = _empty(array.shape, dtype or array.dtype)
-        _copy(array, values)
+        with np.errstate(over="ignore"):
+            _copy(array, values)
+        check_range(f"{tensors.source}: {key}", array, values)
         # On a CPU the parameter is this very memory.
         return values if host else jax.device_put(values, may_alias=True)
 
     return {name: read(parts[name][0], keys) for name, keys in matched.items()}
+
+
+def write_tensors(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all, with the mode of any new file (the library keeps it to its owner).
+
+    Whoever has the file before it mapped keeps what it held.
+    """
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777
+        save_file(tensors, aside, metadata)
+        aside.chmod(mode)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check_dtypes(tensors: Tensors, keys: Iterable[str]) -> None:
@@ -141,6 +192,12 @@ def _is_finite(array: np.ndarray) -> bool:
     values = array.reshape(-1).view(unsigned)
     pieces = (values[start : start + _CHECKED_AT_ONCE] for start in range(0, values.size, _CHECKED_AT_ONCE))
     return not any(((piece & unsigned(exponent)) == exponent).any() for piece in pieces)
+
+
+def check_range(name: str, array: np.ndarray, cast: np.ndarray) -> None:
+    """ValueError where finite values became infinite in float16, the one dtype of a smaller range."""
+    if cast.dtype == np.float16 != array.dtype and not _is_finite(cast):
+        raise ValueError(f"{name} holds values beyond float16's 65504: take bfloat16 or float32")
 
 
 def _copy(source: np.ndarray, target: np.ndarray) -> None:

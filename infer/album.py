@@ -283,7 +283,9 @@ def main(flags: Flags) -> None:
     from fcjax.album import make_album
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
+    from fcjax.samplers import check_sampler
 
+    check_sampler(request.sampler, request.steps, request.eta)
     composer = Composer.load(request.model, dtype=request.dtype)
     with tqdm(unit="step", desc="album") as bar:
 

@@ -189,7 +189,9 @@ def make(
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
+    from fcjax.samplers import check_sampler
 
+    check_sampler(request.sampler, request.steps, request.eta)
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
     weights = weights_digest(locate(request.model))

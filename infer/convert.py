@@ -50,6 +50,8 @@ def main(request: Request) -> None:
     destination = request.destination
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists already; give a new folder, so that nothing is lost")
+    if request.shared_with is not None:
+        folder.read_index(request.shared_with)
     model = pretrained.load(
         pretrained.locate(request.source),
         condition=request.condition,
@@ -60,9 +62,12 @@ def main(request: Request) -> None:
     tokenizer = request.tokenizer or model.tokenizer
     if tokenizer is None:
         raise ValueError(f"{request.source} holds no tokenizer: give one with --tokenizer FOLDER")
-    Tokenizer.load(tokenizer)
     config = model.config
+    Tokenizer.load(tokenizer).check(config.text_encoder)
     print(f"found: {model.found}")
+    if model.left:
+        averages = sum(key.startswith("model_ema.") for key in model.left)
+        print(f"  left aside: {len(model.left)} tensors of no network, {averages} of them averages (model_ema.)")
     for name, part in model.params.items():
         dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(part)})
         print(f"  {name:15} {trees.count(part) / 1e6:8.1f} M parameters  {', '.join(dtypes)}")

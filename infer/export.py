@@ -69,10 +69,10 @@ def main(request: Request) -> None:
     except ImportError as error:
         raise ValueError("exporting needs flatbuffers: pip install 'fcjax[export]'") from error
     import jax
-    from safetensors.numpy import save_file
 
     from fcjax import trees
     from fcjax.composer import Composer
+    from fcjax.weights import write_tensors
 
     composer = Composer.load(request.model, dtype=request.dtype)
     arguments = example_arguments(composer, request)
@@ -83,7 +83,7 @@ def main(request: Request) -> None:
         written.mkdir()
         (written / "sampling.jaxexport").write_bytes(serialized)
         weights = {path: np.asarray(leaf) for path, leaf in trees.flatten(composer.params).items()}
-        save_file(weights, written / "weights.safetensors")
+        write_tensors(written / "weights.safetensors", weights)
         np.savez(written / "example.npz", **trees.flatten(arguments))
         shutil.copyfile(exported.__file__, written / "run.py")
         flat = {path: np.asarray(leaf) for path, leaf in trees.flatten(arguments).items()}

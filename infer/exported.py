@@ -8,6 +8,8 @@
 """
 
 import argparse
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,40 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file
 
 ARGUMENTS = ("inputs", "table", "guidance", "seeds")
 
 
 def load(folder: Path) -> Callable[..., jax.Array]:
-    """The exported function with its weights."""
-    exported = jax.export.deserialize(bytearray((folder / "sampling.jaxexport").read_bytes()))
-    weights = jax.device_put(_nested(load_file(folder / "weights.safetensors")))
+    """The exported function with its weights. ValueError for files that are not whole."""
+    exported = _read(folder / "sampling.jaxexport", lambda file: jax.export.deserialize(bytearray(file.read_bytes())))
+    weights = jax.device_put(_nested(_read(folder / "weights.safetensors", load_file)))
     call = jax.jit(exported.call)
     return lambda *arguments: call(weights, *arguments)
 
 
 def example(folder: Path) -> dict[str, Any]:
     """Arguments of one picture: inputs, table, guidance, seeds."""
-    return _nested(dict(np.load(folder / "example.npz")))
+    return _nested(_read(folder / "example.npz", lambda file: dict(np.load(io.BytesIO(file.read_bytes())))))
+
+
+def check(out: Path, seed: int, pictures: int = 1) -> None:
+    """ValueError before any sampling for a seed that is none, or a picture that cannot be written."""
+    if not 0 <= seed <= 2**32 - pictures:
+        raise ValueError(f"the seed must lie between 0 and {2**32 - pictures}, got {seed}")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{out} must end in a picture's suffix, such as .png")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"{out} cannot be written: name a file in a folder that is there")
+
+
+def _read(file: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(file)
+    except Exception as error:  # each of the formats has its own
+        raise ValueError(f"cannot read {file} (cut short, or not there?): {error}") from error
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -45,15 +65,18 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from PIL import Image
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("picture.png"))
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     here = Path(__file__).parent
-    arguments = example(here)
+    try:
+        check(flags.out, flags.seed)
+        arguments, sample = example(here), load(here)
+        check(flags.out, flags.seed, len(arguments["seeds"]))
+    except ValueError as error:
+        parser.error(str(error))
     arguments["seeds"] = arguments["seeds"] + np.uint32(flags.seed)
-    [picture, *_] = load(here)(*(arguments[name] for name in ARGUMENTS))
+    [picture, *_] = sample(*(arguments[name] for name in ARGUMENTS))
     Image.fromarray(np.asarray(picture)).save(flags.out)
     print(flags.out)

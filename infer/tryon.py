@@ -325,6 +325,9 @@ def main(flags: Flags) -> None:
     read = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
     prepare_outputs([flags.out, flags.sheet], read)
     person, assets = opened(request)
+    from fcjax.samplers import check_sampler  # here, as below
+
+    check_sampler(request.sampler, request.steps, request.eta)
     composer = _load(request.model, request.dtype)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))

@@ -50,7 +50,8 @@ def save_stable_diffusion(path: Path, kind: str, in_channels: int) -> dict[str, 
     (path / "scheduler").mkdir()
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     shutil.copytree(TOKENIZER, path / "tokenizer")
-    (path / "model_index.json").write_text(json.dumps({"_class_name": kind, "safety_checker": [None, None]}))
+    index = {"_class_name": kind, "safety_checker": [None, None], **{name: folder.INDEX[name] for name in parts}}
+    (path / "model_index.json").write_text(json.dumps(index))
     return params
 
 

@@ -248,7 +248,7 @@ MODELS = [
     (without("binder", "vae"), "it has no vae, binder"),
     (without("unet/config.json"), "has no unet"),
     (without("vae/diffusion_pytorch_model.safetensors"), "has no weights of its vae"),
-    (without("tokenizer"), "is not a tokenizer folder"),
+    (without("tokenizer"), "holds no tokenizer: give the tokenizer folder"),
     (broken, "is no readable safetensors file"),
     (small_vocabulary, "they belong to different models"),
 ]

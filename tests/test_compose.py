@@ -1,6 +1,7 @@
 """The composer and `infer.compose`: seeds, drivers, compilations, and pictures made again from themselves."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,10 +23,12 @@ from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
+from fcjax.preparation import prepare
 from fcjax.samplers import SAMPLERS
 from fcjax.sampling import SamplingCancelledError
 from infer import compose
 from infer.request import KEY, ComposeRequest
+from train.examples import prompt_tokens
 
 PROMPT = "a woman in a red shirt and blue jeans"
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -43,6 +46,15 @@ JEANS = Asset(flat((30, 40, 160), 16, 8), "blue jeans")
 @pytest.fixture(scope="module")
 def composer(tiny_model_folder: Path) -> Composer:
     return Composer.load(tiny_model_folder)
+
+
+def test_prompts_are_as_long_as_the_text_encoder_reads(composer: Composer) -> None:
+    short = dataclasses.replace(composer.config.text_encoder, max_position_embeddings=20)
+    config = dataclasses.replace(composer.config, text_encoder=short)
+    arrays = prepare(config, composer.tokenizer, PROMPT, [SHIRT]).arrays
+    assert arrays["ids"].shape[1] == arrays["spans"].shape[2] == len(arrays["empty_ids"]) == 20
+    sample = {"caption": PROMPT, "phrases": [SHIRT.phrase]}
+    assert np.array_equal(prompt_tokens(composer.tokenizer, sample, config).ids, arrays["ids"][0])
 
 
 @pytest.fixture
@@ -377,6 +389,19 @@ def test_in_a_process_of_its_own(tiny_model_folder: Path, files: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     [line] = [line for line in done.stderr.splitlines() if line and "composing" not in line]
     assert line == "error: height and width must be multiples of 8 for this model, got 50x32; 48x32 would do"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "heun"}, "sampler must be one of"),
+        ({"steps": 101}, "steps must lie"),
+        ({"eta": 2.0}, "eta must lie"),
+    ],
+)
+def test_a_sampler_is_looked_at_before_a_model_is_loaded(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose.make(ComposeRequest(PROMPT, model="nowhere", **settings))
 
 
 def test_the_help_names_every_sampler(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The exported sampling function: equal to the live one, without fcjax or flax, for other steps, seeds and scales."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,34 @@ def test_it_runs_where_neither_fcjax_nor_flax_is(written: Path, tiny_model_folde
     [live] = Composer.load(tiny_model_folder).compose(PROMPT, seed=2)
     difference = np.abs(np.asarray(Image.open(out), int) - np.asarray(live.image, int))
     assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["sampling.jaxexport", "weights.safetensors", "example.npz"])
+def test_files_that_are_not_whole_are_named(name: str, written: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(written, tmp_path / "cut"))
+    (path / name).write_bytes((path / name).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"cannot read {re.escape(str(path / name))} \(cut short"):
+        exported.example(path), exported.load(path)
+    (path / name).unlink()
+    with pytest.raises(ValueError, match=rf"cannot read {re.escape(str(path / name))} \(cut short, or not there\?\)"):
+        exported.example(path), exported.load(path)
+
+
+def test_the_loader_refuses_before_it_samples(written: Path, tmp_path: Path) -> None:
+    for seed, pictures in ((-1, 1), (2**32, 1), (2**32 - 1, 2)):
+        with pytest.raises(ValueError, match=rf"seed must lie between 0 and {2**32 - pictures}, got {seed}"):
+            exported.check(tmp_path / "out.png", seed, pictures)
+    exported.check(tmp_path / "out.png", 2**32 - 1)
+    with pytest.raises(ValueError, match=r"must end in a picture's suffix, such as \.png"):
+        exported.check(tmp_path / "out.txt", 0)
+    (tmp_path / "folder.png").mkdir()
+    for out in (tmp_path / "nowhere/out.png", tmp_path / "folder.png"):
+        with pytest.raises(ValueError, match=r"cannot be written: name a file in a folder that is there"):
+            exported.check(out, 0)
+    words = [sys.executable, written / "run.py", "--out", tmp_path / "out.png", "--seed", "-1"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2 and "error: the seed must lie between" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_what_was_exported_is_said(written: Path) -> None:

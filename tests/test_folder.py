@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fcjax.config import ComposerConfig
 from fcjax.models.parameters import abstract_parameters
 from fcjax.network_config import BindingVariant
 from fcjax.presets import mini, sd15, tiny
+from fcjax.weights import write_tensors
 from tests import oracles
 
 
@@ -106,8 +109,8 @@ def test_what_diffusers_writes_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours, module.conv_in.weight.detach().numpy().transpose(2, 3, 1, 0))
 
 
-def test_sharded_files_are_read(broken: Path, saved) -> None:
-    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+def shard(file: Path) -> None:
+    """A file's tensors in two files and an index, in its place."""
     tensors = load_file(file)
     file.unlink()
     weight_map = {}
@@ -116,8 +119,60 @@ def test_sharded_files_are_read(broken: Path, saved) -> None:
         save_file({key: tensors[key] for key in keys}, file.with_name(shard))
         weight_map |= dict.fromkeys(keys, shard)
     file.with_name(file.name + ".index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_sharded_files_are_read(broken: Path, saved) -> None:
+    shard(broken / "vae" / "diffusion_pytorch_model.safetensors")
     loaded = folder.load(broken)[1]
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, saved[2], loaded)))
+
+
+def test_what_is_saved_takes_the_place_of_all_that_was_there(broken: Path, saved) -> None:
+    """diffusers would rather read shards; files of another precision are found by their variant."""
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    shard(file)
+    folder.save_part(broken, "vae", saved[2]["vae"], saved[1].vae)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["config.json", file.name]
+    folder.save_part(broken, "binder", {}, saved[1].binder)
+    assert [path.name for path in (broken / "binder").iterdir()] == ["config.json"]
+
+
+def test_the_digest_is_of_what_is_read(broken: Path) -> None:
+    file = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    before = folder.weights_digest(broken)
+    save_file(load_file(file), file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert folder.weights_digest(broken) == before
+    shard(file)
+    assert len([path for path in folder.weight_files(broken) if path.parent.name == "vae"]) == 2
+
+
+def test_values_beyond_float16_are_not_written(saved, tmp_path: Path) -> None:
+    params = {"linear_1": {"bias": np.full(3, 1e5, np.float32)}}
+    with pytest.raises(ValueError, match=r"binder: linear_1\.bias holds values beyond float16's 65504"):
+        folder.save_part(tmp_path, "binder", params, saved[1].binder, dtype="float16")
+
+
+def test_weights_are_written_whole_or_not_at_all(broken: Path, saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"begun")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcjax.weights.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save_part(broken, "vae", saved[2]["vae"], saved[1].vae)
+    assert len(list((broken / "vae").iterdir())) == 2
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, saved[2], folder.load(broken)[1])))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_weights_are_as_readable_as_other_files(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "model.safetensors", {"a": np.ones(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_all_that_is_wrong_in_a_part_is_listed_at_once(broken: Path) -> None:
@@ -176,6 +231,40 @@ def test_another_architecture_is_refused(broken: Path) -> None:
         folder.load(broken)
     lines = str(error.value).splitlines()[1:]
     assert {line.split()[0] for line in lines} == {"transformer_layers_per_block", "addition_embed_type", "new_switch"}
+
+
+WRONG_KINDS = [
+    ("unet", {"sample_size": "64"}, "sample_size is '64', a whole number or a list of 2 whole numbers or null is"),
+    ("unet", {"down_block_types": None}, "down_block_types is None, a list of words is expected"),
+    ("unet", {"norm_eps": "1e-5"}, "norm_eps is '1e-5', a number is expected"),
+    ("unet", {"cross_attention_dim": [32]}, r"cross_attention_dim is \[32\], a whole number is expected"),
+    ("unet", {"attention_head_dim": None}, "attention_head_dim is None, a whole number or a list of whole numbers is"),
+    ("text_encoder", {"eos_token_id": None}, "eos_token_id is None, a whole number is expected"),
+    ("text_encoder", {"eos_token_id": 10**6}, "eos_token_id=1000000 is no row of a vocabulary"),
+    ("vae", {"scaling_factor": "0.18"}, "scaling_factor is '0.18', a number is expected"),
+    ("vae", {"block_out_channels": 8}, "block_out_channels is 8, a list of whole numbers is expected"),
+    ("vae", {"use_quant_conv": "no"}, "use_quant_conv is 'no', true or false is expected"),
+    ("scheduler", {"beta_start": None}, "beta_start is None, a number is expected"),
+    ("scheduler", {"steps_offset": None}, "steps_offset is None, a whole number is expected"),
+    ("scheduler", {"prediction_type": 1}, "prediction_type is 1, a word is expected"),
+    (".", {"fcjax": []}, r"must be an object of height, width, .*, got \[\]"),
+    (".", {"pose_octaves": None}, "pose_octaves is None, a whole number is expected"),
+    (".", {"attend_blank": "no"}, "attend_blank is 'no', true or false is expected"),
+    (".", {"height": 36}, "height=36 and width=32 must be multiples of 8"),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "message"), WRONG_KINDS)
+def test_values_that_cannot_be_are_refused(part: str, changes: dict[str, Any], message: str, broken: Path) -> None:
+    """By the name of the file, or of the folder where the parts do not fit each other."""
+    name = {"scheduler": "scheduler_config.json", ".": "model_index.json"}.get(part, "config.json")
+    if part == "." and "fcjax" not in changes:
+        changes = {"fcjax": {**json.loads((broken / name).read_text())["fcjax"], **changes}}
+    _edit(broken / part / name, **changes)
+    with pytest.raises(
+        ValueError, match=rf"(?s){re.escape(str(broken if part == '.' else broken / part / name))}.*{message}"
+    ):
+        folder.load(broken)
 
 
 def test_truncated_and_missing_weights(broken: Path) -> None:

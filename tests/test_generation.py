@@ -133,6 +133,11 @@ def test_nan_is_no_picture(model) -> None:
     broken = jnp.zeros(shape).at[0, 0, 0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match="the model drew NaN or infinite numbers, no pictures"):
         generation.decode(params, broken, config=config, dtype=FLOAT32)
+    decoder = params["vae"]["decoder"]
+    last = {**decoder["conv_out"], "bias": jnp.full_like(decoder["conv_out"]["bias"], -jnp.inf)}
+    infinite = {**params, "vae": {**params["vae"], "decoder": {**decoder, "conv_out": last}}}
+    with pytest.raises(ValueError, match="the model drew NaN or infinite numbers, no pictures"):
+        generation.decode(infinite, jnp.zeros(shape), config=config, dtype=FLOAT32)
     # While a program is traced, as for exports, there are no numbers to look at.
     traced = jax.jit(lambda latents: generation.decode(params, latents, config=config, dtype=FLOAT32))
     assert traced(jnp.zeros(shape)).shape[-1] == 3

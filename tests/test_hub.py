@@ -47,7 +47,7 @@ class Repository:
         self.root.mkdir(exist_ok=True)
         for file in filter_repo_objects(self.files, allow_patterns=allow_patterns):
             (self.root / file).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / file).touch()
+            (self.root / file).write_text("{}" if file.endswith(".json") else "")
         return str(self.root)
 
     @property
@@ -97,6 +97,9 @@ def test_what_was_begun_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_paths_and_packaged_names_go_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    for file in ("models/v1-5.safetensors", "v1-5.ckpt"):
+        with pytest.raises(ValueError, match=f"^there is no file {file}$"):
+            pretrained.locate(file)
     assert pretrained.locate("mini") == pretrained.MINI and pretrained.locate("a/b/c") == Path("a/b/c")
     assert pretrained.locate(tmp_path) == tmp_path
     monkeypatch.chdir(tmp_path)
@@ -114,13 +117,39 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield cache
 
 
-def test_a_cached_name_is_loaded_without_a_network(offline: Path, caplog: pytest.LogCaptureFixture) -> None:
+def cached(cache: Path) -> Path:
+    """A model in the Hub's cache."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    kept = offline / "models--nobody--model"
+    kept = cache / "models--nobody--model"
     snapshot = kept / "snapshots" / commit
     save_stable_diffusion(snapshot, "StableDiffusionPipeline", 4)
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+@pytest.mark.parametrize("lost", ["vae/diffusion_pytorch_model.safetensors", "unet", "model_index.json"])
+def test_a_name_that_is_cached_in_part_says_so(lost: str, offline: Path) -> None:
+    place = cached(offline) / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    what = lost if lost.endswith("json") else f"weights of its {lost.split('/')[0]} in safetensors"
+    with pytest.raises(
+        ValueError, match=f"^nobody/model on the Hugging Face Hub has no {what}, or .*HF_HUB_OFFLINE unset"
+    ):
+        pretrained.locate(NAME)
+
+
+def test_an_error_without_words_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ValueError, match=r"not to be had as a name on the Hugging Face Hub \(TimeoutError\); download"):
+        pretrained.locate(NAME)
+
+
+def test_a_cached_name_is_loaded_without_a_network(offline: Path, caplog: pytest.LogCaptureFixture) -> None:
+    snapshot = cached(offline)
     with caplog.at_level(logging.ERROR):
         assert pretrained.locate(NAME) == snapshot
         assert Composer.load(NAME).config.condition == "pose"

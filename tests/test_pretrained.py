@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 @pytest.mark.parametrize("condition", ["pose", "tryon"])
 def test_a_plain_model_predicts_as_before_whatever_the_condition(stable, condition: Condition) -> None:
     path, given = stable
-    config, params, tokenizer, found = pretrained.load(path, condition=condition, binding="smallest")
+    config, params, tokenizer, found, _ = pretrained.load(path, condition=condition, binding="smallest")
     assert config.condition == condition and config.binder.variant == "smallest" and tokenizer == path / "tokenizer"
     assert "StableDiffusionPipeline" in found and config.diffusion == sd15().diffusion
     assert (config.height, config.width) == (32, 24)
@@ -66,7 +67,7 @@ def test_a_plain_model_predicts_as_before_whatever_the_condition(stable, conditi
 
 def test_an_inpainting_model_reads_its_channels_in_our_order(inpainting) -> None:
     path, given = inpainting
-    config, params, _, found = pretrained.load(path)
+    config, params, _, found, _ = pretrained.load(path)
     assert config.condition == "tryon" and "Inpaint" in found
     noisy, person = oracles.normal(0, 1, 8, 6, LATENT), oracles.normal(1, 1, 8, 6, LATENT)
     mask = (oracles.normal(2, 1, 8, 6, 1) > 0).astype(jnp.float32)
@@ -183,6 +184,14 @@ def test_folders_that_are_none_of_these(stable, tmp_path: Path) -> None:
         pretrained.load(path)
 
 
+def test_a_unet_of_a_height_and_a_width_starts_with_them(stable, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(stable[0], tmp_path / "model"))
+    file = path / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": [8, 16]}))
+    config = pretrained.load(path).config
+    assert (config.height, config.width) == (32, 64) and config.unet.sample_size == (8, 16)
+
+
 def test_a_unet_of_other_channels_is_refused(tmp_path: Path) -> None:
     save_stable_diffusion(tmp_path / "model", "StableDiffusionPipeline", 7)
     with pytest.raises(ValueError, match=r"takes 7 channels; 4 \(latents\) or 9 \(inpainting"):
@@ -232,7 +241,8 @@ def text_config() -> TextConfig:
 
 def test_a_single_file_is_the_folder_that_it_came_from(single) -> None:
     path, given = single
-    config, params, tokenizer, found = pretrained.load(path, dtype="float32")
+    config, params, tokenizer, found, left = pretrained.load(path, dtype="float32")
+    assert left == ("alphas_cumprod", "model_ema.decay")
     assert found.startswith("single file") and tokenizer == path.parent / "tokenizer"
     assert config.reference_unet == UNET_CONFIG and config.vae == VAE_CONFIG and config.text_encoder == text_config()
     for ours, theirs in (("reference_unet", "unet"), ("vae", "vae"), ("text_encoder", "text_encoder")):
@@ -267,6 +277,36 @@ def test_all_that_a_single_file_lacks_is_listed_at_once(single, tmp_path: Path) 
     with pytest.raises(ValueError) as error:
         pretrained.load(tmp_path / "model.safetensors")
     assert "down_blocks.0.resnets.0.conv1.bias" in str(error.value) and "lora.weight" in str(error.value)
+
+
+def test_all_that_configs_are_told_by_is_listed_at_once(single, tmp_path: Path) -> None:
+    unet, vae, text = single_file.UNET, single_file.VAE, single_file.TEXT
+    absent = (
+        f"{unet}input_blocks.1.0.in_layers.2.weight",
+        f"{unet}middle_block.1.proj_in.weight",
+        f"{vae}quant_conv.weight",
+        f"{vae}encoder.down.0.block.0.conv1.weight",
+        f"{text}text_model.embeddings.position_embedding.weight",
+    )
+    path = tmp_path / "model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(single[0]).items() if key not in absent}, path)
+    with pytest.raises(ValueError) as error:
+        pretrained.load(path)
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[0].startswith(f"{path} lacks tensors") and f"under {vae} there are " in lines[4]
+    assert [lines[index] for index in (2, 3, 5, 6, 8)] == [
+        "down_blocks.0.resnets.0.conv1.weight",
+        "mid_block.attentions.0.proj_in.weight",
+        "quant_conv.weight",
+        "encoder.down_blocks.0.resnets.0.conv1.weight",
+        "text_model.embeddings.position_embedding.weight",
+    ]
+    stored = {key: tensor for key, tensor in load_file(single[0]).items() if "_blocks." not in key}
+    save_file(stored, path)
+    with pytest.raises(
+        ValueError, match=r"lacks tensors .*\n.*model\.diffusion_model\.(.|\n)*down_blocks\.0\.resnets\.0"
+    ):
+        pretrained.load(path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -309,11 +349,22 @@ def test_other_single_files_are_refused(tmp_path: Path, key: str, message: str) 
         pretrained.load(tmp_path / "model.safetensors")
 
 
-def test_a_single_file_without_a_tokenizer_asks_for_one(single, tmp_path: Path) -> None:
-    path = Path(shutil.copy(single[0], tmp_path))
+@pytest.mark.parametrize("kind", ["single", "stable", "composer"])
+def test_a_model_without_a_tokenizer_asks_for_one(
+    kind: str, single, stable, tiny_model_folder: Path, tmp_path: Path, capsys
+) -> None:
+    source = {"single": single[0], "stable": stable[0], "composer": tiny_model_folder}[kind]
+    if kind == "single":
+        path = Path(shutil.copy(source, tmp_path))
+    else:
+        path = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer")))
     with pytest.raises(ValueError, match="holds no tokenizer: give the tokenizer folder"):
         Composer.load(path)
     assert Composer.load(path, tokenizer=TOKENIZER).config.condition == "pose"
+    convert_model(path, tmp_path / "converted", "--tokenizer", TOKENIZER)
+    assert (tmp_path / "converted/tokenizer/vocab.json").is_file()
+    said = "  left aside: 2 tensors of no network, 1 of them averages (model_ema.)\n"
+    assert (said in capsys.readouterr().out) == (kind == "single")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -376,6 +427,9 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
         tensors[second] = np.ones((2, 1), np.float32)
         save_file(tensors, file)
     lonely = Path(shutil.copy(single[0], tmp_path))
+    larger = Path(shutil.copytree(TOKENIZER, tmp_path / "larger"))
+    words = json.loads((larger / "vocab.json").read_text())
+    (larger / "vocab.json").write_text(json.dumps({**words, "one more": len(words)}))
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out"
     line = refused(broken, out)
@@ -384,6 +438,8 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
     assert line.count("unused: further.weight of another shape: ") == 2 and line.count(": (2, 1) in the file, (") == 2
     assert "give one with --tokenizer" in refused(lonely, out)
     assert "exists already; give a new folder" in refused(stable[0], broken)
+    assert "there is no model folder nowhere" in refused(stable[0], out, "--shared-with", "nowhere")
+    assert "they belong to different models" in refused(stable[0], out, "--tokenizer", larger)
     assert "inpainting" not in refused(tmp_path / "nowhere", out)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:

@@ -157,15 +157,20 @@ SCHEDULERS = (
     "DDPM",
     "DPMSolverMultistep",
     "EulerAncestralDiscrete",
+    "DEISMultistep",
     "EulerDiscrete",
+    "HeunDiscrete",
+    "KDPM2AncestralDiscrete",
+    "KDPM2Discrete",
     "LCM",
+    "LMSDiscrete",
     "PNDM",
     "UniPCMultistep",
 )
 
 
 # diffusers turns tensors into arrays in a way that NumPy 2 is about to drop; nothing of ours.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_any_scheduler_tells_the_process(name: str, tmp_path: Path) -> None:
     """Which of diffusers' schedulers a folder names is no matter: a sampler is chosen when composing."""
@@ -175,6 +180,12 @@ def test_any_scheduler_tells_the_process(name: str, tmp_path: Path) -> None:
     scheduler.save_pretrained(tmp_path / "scheduler")
     config = folder.load_part_config(tmp_path, "scheduler")
     assert (config.beta_start, config.beta_end, config.prediction_type) == (0.00085, 0.012, "v_prediction")
+    # Files that leave the spacing out mean the class's own default.
+    file = tmp_path / "scheduler/scheduler_config.json"
+    said = json.loads(file.read_text())
+    spacing = said.pop("timestep_spacing")
+    file.write_text(json.dumps(said))
+    assert folder.load_part_config(tmp_path, "scheduler").timestep_spacing == spacing
     scheduler.register_to_config(trained_betas=[0.1, 0.2])
     scheduler.save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match="trained_betas is .* which is not supported"):

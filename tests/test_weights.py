@@ -109,6 +109,38 @@ def test_an_index_names_a_file_that_is_not_there(tmp_path: Path) -> None:
         loaded(path)
 
 
+@pytest.mark.parametrize("meant", [1, 2, None])
+def test_a_tensor_in_two_shards_is_the_one_that_the_index_means(meant: int | None, tmp_path: Path) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    path = index(tmp_path / "unet", {"weight_map": {"first": names[0], "second": names[1]}})
+    save_file({"conv_in.bias": np.full(SHAPE, 2, np.float32)}, path / names[1])
+    if meant is None:
+        with pytest.raises(ValueError, match=r"index\.json: conv_in\.bias lies in several files"):
+            loaded(path)
+        return
+    said = {"weight_map": {"conv_in.bias": names[meant - 1], "other": names[2 - meant]}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(said))
+    assert np.array_equal(loaded(path), np.full(SHAPE, meant))
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_values_beyond_float16_are_refused(stored: str, tmp_path: Path) -> None:
+    given = np.full(SHAPE, 1e5, stored)
+    path = written(tmp_path / "unet", given)
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: conv_in\.bias holds values beyond float16's 65504: take"
+    ):
+        loaded(path, "float16")
+    assert np.isfinite(loaded(path, "bfloat16")).all()
+
+
+def test_a_pointer_is_called_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "unet", np.ones(SHAPE, np.float32))
+    (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(ValueError, match="is a pointer of Git LFS, not the weights: run git lfs pull"):
+        loaded(path)
+
+
 @pytest.mark.parametrize("weight_map", [None, 3, {}, ["model.safetensors"], {"conv_in.bias": 5}])
 def test_an_index_without_a_map(weight_map: Any, tmp_path: Path) -> None:
     path = index(tmp_path / "unet", {} if weight_map is None else {"weight_map": weight_map})

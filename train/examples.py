@@ -25,7 +25,8 @@ def example_of(
     From a set of pictures there are `images` and `canvases` uint8 (H, W, 3) in place of latents. Every time it chooses
     one of the sample's layouts. ValueError for an `augment` that latents, made once, cannot follow.
     """
-    latents, layouts, empty_ids = index["source"] == "latents", index["settings"]["layouts"], tokenizer.encode("")
+    latents, layouts = index["source"] == "latents", index["settings"]["layouts"]
+    empty_ids = tokenizer.encode("", model.text_encoder.max_position_embeddings)
     if latents and augment != AS_THEY_ARE:
         raise ValueError(
             f"latents cannot be changed by {augment}: train on the set of pictures, or leave the augmentation out"
@@ -64,7 +65,8 @@ def prompt_tokens(tokenizer: Tokenizer, sample: Sample, model: ComposerConfig) -
     Choice: what does not fit the prompt, or the model's number of assets, is left out, as one sample of many thousands
     must not end a run.
     """
-    return tokenizer.encode_prompt(sample["caption"], sample["phrases"], model.max_assets, strict=False)
+    length = model.text_encoder.max_position_embeddings
+    return tokenizer.encode_prompt(sample["caption"], sample["phrases"], model.max_assets, length, strict=False)
 
 
 def _from_latents(sample: Sample, layout: int, model: ComposerConfig) -> dict[str, np.ndarray]:

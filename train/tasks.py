@@ -168,7 +168,7 @@ def _compose(config: TrainConfig) -> Task:
     if pictures_given:
         params["vae"] = encoding
     height, width = model.latent_height, model.latent_width
-    empty_ids = tokenizer.encode("")
+    empty_ids = tokenizer.encode("", model.text_encoder.max_position_embeddings)
 
     def export(params: Tree, out: Path) -> None:
         folder.save(out, {**params, "vae": vae, "binder": params.get("binder", {})}, model, dtype=config.export_dtype)

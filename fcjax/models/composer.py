@@ -359,7 +359,7 @@ def show_canvas(canvas: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
 def decode_latents(
     params: dict[str, Any], config: ComposerConfig, latents: Float[Array, "b h w c"], *, dtype: Dtype = FLOAT32
 ) -> Float[Array, "b H W 3"]:
-    """Images clipped to [-1, 1] of scaled latents."""
+    """Images clipped to [-1, 1] of scaled latents; NaN where they are infinite, which clipping would hide."""
     vae = VAE(config.vae, dtype=dtype)
     images = _apply(vae, params["vae"], unscale_latents(config.vae, latents), method=VAE.decode)
-    return jnp.clip(images, -1.0, 1.0)
+    return jnp.where(jnp.isinf(images), jnp.nan, jnp.clip(images, -1.0, 1.0))
