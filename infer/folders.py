@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MASK_NAMES = ("{}", "{}_mask")
 """Masks have the person's stem, or as in VITON-HD that with _mask."""
+TURNED = (5, 6, 7, 8)
+"""EXIF's orientations that exchange height and width."""
 SHOWN = 5
 """How many names of a kind an error lists."""
 
@@ -158,14 +160,16 @@ def _mask(masks: Path | None, stem: str) -> Path | None:
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of a picture that can be decoded to its end; None of one that cannot."""
+    """Height and width of a picture as its EXIF turns it; None of one that is broken or holds floats."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
             # A JPEG is read to its end at an eighth of its size, which is several times as fast.
             image.draft(None, (1, 1))
             image.load()
-            return size
+            if image.mode == "F":
+                return None
+            return size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED else size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 

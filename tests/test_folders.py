@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fcjax.cli import run
 from fcjax.metrics import frechet_distance, kernel_distance, networks
@@ -18,7 +18,7 @@ from fcjax.metrics.protocols import PROTOCOLS
 from fcjax.pictures import open_rgb
 from infer import predictions, scoring
 from infer.evaluate import main
-from infer.folders import match
+from infer.folders import match, size_of
 from infer.predictions import FolderFlags, load_networks, score_folders, table, worst
 from infer.scoring import Networks
 
@@ -107,6 +107,28 @@ def test_everything_that_does_not_fit_is_listed_at_once(folders: tuple[Path, Pat
     matched = match(made, true, subset=True)
     assert [pair.name for pair in matched.pairs] == NAMES[3:]
     assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1}
+
+
+def test_sizes_are_those_of_turned_pictures(folders: tuple[Path, Path]):
+    """As cameras store portraits, EXIF turns them."""
+    turn = Image.Exif()
+    turn[ExifTags.Base.Orientation] = 6
+    for ending in ("jpg", "webp", "png", "tif"):
+        path = folders[0] / f"turned.{ending}"
+        Image.fromarray(picture(0, 24, 32)).save(path, exif=turn)
+        assert size_of(path) == open_rgb(path).shape[:2] == (32, 24)
+        path.unlink()
+    Image.fromarray(picture(3, 32, 24)).save(folders[0] / "00003_00.png", exif=turn)
+    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00"):
+        match(*folders)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_pictures_of_floats_are_listed_and_left_out(folders: tuple[Path, Path], value: float):
+    Image.fromarray(np.full((32, 24), value, np.float32)).save(folders[0] / "00001_00.png", "TIFF")
+    with pytest.raises(ValueError, match=r"1 unreadable \(00001_00.png\)"):
+        match(*folders)
+    assert len(match(*folders, subset=True).pairs) == 5
 
 
 def test_a_prediction_may_be_a_pixel_off_but_hr_viton_wants_one_size(folders: tuple[Path, Path]):
