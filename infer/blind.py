@@ -51,16 +51,15 @@ class Contest:
     made: Mapping[str, np.ndarray]
 
 
-def blind_page(title: str, contests: Sequence[Contest], seed: int = 0) -> tuple[str, dict[str, Any]]:
-    """The page, and its key. ValueError where there is nothing to compare."""
+def blind_page(title: str, contests: Sequence[Contest], seed: int) -> tuple[str, dict[str, Any]]:
+    """The page, and its key, which holds the seed of the orders. ValueError where there is nothing to compare."""
     if not contests or min(len(contest.made) for contest in contests) < 2:
-        raise ValueError("a comparison needs two models: name another with --also, or --without-binding")
-    orders, parts = [], []
-    for number, contest in enumerate(contests):
-        arms = list(contest.made)
-        order = [arms[place] for place in np.random.default_rng([seed, number]).permutation(len(arms))]
-        orders.append(order)
-        parts.append(_section(number, contest, [contest.made[arm] for arm in order]))
+        raise ValueError("a comparison needs pictures of two at least")
+    orders = balanced_orders(list(contests[0].made), len(contests), seed)
+    parts = [
+        _section(number, contest, [contest.made[arm] for arm in order])
+        for number, (contest, order) in enumerate(zip(contests, orders, strict=True))
+    ]
     page = hashlib.sha256(("".join(parts) + json.dumps(orders)).encode()).hexdigest()[:12]
     script = f"const PAGE = {json.dumps(page)}; const QUESTIONS = {json.dumps(list(QUESTIONS))};{_SCRIPT}"
     body = (
@@ -68,7 +67,17 @@ def blind_page(title: str, contests: Sequence[Contest], seed: int = 0) -> tuple[
         + "\n".join(parts)
         + '\n<button onclick="save()">Save my votes</button>'
     )
-    return document(title, body, script), {"page": page, "questions": QUESTIONS, "orders": orders}
+    return document(title, body, script), {"page": page, "questions": QUESTIONS, "seed": seed, "orders": orders}
+
+
+def balanced_orders(arms: Sequence[str], count: int, seed: int) -> list[list[str]]:
+    """An order of the arms for each set, by chance, but every arm stands at every place equally often (to within one
+    round)."""
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(len(arms)) for _ in range(-(-count // len(arms)))]
+    # A round's orders are one order turned.
+    orders = [np.roll(first, turn) for first in rounds for turn in range(len(arms))][:count]
+    return [[arms[int(place)] for place in orders[number]] for number in rng.permutation(count)]
 
 
 def _section(number: int, contest: Contest, pictures: Sequence[np.ndarray]) -> str:

@@ -53,7 +53,7 @@ def _write(request: Request, scored: Mapping[str, Scored]) -> None:
     if request.worst is not None:
         sheet(rows(first, worst(first, request.rows))).save(request.worst)
     if request.html is not None and request.blind:
-        write_contests(request.html, contests(scored, request.rows), request.seed)
+        write_contests(request.html, contests(scored, request.rows))
     elif request.html is not None:
         request.html.write_text(page(request, scored), encoding="utf-8")
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fcjax.metrics import Figure
-from infer.blind import QUESTIONS, Contest, blind_page, count_votes, tally
+from infer.blind import QUESTIONS, Contest, balanced_orders, blind_page, count_votes, tally
+from infer.pages import write_contests
 from infer.report_page import chart, data_uri, report_page
 
 RED, BLUE = (np.full((32, 24, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
@@ -98,8 +99,31 @@ def test_a_comparison_names_nobody(compared) -> None:
     for number, order in enumerate(key["orders"]):
         expected = [{"ours": (200, 0, 0), "theirs": (0, 0, 200)}[arm] for arm in order]
         assert shown[3 * number + 1 : 3 * number + 3] == expected
-    assert len({tuple(order) for order in key["orders"]}) == 2
+    assert sum(order[0] == "ours" for order in key["orders"]) == 4
     assert page.count('type="radio"') == 8 * 2 * len(QUESTIONS)
+
+
+@pytest.mark.parametrize(("arms", "count"), [("ab", 12), ("ab", 7), ("abcd", 12), ("abc", 2)])
+def test_no_arm_has_a_place_of_its_own(arms: str, count: int) -> None:
+    orders = balanced_orders(arms, count, seed=0)
+    assert len(orders) == count and all(sorted(order) == list(arms) for order in orders)
+    for place in range(len(arms)):
+        held = [sum(order[place] == arm for order in orders) for arm in arms]
+        assert max(held) - min(held) <= 1
+    assert orders == balanced_orders(arms, count, seed=0)
+    assert count < 4 or any(orders != balanced_orders(arms, count, seed) for seed in range(1, 4))
+
+
+def test_pages_differ_and_their_keys_tell_how(tmp_path: Path) -> None:
+    contests = [Contest("a", [], {"ours": RED, "theirs": BLUE}) for _ in range(20)]
+    keys = []
+    for name in ("a", "b"):
+        write_contests(tmp_path / f"{name}.html", contests)
+        keys.append(json.loads((tmp_path / f"{name}.key.json").read_text()))
+    assert (
+        keys[0]["orders"] != keys[1]["orders"]
+        and blind_page("Which picture is better?", contests, keys[0]["seed"])[1] == keys[0]
+    )
 
 
 def test_votes_are_counted_by_the_key(compared) -> None:
@@ -131,5 +155,5 @@ def test_files_that_are_no_votes(compared, text: str, expected: str) -> None:
 
 
 def test_one_model_is_no_comparison() -> None:
-    with pytest.raises(ValueError, match="needs two models"):
-        blind_page("Which?", [Contest("a", [], {"ours": RED})])
+    with pytest.raises(ValueError, match="of two at least"):
+        blind_page("Which?", [Contest("a", [], {"ours": RED})], seed=0)
