@@ -41,6 +41,11 @@ def cell(figure: Figure | None, digits: int | None = None) -> str:
     return f"{figure.mean:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
 
 
+def counted(count: int, what: str) -> str:
+    """So many things, in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def prepare_file(path: Path, overwrite: bool = True) -> None:
     """Makes the folder of a file to be written. ValueError where the path is a folder itself, or there already."""
     if path.is_dir():

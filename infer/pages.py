@@ -41,9 +41,14 @@ def write_page(
         path.write_text(page, encoding="utf-8")
 
 
+def key_file(page: Path) -> Path:
+    """Where the key of a comparison page lies."""
+    return page.with_suffix(".key.json")
+
+
 def write_contests(path: Path, contests: Sequence[Contest]) -> None:
     """Writes a comparison page, and whose pictures it shows beside it. Their order is new on every page."""
     # A title would tell whose pictures they are.
     page, key = blind_page("Which picture is better?", contests, secrets.randbits(32))
-    path.with_suffix(".key.json").write_text(json.dumps(key, indent=1) + "\n")
+    key_file(path).write_text(json.dumps(key, indent=1) + "\n")
     path.write_text(page, encoding="utf-8")

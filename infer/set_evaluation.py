@@ -217,6 +217,8 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
     further = likeness(request.clip, request.dino, request.faces)
     made_from = _checked_source(request)
     columns, size = _columns(request)
+    if request.blind and sum(column.composes for column in columns) < 2:
+        raise ValueError(f"--blind compares two at least, and {request.model} has no binding: name another with --also")
     sets = _open(request, size)
     count = _count(request, sets)
     with working_folder(flags.work, request.json) as folder:

@@ -317,7 +317,13 @@ def test_a_comparison_page_and_its_votes(tiny_model_folder, tmp_path, capsys):
     capsys.readouterr()
     run(main, ["--votes", str(votes), "--key", str(tmp_path / "page.key.json")])
     said = capsys.readouterr().out
-    assert [line.split()[-2:] for line in said.splitlines()[1:]] in ([["1", "0"], ["0", "1"]], [["0", "1"], ["1", "0"]])
+    assert said.startswith("1 voter, 2 sets\n")
+    counts = [[word[:-1] for word in line.split() if word.endswith(":")] for line in said.splitlines()[2:4]]
+    assert sorted(counts) == [["0", "1"], ["1", "0"]]
+    # Votes on the page that is there could no longer be counted.
+    with pytest.raises(SystemExit):
+        run(main, [str(flag) for flag in (*flags, "--size", 64, 48, "--html", page, "--blind")])
+    assert "page.key.json is there, of an earlier run" in capsys.readouterr().err
 
 
 def test_a_model_is_scored_once(tiny_model_folder):
@@ -335,6 +341,14 @@ def test_a_model_is_scored_once(tiny_model_folder):
         (["--json", "."], "is a folder"),
         (["--html", "."], "is a folder"),
         (["--blind"], "--blind needs --html"),
+        (
+            ["--blind", "--html", "a.html", "--no-without-binding"],
+            "mini alone: name another with --also, or take --with",
+        ),
+        (
+            ["--blind", "--html", "a.html", "--predictions", "p", "--split", "drawn"],
+            "p alone: name another with --also\n",
+        ),
         (["--without-binding", "--no-without-binding"], "one of them at most"),
         (["--votes", "a.json"], "--votes and --key belong together"),
         (["--votes", "a.json", "--key", "k.json"], "cannot read k.json"),

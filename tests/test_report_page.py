@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fcjax.metrics import Figure
-from infer.blind import QUESTIONS, Contest, balanced_orders, blind_page, count_votes, tally
+from infer.blind import QUESTIONS, Contest, balanced_orders, ballots, blind_page, count_votes
 from infer.pages import write_contests
 from infer.report_page import chart, data_uri, report_page
 
@@ -132,9 +132,37 @@ def test_votes_are_counted_by_the_key(compared) -> None:
     votes[0]["fidelity"] = key["orders"][0].index("theirs")
     for name in ("one.json", "two.json"):
         (folder / name).write_text(json.dumps({"page": key["page"], "votes": votes}))
-    counts = tally([folder / "one.json", folder / "two.json"], folder / "key.json")
-    assert count_votes([folder / "one.json"], folder / "key.json").splitlines()[0].split() == ["quality", "fidelity"]
-    assert counts == {"quality": {"ours": 16, "theirs": 0}, "fidelity": {"ours": 0, "theirs": 2}}
+    said = count_votes([folder / "one.json", folder / "two.json"], folder / "key.json")
+    rows = [re.split(r" {2,}", line) for line in said.splitlines()]
+    assert rows == [
+        ["2 voters, 8 sets"],
+        ["", "quality", "fidelity"],
+        ["ours", "16: 1.00 [1.00, 1.00]", "0: 0.00 [0.00, 0.00]"],
+        ["theirs", "0: 0.00 [0.00, 0.00]", "2: 1.00 [1.00, 1.00]"],
+        ["votes", "16", "2"],
+        ["abstentions", "0", "14"],
+    ]
+
+
+def test_everyone_has_one_vote_on_a_set(compared) -> None:
+    """The last one counts: in a file, in one that the same voter saved later, and of a file that is given twice."""
+    _, key, folder = compared
+    ours = key["orders"][0].index("ours")
+    for name, chosen in (("one", [1 - ours] * 4 + [ours]), ("two", [1 - ours])):
+        votes = [{"set": 0, "quality": one} for one in chosen]
+        (folder / f"{name}.json").write_text(json.dumps({"page": key["page"], "voter": "a", "votes": votes}))
+    one, two = folder / "one.json", folder / "two.json"
+    for files, expected in (([one, one], "ours"), ([one, two], "theirs"), ([two, folder / "." / "one.json"], "ours")):
+        _, [ballot] = ballots(files, folder / "key.json")
+        assert ballot == {0: {"quality": expected}}
+
+
+@pytest.mark.parametrize("changes", [{"orders": 3}, {"orders": []}, {"orders": [[1, 2]]}, {"questions": []}])
+def test_files_that_are_no_keys(compared, changes) -> None:
+    _, key, folder = compared
+    (folder / "key.json").write_text(json.dumps(key | changes))
+    with pytest.raises(ValueError, match="is not the key of a comparison page"):
+        count_votes([], folder / "key.json")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +171,13 @@ def test_votes_are_counted_by_the_key(compared) -> None:
         ("{", "cannot read .* as votes"),
         ("[]", "not votes .* page and votes"),
         ('{"page": "other", "votes": []}', "votes on the page other, the key .* is of"),
-        ('{"page": "PAGE", "votes": [{"set": 99, "quality": 0}]}', "a picture that the page does not show"),
+        *(
+            (f'{{"page": "PAGE", "votes": [{vote}]}}', "a set that the page does not show")
+            for vote in ('{"set": 99}', '{"set": -1, "quality": 0}', '{"set": true}', '{"quality": 0}', "null", '"a"')
+        ),
+        ('{"page": "PAGE", "votes": 3}', "votes must be a list"),
+        ('{"page": "PAGE", "votes": [{"set": 0, "quality": -1}]}', "a picture that the page does not show"),
+        ('{"page": "PAGE", "votes": [{"set": 0, "quality": [0]}]}', "a picture that the page does not show"),
         ('{"page": "PAGE", "votes": [{"set": 0, "quality": 2}]}', "a picture that the page does not show"),
     ],
 )
@@ -151,7 +185,7 @@ def test_files_that_are_no_votes(compared, text: str, expected: str) -> None:
     _, key, folder = compared
     (folder / "votes.json").write_text(text.replace("PAGE", key["page"]))
     with pytest.raises(ValueError, match=expected):
-        tally([folder / "votes.json"], folder / "key.json")
+        count_votes([folder / "votes.json"], folder / "key.json")
 
 
 def test_one_model_is_no_comparison() -> None:
