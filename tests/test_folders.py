@@ -19,7 +19,7 @@ from fcjax.pictures import open_rgb
 from infer import predictions, scoring
 from infer.evaluate import main
 from infer.folders import match, size_of
-from infer.predictions import FolderFlags, load_networks, score_folders, table, worst
+from infer.predictions import FolderFlags, lines, load_networks, score_folders, table, worst
 from infer.scoring import Networks
 
 NAMES = [f"{number:05d}_00" for number in range(6)]
@@ -100,13 +100,29 @@ def test_everything_that_does_not_fit_is_listed_at_once(folders: tuple[Path, Pat
         "1 missing (00000_00)",
         "1 extra (spare)",
         "1 unreadable (00001_00.jpg)",
-        "1 mis-sized (00002_00)",
+        "1 mis-sized (00002_00 32x32 for 64x48)",
+        "a prediction and its truth have one stem",
         "--subset",
     ):
         assert words in said
     matched = match(made, true, subset=True)
     assert [pair.name for pair in matched.pairs] == NAMES[3:]
-    assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1}
+    assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1, "unread": 0}
+
+
+def test_what_is_not_read_is_said(folders: tuple[Path, Path]):
+    for folder in folders:
+        Image.fromarray(picture(0)).save(folder / "more.gif")
+        Image.fromarray(picture(1)).save(folder / "read.tif")
+    (folders[0] / "rest").mkdir()
+    with pytest.raises(ValueError, match=r"2 unread \(.*made/more.gif, .*true/more.gif\); folders .*: .*made/rest"):
+        match(*folders)
+    matched = match(*folders, subset=True)
+    assert len(matched.pairs) == 7 and matched.problems.counts["unread"] == 2
+    assert matched.notes == [
+        "sizes (height x width) differ: predictions 32x24 (7); truth 64x48 (6), 32x24 (1)",
+        f"folders in folders are not searched: {folders[0] / 'rest'}",
+    ]
 
 
 def test_sizes_are_those_of_turned_pictures(folders: tuple[Path, Path]):
@@ -134,7 +150,7 @@ def test_pictures_of_floats_are_listed_and_left_out(folders: tuple[Path, Path], 
 def test_a_prediction_may_be_a_pixel_off_but_hr_viton_wants_one_size(folders: tuple[Path, Path]):
     save(folders[0] / "00003_00.png", np.pad(picture(3, 40, 24), ((0, 0), (0, 5), (0, 0))))
     assert len(match(*folders).pairs) == 6
-    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00\)"):
+    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00 40x29 among 32x24\)"):
         match(*folders, one_size=True)
 
 
@@ -164,7 +180,7 @@ def test_unpaired_sets_need_not_share_names(folders: tuple[Path, Path]):
     matched = match(made, true, paired=False)
     assert sorted(pair.truth.stem for pair in matched.pairs if pair.truth) == NAMES and not matched.problems.any
     next(iter(made.iterdir())).unlink()
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match="made holds 5 pictures and .*true 6: two sets of one number"):
         match(made, true, paired=False)
     left = match(made, true, paired=False, subset=True)
     assert sum(pair.truth is not None for pair in left.pairs) == 6
@@ -208,7 +224,8 @@ def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path:
     )
     assert worst(scored, 2) == [5, 4]
     said = table(scored)
-    assert said.startswith("ladi-512, paired, 6 pictures\n") and "numpy" in said and "KID, all pictures" in said
+    assert said.startswith("ladi-512, paired, 6 pictures\nsizes (height x width) differ: predictions 32x24 (6); truth")
+    assert "numpy" in said and "KID, all pictures" in said
 
 
 def test_catvton_scales_kid_and_resizes_the_reference(folders: tuple[Path, Path], tmp_path: Path):
@@ -248,12 +265,16 @@ def test_unpaired_pictures_are_compared_as_sets(folders: tuple[Path, Path], tmp_
     )
 
 
-def test_equal_pictures_have_no_psnr(folders: tuple[Path, Path], tmp_path: Path):
-    for name in NAMES[:2]:
+@pytest.mark.parametrize("equal", [2, 6])
+def test_equal_pictures_have_no_psnr(folders: tuple[Path, Path], tmp_path: Path, equal: int):
+    for name in NAMES[:equal]:
         save(folders[0] / f"{name}.png", open_rgb(folders[1] / f"{name}.jpg"))
     flags = flags_of(folders, metrics=("psnr",))
     scored = score_folders(flags, tmp_path / "work", quiet=True)
-    assert scored.figures[0] == {"psnr": None} and scored.summary()["psnr"].count == 4
+    assert scored.figures[0] == {"psnr": None} and scored.equal == equal
+    assert [line[::2] for line in lines(scored)] == [
+        *([["PSNR (dB)", "4"]] if equal < 6 else []), ["PSNR (dB) of equal pictures", str(equal)]
+    ]  # fmt: skip
 
 
 def test_processes_change_nothing(folders: tuple[Path, Path], tmp_path: Path):
@@ -307,15 +328,17 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
     assert "A SUBSET: 1 missing (00000_00) left out" in capsys.readouterr().out
     found = json.loads((tmp_path / "new/out.json").read_text())
     assert found["counts"] == {
-        "predictions": 5, "truth": 5, "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0}
+        "predictions": 5, "truth": 5,
+        "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0, "unread": 0}
     }  # fmt: skip
+    assert found["sizes"] == {"predictions": {"32x24": 5}, "truth": {"64x48": 5}} and len(found["notes"]) == 1
     assert found["protocol"]["name"] == "ladi-512" and found["seeds"] == {"intervals": 0, "kid_subsets": 0}
     assert found["versions"]["numpy"] == np.__version__ and len(found["pairs"]) == 5
     assert found["figures"]["ssim"]["low"] <= found["figures"]["ssim"]["mean"] <= found["figures"]["ssim"]["high"]
     with (tmp_path / "out.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [line["name"] for line in lines] == NAMES[1:]
-    assert float(lines[0]["ssim"]) == found["pairs"][0]["ssim"]
+        read = list(csv.DictReader(file))
+    assert [line["name"] for line in read] == NAMES[1:]
+    assert float(read[0]["ssim"]) == found["pairs"][0]["ssim"]
     with Image.open(tmp_path / "worst.png") as image:
         assert image.height > 512
     assert not (tmp_path / "new/out.json.partial").exists()
