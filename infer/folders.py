@@ -211,13 +211,14 @@ def size_of(path: Path) -> tuple[int, int] | None:
     """Height and width of a picture as its EXIF turns it; None of one that is broken or holds floats."""
     try:
         with Image.open(path) as image:
-            size = image.height, image.width
+            height, width = image.height, image.width
             # A JPEG is read to its end at an eighth of its size, which is several times as fast.
             image.draft(None, (1, 1))
             image.load()
             if image.mode == "F":
                 return None
-            return size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED else size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+            return (width, height) if turned else (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 

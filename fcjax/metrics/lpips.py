@@ -7,6 +7,8 @@ of squeeze in torch's cache and in the authors' package lpips; these files are r
 
 import functools
 import importlib.util
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -162,9 +164,7 @@ def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> 
     if len(files) > 1:
         given = _of_torch(network, *map(load_torch_file, files))
     elif path.suffix == ".npz":
-        with np.load(path) as archive:
-            flat = {name: archive[name] for name in archive.files}
-        given = {}
+        flat, given = _archive(path), {}
         for name, array in flat.items():
             place, _, leaf = name.rpartition("/")
             given.setdefault(place, {})[leaf] = array
@@ -183,6 +183,17 @@ def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> 
         name: {leaf: jnp.asarray(given[name][leaf], jnp.float32) for leaf in leaves} for name, leaves in shapes.items()
     }
     return LPIPS(network, params, files)
+
+
+def _archive(path: Path) -> dict[str, ndarray]:
+    """The arrays of a .npz. ValueError for a file that is none, and for one of whose arrays holds Python's objects."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz of LPIPS weights, or is not complete: load or copy it again")
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is a broken .npz, or holds more than plain arrays: save arrays of numbers") from None
 
 
 def _installed(network: Network) -> list[Path]:
