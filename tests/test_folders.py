@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -313,6 +315,38 @@ def test_a_killed_run_goes_on(folders: tuple[Path, Path], tmp_path: Path, monkey
     save(folders[0] / "00000_00.png", picture(77))
     with pytest.raises(ValueError, match="a run with other pictures or settings: delete it"):
         score_folders(flags, tmp_path / "work", NETWORKS, quiet=True)
+
+
+def test_one_of_many_claims_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All find no claim and write; one is the first, and the others see the whole of it."""
+    barrier, write, seen = threading.Barrier(4), Path.write_text, []
+
+    def slowly(path: Path, text: str) -> int:
+        barrier.wait()
+        half = len(text) // 2
+        with path.open("w") as file:
+            file.write(text[:half])
+            file.flush()
+            time.sleep(0.05)
+            return file.write(text[half:])
+
+    monkeypatch.setattr(Path, "write_text", slowly)
+
+    def claims(number: int):
+        try:
+            scoring.claim(tmp_path / "work", {"run": number, "long": "x" * 100})
+            seen.append(number)
+        except ValueError as error:
+            assert "another run" in str(error) or "other pictures" in str(error)
+
+    threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.setattr(Path, "write_text", write)
+    assert len(seen) == 1 and [path.name for path in (tmp_path / "work").iterdir()] == ["made-from.json"]
+    scoring.claim(tmp_path / "work", {"run": seen[0], "long": "x" * 100})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
