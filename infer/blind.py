@@ -16,13 +16,16 @@ import numpy as np
 
 from fcjax.metrics import bootstrap_runs
 from infer.figures import aligned, cell, counted
-from infer.report_page import data_uri, document, row
+from infer.report_page import document, figure, row
 from infer.sheet import Panel
 
 QUESTIONS = {
     "quality": "Which picture has the better quality?",
     "fidelity": "Which picture is truer to the garments and the words?",
 }
+"""What a page asks; the second only where it shows what everybody was given."""
+HEIGHT = 1024
+"""Pixels of the pictures that are judged, at most."""
 _SCRIPT = """
 const VOTER = Math.random().toString(36).slice(2);
 function save() {
@@ -59,18 +62,20 @@ def blind_page(title: str, contests: Sequence[Contest], seed: int) -> tuple[str,
     if not contests or min(len(contest.made) for contest in contests) < 2:
         raise ValueError("a comparison needs pictures of two at least")
     orders = balanced_orders(list(contests[0].made), len(contests), seed)
+    told = any(contest.given for contest in contests)
+    questions = {name: words for name, words in QUESTIONS.items() if told or name != "fidelity"}
     parts = [
-        _section(number, contest, [contest.made[arm] for arm in order])
+        _section(number, contest, [contest.made[arm] for arm in order], questions)
         for number, (contest, order) in enumerate(zip(contests, orders, strict=True))
     ]
     page = hashlib.sha256(("".join(parts) + json.dumps(orders)).encode()).hexdigest()[:12]
-    script = f"const PAGE = {json.dumps(page)}; const QUESTIONS = {json.dumps(list(QUESTIONS))};{_SCRIPT}"
+    script = f"const PAGE = {json.dumps(page)}; const QUESTIONS = {json.dumps(list(questions))};{_SCRIPT}"
     body = (
         "<p>Choose a picture for each question; leave a question out where you cannot tell. Then save.</p>\n"
         + "\n".join(parts)
         + '\n<button onclick="save()">Save my votes</button>'
     )
-    return document(title, body, script), {"page": page, "questions": QUESTIONS, "seed": seed, "orders": orders}
+    return document(title, body, script), {"page": page, "questions": questions, "seed": seed, "orders": orders}
 
 
 def balanced_orders(arms: Sequence[str], count: int, seed: int) -> list[list[str]]:
@@ -83,12 +88,8 @@ def balanced_orders(arms: Sequence[str], count: int, seed: int) -> list[list[str
     return [[arms[int(place)] for place in orders[number]] for number in rng.permutation(count)]
 
 
-def _section(number: int, contest: Contest, pictures: Sequence[np.ndarray]) -> str:
-    shown = "".join(
-        f'<figure><img alt="picture {place + 1}" src="{data_uri(picture)}">'
-        f"<figcaption>picture {place + 1}</figcaption></figure>"
-        for place, picture in enumerate(pictures)
-    )
+def _section(number: int, contest: Contest, pictures: Sequence[np.ndarray], questions: Mapping[str, str]) -> str:
+    shown = "".join(figure(f"picture {place}", picture, HEIGHT) for place, picture in enumerate(pictures, 1))
     asked = "".join(
         f"<fieldset><legend>{words}</legend>"
         + "".join(
@@ -96,11 +97,11 @@ def _section(number: int, contest: Contest, pictures: Sequence[np.ndarray]) -> s
             for place in range(len(pictures))
         )
         + "</fieldset>"
-        for name, words in QUESTIONS.items()
+        for name, words in questions.items()
     )
     given = row([*contest.given]) if contest.given else ""
     head = f"<h2>{number + 1}. {html.escape(contest.prompt)}</h2>"
-    return f'<section>{head}{given}<div class="row">{shown}</div>{asked}</section>'
+    return f'<section>{head}{given}<div class="row made">{shown}</div>{asked}</section>'
 
 
 Ballot = dict[int, dict[str, str]]

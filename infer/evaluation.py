@@ -151,7 +151,8 @@ def worst(evaluation: Evaluation, arm: str, count: int) -> list[int]:
 
 
 def given(one: EvaluationSet) -> list[Panel]:
-    """Assets and pose of a set."""
+    """Assets and pose of a set, and the person whom they are put on."""
     charts = preview(one.maps)
     pose = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
-    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, pose)]
+    person: list[Panel] = [] if one.person is None else [("the person", one.person.image)]
+    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, pose), *person]

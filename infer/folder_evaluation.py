@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +83,12 @@ def page(request: Request, scored: Mapping[str, Scored]) -> str:
     summaries = {
         name: {WORDS[metric]: figure for metric, figure in one.summary().items()} for name, one in scored.items()
     }
-    shown: Sequence = []
     if first.flags.pairing == "paired":
         shown = rows(first, range(min(request.rows, len(first.matched.pairs))))
+    else:
+        shown = [
+            [(f"{name}: {one.prompt}", picture) for name, picture in one.made.items()]
+            for one in contests(scored, request.rows)
+        ]
     told = {**first.networks, **predictions.versions()}
     return report_page(title(first), told, summaries, shown, {name: lines(one) for name, one in scored.items()})

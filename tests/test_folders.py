@@ -457,6 +457,14 @@ def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, mo
     key = json.loads((tmp_path / "votes.key.json").read_text())
     assert len(key["orders"]) == 2 and set(key["orders"][0]) == {"one", "two"}
     assert (tmp_path / "votes.html").read_text().count("<img") == 6
+    # Without garments or a truth, nobody can tell what is truer to them; a report shows the pictures and what compares sets.
+    unpaired = [*words, "--pairing", "unpaired", "--html"]
+    run(main, [str(word) for word in (*unpaired, tmp_path / "quality.html", "--blind")])
+    assert list(json.loads((tmp_path / "quality.key.json").read_text())["questions"]) == ["quality"]
+    assert "truer" not in (tmp_path / "quality.html").read_text() and "truer" in (tmp_path / "votes.html").read_text()
+    run(main, [str(word) for word in (*unpaired, tmp_path / "sets.html")])
+    page = (tmp_path / "sets.html").read_text()
+    assert page.count("<img") == 4 and page.count("KID, all pictures") == 2 and "Means with" not in page
     # Nothing is written over what is there.
     with pytest.raises(SystemExit):
         run(main, [str(word) for word in (*words, "--csv", tmp_path / "o.csv")])

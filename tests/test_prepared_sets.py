@@ -23,6 +23,7 @@ from infer import predictions, set_evaluation
 from infer.arms import Arm
 from infer.evaluate import main
 from infer.evaluation import table
+from infer.evaluation import given
 from infer.evaluation_request import Request
 from infer.predictions import FolderFlags, Scored
 from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered, stored_regions, without_bare, worn_of
@@ -155,6 +156,7 @@ def test_try_on_of_wardrobes_people(tmp_path: Path):
         for index in range(len(sets)):
             one, own = sets[index], sets.data[sets.indices[index]]
             assert not one.target.regions[~one.person.mask].any()
+            assert given(one)[-1][0] == "the person" and given(one)[-1][1] is one.person.image
             seen = np.unique(one.target.regions)
             worn = worn_of(sets.data[sets.donors[index]])
             # A swatch as well as a flat is looked for where such a thing is worn.

@@ -58,12 +58,15 @@ def test_a_report_holds_all_it_shows() -> None:
         "<other>": {"PSNR": Figure(21.5, 20, 23, 9, 9)},
     }
     page = report_page(
-        "An <evaluation>", {"count": 10, "size": (32, 24), "also": ()}, figures, [[("a & b", RED)], [("", BLUE)]]
+        "An <evaluation>",
+        {"count": 10, "size": (32, 24), "also": (), "seed": 0},
+        figures,
+        [[("a & b", RED)], [("", BLUE)]],
     )
     read = Reader(page)
     assert [address[:22] for address in read.addresses] == ["data:image/png;base64,"] * 2 and "http" not in page
     assert "0.800 [0.700, 0.900]" in read.words and "21.5 [20.0, 23.0]" in read.words and "a & b" in read.words
-    assert "<other>" in read.words and "also" not in read.words
+    assert "<other>" in read.words and "also" not in read.words and "seed0" in read.words
     assert colors(page) == [(200, 0, 0), (0, 0, 200)] and page.count("<svg") == 2
 
 
@@ -74,10 +77,21 @@ def test_charts_reach_below_zero_and_stand_without_values() -> None:
     assert "<svg" in chart("nothing", {}) and "nan" not in chart("zero", {"a": Figure(0, 0, 0, 1, 1)})
 
 
-def test_large_pictures_are_made_smaller() -> None:
-    large = np.zeros((600, 300, 3), np.uint8)
-    held = base64.b64decode(data_uri(large).partition(",")[2])
-    assert Image.open(io.BytesIO(held)).size == (128, 256)
+@pytest.mark.parametrize(
+    ("most", "kept", "kind"), [(256, (192, 256), "png"), (1024, (768, 1024), "jpeg"), (2048, (900, 1200), "jpeg")]
+)
+def test_large_pictures_are_made_smaller(most: int, kept: tuple[int, int], kind: str) -> None:
+    head, _, held = data_uri(Image.new("RGB", (900, 1200), (200, 30, 30)), most).partition(",")
+    image = Image.open(io.BytesIO(base64.b64decode(held)))
+    assert image.size == kept and head == f"data:image/{kind};base64"
+    assert np.abs(np.asarray(image, int) - (200, 30, 30)).max() <= 3
+
+
+def test_judged_pictures_are_large() -> None:
+    page, _ = blind_page("Which?", [Contest("a", [], {"ours": np.zeros((1100, 8, 3), np.uint8), "b": RED})], seed=0)
+    [held] = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", page)
+    assert Image.open(io.BytesIO(base64.b64decode(held))).height == 1024
+    assert page.count('class="few"') == 1
 
 
 @pytest.fixture
