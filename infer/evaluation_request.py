@@ -185,10 +185,11 @@ class Request:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The flags of a model's evaluation as plain data."""
+        """The flags of a model's evaluation as plain data; of pictures that are there, without those of a model."""
         held = asdict(self) | {"split": self.wardrobe}
         del held["folders"]
         if self.scores_pictures:
+            held = {name: value for name, value in held.items() if name not in set(MODELS) - {*OF_SETS, "model"}}
             held["model"] = str(self.folders.predictions)
         return {name: str(value) if isinstance(value, Path) else value for name, value in held.items()}
 

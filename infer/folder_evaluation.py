@@ -33,7 +33,8 @@ def score_predictions(request: Request, networks: Networks | None = None) -> Non
         scored: dict[str, Scored] = {}
         for place, (name, made) in enumerate(zip(request.names, request.drawn_by, strict=True)):
             own = dataclasses.replace(flags, predictions=Path(made))
-            scored[name] = score_folders(own, work / str(place) if place else work, networks, seed=request.seed)
+            found = score_folders(own, work / str(place) if place else work, networks, seed=request.seed)
+            scored[name] = dataclasses.replace(found, name=name)
         print("\n\n".join(predictions.table(one) for one in scored.values()))
         _write(request, scored)
 

@@ -133,6 +133,13 @@ class Scored:
     distances: dict[str, float]
     seed: int
     networks: dict[str, str]
+    name: str = ""
+    """What a table calls it, by default its folder."""
+
+    @property
+    def called(self) -> str:
+        """What a table calls it."""
+        return self.name or str(self.flags.predictions)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -257,7 +264,7 @@ def lines(scored: Scored) -> list[list[str]]:
 
 def table(scored: Scored) -> str:
     """The figures as text, with what they rest on."""
-    rows = [["", str(scored.flags.predictions), "pictures"], *lines(scored)]
+    rows = [["", scored.called, "pictures"], *lines(scored)]
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
     return "\n".join([title(scored), *scored.matched.notes, aligned(rows), said])
 
@@ -271,6 +278,7 @@ def report(scored: Scored) -> dict[str, Any]:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(scored.flags).items()}
     return {
         "title": title(scored),
+        "name": scored.called,
         "settings": flags,
         "protocol": dataclasses.asdict(scored.protocol),
         "networks": scored.networks,

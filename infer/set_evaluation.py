@@ -194,7 +194,10 @@ def by_protocol(
             made, true = folder / str(place), folder / "people"
             own = dataclasses.replace(flags, predictions=made, truth=true, csv=None, work=None)
             kept = folder / f"scores-{place}-of-{count}"
-            found[column.name] = score_matched(Matched(pairs), own, kept, nets, seed=seed)
+            scored = score_matched(Matched(pairs), own, kept, nets, seed=seed)
+            # The pictures' own folders may be gone when their figures are read.
+            flags_shown = dataclasses.replace(own, predictions=None, truth=None)
+            found[column.name] = dataclasses.replace(scored, name=column.name, flags=flags_shown)
     return found
 
 
@@ -316,7 +319,7 @@ def _held(sets: Sets, count: int) -> int:
 
 
 def _protocol_tables(scored: dict[str, Scored]) -> list[str]:
-    return [f"{name}: {predictions.table(one)}" for name, one in scored.items()]
+    return [predictions.table(one) for one in scored.values()]
 
 
 def _write(
@@ -339,12 +342,13 @@ def _write(
         }
         request.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if request.folders.csv is not None:
-        lines: list[dict[str, Any]] = [
-            {name: float(np.mean(values)) for name, values in own.items()} for own in evaluation.figures(main)
-        ]
-        for line, own in zip(lines, scored[main].figures if scored else [], strict=False):
-            line |= {f"protocol_{name}": value for name, value in own.items()}
-        write_csv(request.folders.csv, [f"{index:06d}" for index in range(count)], lines)
+        lines: list[dict[str, Any]] = []
+        for arm in (column.name for column in columns if column.composes):
+            protocol = scored[arm].figures if scored else [{}] * count
+            for own, other in zip(evaluation.figures(arm), protocol, strict=True):
+                means = {name: float(np.mean(values)) for name, values in own.items()}
+                lines.append({"model": arm, **means, **{f"protocol_{name}": value for name, value in other.items()}})
+        write_csv(request.folders.csv, [f"{place % count:06d}" for place in range(len(lines))], lines)
     first = range(min(request.rows, count))
     if request.html is not None:
         make = _contest if request.blind else _row

@@ -445,9 +445,15 @@ def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, mo
     words += ["--protocol", "ladi-512", "--rows", "2"]
     written = ["--json", tmp_path / "o.json", "--csv", tmp_path / "o.csv", "--html", tmp_path / "report.html"]
     run(main, [str(word) for word in (*words, *written)])
-    assert capsys.readouterr().out.count("ladi-512, paired, 6 pictures") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("ladi-512, paired, 6 pictures") == 2
+    assert [line.split() for line in printed.splitlines() if line.endswith("  pictures")] == [
+        ["one", "pictures"],
+        ["two", "pictures"],
+    ]
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["figures"] == found["also"]["two"]["figures"] and found["distances"]["fid"] > 0
+    assert found["name"] == "one" and found["also"]["two"]["name"] == "two"
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 4 and "KID, all pictures" in page and "<th>two</th>" in page
     with (tmp_path / "o.csv").open() as file:
@@ -457,7 +463,7 @@ def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, mo
     key = json.loads((tmp_path / "votes.key.json").read_text())
     assert len(key["orders"]) == 2 and set(key["orders"][0]) == {"one", "two"}
     assert (tmp_path / "votes.html").read_text().count("<img") == 6
-    # Without garments or a truth, nobody can tell what is truer to them; a report shows the pictures and what compares sets.
+    # Without garments or a truth nobody can tell what is truer to them; a report has pictures and what compares sets.
     unpaired = [*words, "--pairing", "unpaired", "--html"]
     run(main, [str(word) for word in (*unpaired, tmp_path / "quality.html", "--blind")])
     assert list(json.loads((tmp_path / "quality.key.json").read_text())["questions"]) == ["quality"]
