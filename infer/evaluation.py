@@ -35,6 +35,8 @@ class Evaluation:
     swap_indices: list[int]
     further: dict[str, str] = field(default_factory=dict)
     """Figures beside those of FIGURES that the scores hold, with the words that a table has for them."""
+    together: int = 1
+    """So many sets in a row are of one person, and one group of their intervals."""
 
     @property
     def words(self) -> dict[str, str]:
@@ -51,15 +53,16 @@ class Evaluation:
         """Means and intervals, in the order of the table; figures without a value are left out."""
         values = self.figures(arm)
         groups = {name: [one.get(name, []) for one in values] for name in self.words}
-        groups["swap_test"] = [[float(exchanged)] for exchanged in self.results[arm].swaps]
-        found = {name: bootstrap(groups[name]) for name in self.words}
+        found = {name: bootstrap(groups[name], together=self.together) for name in self.words}
+        found["swap_test"] = bootstrap([[float(exchanged)] for exchanged in self.results[arm].swaps])
         return {name: figure for name, figure in found.items() if figure is not None}
 
     def textures(self, arm: str) -> dict[str, Figure]:
         """Texture correlation by pattern, by name."""
         scores = self.results[arm].scores
         names = sorted({name for one in scores for name in one.textures})
-        found = {name: bootstrap([one.textures.get(name, []) for one in scores]) for name in names}
+        groups = {name: [one.textures.get(name, []) for one in scores] for name in names}
+        found = {name: bootstrap(own, together=self.together) for name, own in groups.items()}
         return {name: figure for name, figure in found.items() if figure is not None}
 
 

@@ -115,7 +115,8 @@ def score_drawn(
     ValueError where there are not so many.
     """
     words = {name: said for name, (said, _) in further.items()}
-    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words)
+    together = sets.together if isinstance(sets, WardrobeSets) else 1
+    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words, together)
     with tqdm(total=count + swaps, unit="set", desc="evaluating", disable=quiet) as bar:
         for index in range(count + SWAP_SCAN * swaps):
             left = swaps - len(results.swap_indices)

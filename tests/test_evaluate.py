@@ -10,11 +10,21 @@ from PIL import Image
 
 from fcjax.cli import run
 from fcjax.composer import Composer
-from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
+from fcjax.metrics import (
+    FIGURES,
+    Figure,
+    Target,
+    asset_palette,
+    nearest_palette,
+    places_exchanged,
+    region_palette,
+    score,
+)
 from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms, without_binding
 from infer.evaluate import main
 from infer.evaluation import report, table, worst
 from infer.evaluation_request import Request
+from infer.figures import cell
 from infer.set_evaluation import draw, score_drawn
 from infer.sets import DrawnSets, WardrobeSets
 
@@ -107,6 +117,26 @@ def test_table_and_report(evaluated):
     assert figure["low"] <= figure["mean"] <= figure["high"] and figure["groups"] <= 6 <= figure["count"]
     assert len(found["sets"]) == 6 and all(one["prompt"] for one in found["sets"])
     assert [one["painted"] for one in found["swaps"]] == [True] * 3
+
+
+def test_sets_of_one_person_are_one_group(tmp_path):
+    evaluation = score_drawn(WardrobeSets("alike", 1, *SIZE), [TRUTHFUL], tmp_path, 4, quiet=True)
+    assert evaluation.summary(TRUTH)["binding_accuracy"].groups == 2
+    assert all(figure.groups <= 2 for figure in evaluation.textures(TRUTH).values())
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (Figure(0.5, 0.25, 1.0000000000000002, 8, 4), "0.500 [0.250, 1.000]"),
+        (Figure(0.5, 0.5, 0.5, 2, 1), "0.500"),
+        (Figure(0.5, 0.5, 0.5, 2, 2), "0.500 [0.500, 0.500]"),
+        (Figure(20.0, 10.0, 30.0, 2, 2), "20.0 [10.0, 30.0]"),
+        (None, "-"),
+    ],
+)
+def test_cells(figure, said):
+    assert cell(figure) == said
 
 
 def test_the_worst_sets_come_first(evaluated):
