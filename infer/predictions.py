@@ -150,6 +150,12 @@ class Scored:
         }
 
     @property
+    def kid_is_whole(self) -> bool:
+        """Whether KID's subsets are of all pictures."""
+        counts = self.counts
+        return counts["predictions"] == counts["truth"] <= SUBSET_SIZE
+
+    @property
     def equal(self) -> int:
         """Pairs of equal pictures, whose PSNR is infinite and stands in no mean."""
         return sum("psnr" in one and one["psnr"] is None for one in self.figures)
@@ -254,11 +260,14 @@ def lines(scored: Scored) -> list[list[str]]:
         found.append([f"{WORDS['psnr']} of equal pictures", "inf", str(scored.equal)])
     count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
     for name, value in scored.distances.items():
-        if name == "kid":
+        if name == "fid":
+            found.append(["FID", f"{value:.4f}", count])
+        elif name == "kid" and not scored.kid_is_whole:
             deviation = scored.distances["kid_deviation"]
             found.append([f"{kid}, mean of {SUBSETS} subsets", f"{value:.4f} ± {deviation:.4f}", count])
-        elif name in ("fid", "kid_exact"):
-            found.append(["FID" if name == "fid" else f"{kid}, all pictures", f"{value:.4f}", count])
+        elif name == "kid_exact":
+            whole = f", as every subset of {SUBSET_SIZE}" if scored.kid_is_whole else ""
+            found.append([f"{kid}, all pictures{whole}", f"{value:.4f}", count])
     return found
 
 
@@ -290,7 +299,9 @@ def report(scored: Scored) -> dict[str, Any]:
         "sizes": scored.matched.sizes,
         "notes": scored.matched.notes,
         "intervals": f"95 % percentile bootstrap over pairs, {RESAMPLES} resamples; none of FID",
-        "kid": f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
+        "kid": "every subset is of all pictures"
+        if scored.kid_is_whole
+        else f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
         "figures": {name: figure._asdict() for name, figure in scored.summary().items()},
         "distances": scored.distances,
         "pairs": [

@@ -227,7 +227,12 @@ def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path:
     assert worst(scored, 2) == [5, 4]
     said = table(scored)
     assert said.startswith("ladi-512, paired, 6 pictures\nsizes (height x width) differ: predictions 32x24 (6); truth")
-    assert "numpy" in said and "KID, all pictures" in said
+    assert "numpy" in said and "KID, all pictures, as every subset of 1000" in said and "±" not in said
+    scored = score_folders(
+        flags_of(folders, pairing="unpaired", subset=True, metrics=("kid",)), tmp_path / "u", NETWORKS, quiet=True
+    )
+    scored.matched.pairs[0] = dataclasses.replace(scored.matched.pairs[0], prediction=None)
+    assert [name for name, *_ in lines(scored)] == ["KID, mean of 100 subsets", "KID, all pictures"]
 
 
 def test_catvton_scales_kid_and_resizes_the_reference(folders: tuple[Path, Path], tmp_path: Path):
