@@ -14,7 +14,7 @@ OF_SETS = ("also", "labels", "count", "sheet", "clip", "dino", "faces")
 """Flags of all sets, whoever draws them."""
 MODELS = (*OF_SETS, "model", "without_binding", "steps", "sampler", "guidance", "size", "shard", "pictures")
 """Flags of all that lets models compose."""
-OF_FOLDERS = ("protocol", "metrics", "lpips_weights", "inception_weights", "workers", "batch")
+OF_FOLDERS = ("protocol", "metrics", "ssim_border", "lpips_weights", "inception_weights", "workers", "batch")
 """Flags of the protocols that apply to a model's pictures too."""
 Split = Literal["heldout", "train", "alike", "drawn"]
 

@@ -17,6 +17,7 @@ from fcjax.metrics.distributions import SUBSET_SIZE, SUBSETS
 from fcjax.metrics.intervals import RESAMPLES
 from fcjax.metrics.networks.weights import digest
 from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, Protocol
+from fcjax.metrics.ssim import Border
 from fcjax.pictures import open_rgb
 from infer.figures import aligned, cell, counted, versions
 from infer.folders import Matched, Pair, match
@@ -24,6 +25,10 @@ from infer.scoring import SIDES, Networks, Scratch, score_pairs
 from infer.sheet import Panel
 
 WORDS: dict[str, str] = {"ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS", "fid": "FID", "kid": "KID"}
+BORDERS: dict[Border, str] = {
+    "reflect": "border mirrored, as torchmetrics from 1.4.2",
+    "crop": "border cropped, as torchmetrics before 1.4.2 and scikit-image",
+}
 METRICS: tuple[Metric, ...] = get_args(Metric)
 ProtocolName = Literal["catvton-512", "ladi-512", "promptdresser-1024", "hrviton"]
 
@@ -38,6 +43,9 @@ class FolderFlags:
     """The folder of true pictures (VITON-HD: test/image)."""
     protocol: ProtocolName | None = None
     """Whose script is followed; the docstring of fcjax.metrics.protocols tells them apart."""
+    ssim_border: Border | None = None
+    """SSIM's at the border, if not as the protocol says: reflect mirrors windows as torchmetrics does since 1.4.2, crop
+    leaves them out as it did before, and as scikit-image does."""
     pairing: Literal["paired", "unpaired"] = "paired"
     """Unpaired pictures show other garments than the truth: FID and KID alone."""
     metrics: tuple[Metric, ...] = ()
@@ -70,6 +78,7 @@ class FolderFlags:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         protocol = PROTOCOLS[self.protocol]
+        protocol = dataclasses.replace(protocol, border=self.ssim_border or protocol.border)
         protocol.check(self.metrics)
         paired = self.pairing == "paired"
         possible = [metric for metric in protocol.metrics if paired or metric in DISTRIBUTION]
@@ -255,7 +264,8 @@ def lines(scored: Scored) -> list[list[str]]:
     """The figures with the numbers of pictures that they rest on, as rows of a table."""
     found = []
     for name, figure in scored.summary().items():
-        found.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+        words = WORDS[name] + (f" ({BORDERS[scored.protocol.border]})" if name == "ssim" else "")
+        found.append([words, cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
     if scored.equal:
         found.append([f"{WORDS['psnr']} of equal pictures", "inf", str(scored.equal)])
     count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
@@ -290,6 +300,7 @@ def report(scored: Scored) -> dict[str, Any]:
         "name": scored.called,
         "settings": flags,
         "protocol": dataclasses.asdict(scored.protocol),
+        "ssim": BORDERS[scored.protocol.border],
         "networks": scored.networks,
         "versions": versions(),
         "seeds": {"intervals": scored.seed, "kid_subsets": scored.seed},

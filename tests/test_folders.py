@@ -17,11 +17,12 @@ from PIL import ExifTags, Image
 from fcjax.cli import run
 from fcjax.metrics import frechet_distance, kernel_distance, networks
 from fcjax.metrics.protocols import PROTOCOLS
+from fcjax.metrics.ssim import ssim
 from fcjax.pictures import open_rgb
 from infer import predictions, scoring
 from infer.evaluate import main
 from infer.folders import match, size_of
-from infer.predictions import FolderFlags, lines, load_networks, score_folders, table, worst
+from infer.predictions import FolderFlags, lines, load_networks, report, score_folders, table, worst
 from infer.scoring import Networks
 
 NAMES = [f"{number:05d}_00" for number in range(6)]
@@ -233,6 +234,17 @@ def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path:
     )
     scored.matched.pairs[0] = dataclasses.replace(scored.matched.pairs[0], prediction=None)
     assert [name for name, *_ in lines(scored)] == ["KID, mean of 100 subsets", "KID, all pictures"]
+
+
+@pytest.mark.parametrize(
+    ("border", "said"), [("crop", "border cropped"), (None, "border mirrored"), ("reflect", "border mirrored")]
+)
+def test_ssims_border_is_chosen_and_told(folders: tuple[Path, Path], tmp_path: Path, border, said: str):
+    scored = score_folders(flags_of(folders, ssim_border=border, metrics=("ssim",)), tmp_path / "work", quiet=True)
+    [pair, *_] = match(*folders).pairs
+    shown = PROTOCOLS["ladi-512"].pair(open_rgb(pair.prediction), open_rgb(pair.truth))
+    assert scored.figures[0] == {"ssim": ssim(*shown, border=border or "reflect")}
+    assert f"SSIM ({said}, as torchmetrics" in table(scored) and report(scored)["ssim"].startswith(said)
 
 
 def test_catvton_scales_kid_and_resizes_the_reference(folders: tuple[Path, Path], tmp_path: Path):
