@@ -97,37 +97,39 @@ class FolderFlags:
 
 def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFlags) -> Networks:
     """What these metrics need. ValueError says which weights are missing, and what runs without them."""
-    # Here, because it takes seconds that a request with a mistake need not wait for.
     lpips = inception = None
-    names = {}
+    names: dict[str, str] = {}
+    lost: list[Metric] = []
+    said: list[str] = []
+    # Imports stand here, because they take seconds that a request with a mistake need not wait for.
     if "lpips" in metrics:
         from fcjax.metrics.lpips import load_lpips
 
-        with _saying_what_is_left(metrics, ("lpips",), "--lpips-weights"):
+        try:
             lpips = load_lpips(protocol.lpips, flags.lpips_weights)
-        names["lpips"] = f"{protocol.lpips}, {_files(lpips.files)}"
-    if any(metric in DISTRIBUTION for metric in metrics):
+            names["lpips"] = f"{protocol.lpips}, {_files(lpips.files)}"
+        except ValueError as error:
+            lost.append("lpips")
+            said.append(f"lpips cannot be had: {error} (--lpips-weights names a file)")
+    sets = [metric for metric in metrics if metric in DISTRIBUTION]
+    if sets:
         from fcjax.metrics.networks import load_inception
 
-        with _saying_what_is_left(metrics, DISTRIBUTION, "--inception-weights"):
+        try:
             inception = load_inception(flags.inception_weights, resize=protocol.fid_resize)
-        names["inception"] = f"resize {protocol.fid_resize}, {_files([inception.file])}"
+            names["inception"] = f"resize {protocol.fid_resize}, {_files([inception.file])}"
+        except ValueError as error:
+            lost += sets
+            said.append(f"{' and '.join(sets)} cannot be had: {error} (--inception-weights names a file)")
+    if lost:
+        left = " ".join(metric for metric in metrics if metric not in lost)
+        raise ValueError("; ".join([*said, *([f"without them, --metrics {left} still runs"] if left else [])]))
     return Networks(lpips, inception, names)
 
 
-def _files(paths: Sequence[Path]) -> str:
+def _files(paths: Sequence[Path | None]) -> str:
     """Weights by their names and hashes."""
-    return ", ".join(f"{path.name} sha256 {digest(path)}" for path in paths)
-
-
-@contextlib.contextmanager
-def _saying_what_is_left(metrics: Sequence[Metric], lost: Sequence[Metric], flag: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        left = " ".join(metric for metric in metrics if metric not in lost)
-        rest = f"; without them, --metrics {left} still runs" if left else ""
-        raise ValueError(f"{', '.join(lost)} cannot be had: {error} ({flag} names a file{rest})") from error
+    return ", ".join(f"{path.name} sha256 {digest(path)}" for path in paths if path is not None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,8 +228,10 @@ def _check_counts(pairs: Sequence[Pair], metrics: Sequence[Metric]) -> None:
         if lost and count < 2:
             left = " ".join(metric for metric in metrics if metric not in lost)
             rest = f"; --metrics {left} scores what is there" if left else ""
+            compare, are = "compare" if len(lost) > 1 else "compares", "is" if count == 1 else "are"
             raise ValueError(
-                f"{' and '.join(lost)} compare sets of two pictures at least, the {side} are {count}: add some{rest}"
+                f"{' and '.join(lost)} {compare} sets of two pictures at least, of the {side} there {are} {count}: "
+                f"add some{rest}"
             )
 
 

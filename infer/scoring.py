@@ -65,9 +65,11 @@ def measure(place: int, pair: Pair, protocol: Protocol, metrics: Sequence[Metric
         mask = None if pair.mask is None else open_mask(pair.mask)
         compared = made, true = protocol.pair(stored[0], stored[1], mask, (jpegs[0], jpegs[1]))
         if "ssim" in wanted or "psnr" in wanted:
-            figures = {
-                name: _finite(value) for name, value in protocol.similarity(made, true).items() if name in wanted
-            }
+            try:
+                similarity = protocol.similarity(made, true)
+            except ValueError as error:
+                raise ValueError(f"{pair.prediction} cannot be compared: {error}") from None
+            figures = {name: _finite(value) for name, value in similarity.items() if name in wanted}
         if "lpips" in wanted:
             for_lpips = protocol.for_lpips(made), protocol.for_lpips(true)
     if not features:

@@ -27,6 +27,7 @@ from infer.blind import Contest
 from infer.compose import save_png
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
+from infer.figures import counted
 from infer.folders import Matched, Pair
 from infer.likeness import NOTHING, Measure, digests, likeness
 from infer.listed_sets import ListedSets, read_sets
@@ -304,7 +305,8 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
 
 def title(request: Request, sets: Sets, count: int) -> str:
     """What was scored, and what was not."""
-    said = f"{count} {request.wardrobe} sets" if request.wardrobe else f"{request.data or request.sets}, {count} sets"
+    sets_said = counted(count, f"{request.wardrobe} set" if request.wardrobe else "set")
+    said = sets_said if request.wardrobe else f"{request.data or request.sets}, {sets_said}"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
     if count < (held := _held(sets, count)):

