@@ -111,7 +111,7 @@ def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFl
         except ValueError as error:
             lost.append("lpips")
             said.append(f"lpips cannot be had: {error} (--lpips-weights names a file)")
-    sets = [metric for metric in metrics if metric in DISTRIBUTION]
+    sets = [metric for metric in DISTRIBUTION if metric in metrics]
     if sets:
         from fcjax.metrics.networks import load_inception
 
