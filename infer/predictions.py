@@ -99,7 +99,7 @@ def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFl
     """What these metrics need. ValueError says which weights are missing, and what runs without them."""
     lpips = inception = None
     names: dict[str, str] = {}
-    lost: list[Metric] = []
+    lost: list[str] = []
     said: list[str] = []
     # Imports stand here, because they take seconds that a request with a mistake need not wait for.
     if "lpips" in metrics:
