@@ -61,7 +61,7 @@ def _cut_near_white(
     # The greatest difference from the background over the channels, freed of specks.
     difference = Image.fromarray(np.abs(pixels - background).max(2).round().astype(np.uint8))
     smooth = np.asarray(difference.filter(ImageFilter.MedianFilter(3)))
-    outside = _reached_from_border(smooth <= _BACKGROUND_TOLERANCE)
+    outside = reached_from_border(smooth <= _BACKGROUND_TOLERANCE)
 
     # A pixel at the edge mixes the background with its inner neighbour, whose difference is the greatest around it: the
     # ratio of the two differences is the asset's share. Flooded pixels have a share only beside a marked edge.
@@ -76,7 +76,7 @@ def _cut_near_white(
     return colour.round().astype(np.uint8), (share[..., 0] * 255.0).round().astype(np.uint8)
 
 
-def _reached_from_border(passable: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def reached_from_border(passable: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The passable pixels that are connected to the border.
 
     Whole runs of a row or a column are filled at once, rows and columns in turn, so the number of rounds is that of the

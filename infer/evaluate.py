@@ -44,6 +44,7 @@ from infer.compose import prepare_output
 from infer.evaluation_request import Request
 from infer.figures import prepare_file
 from infer.folder_evaluation import score_predictions
+from infer.pages import key_file
 
 
 def main(request: Request) -> None:
@@ -57,6 +58,8 @@ def main(request: Request) -> None:
             prepare_file(path, request.overwrite)
     if request.html is not None:
         prepare_file(request.html)
+        if request.blind:
+            prepare_file(key_file(request.html), request.overwrite)
     for path in (request.sheet, request.worst, request.swap_sheet):
         if path is not None:
             prepare_output(path)

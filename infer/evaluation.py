@@ -35,6 +35,8 @@ class Evaluation:
     swap_indices: list[int]
     further: dict[str, str] = field(default_factory=dict)
     """Figures beside those of FIGURES that the scores hold, with the words that a table has for them."""
+    together: int = 1
+    """So many sets in a row are of one person, and one group of their intervals."""
 
     @property
     def words(self) -> dict[str, str]:
@@ -51,15 +53,16 @@ class Evaluation:
         """Means and intervals, in the order of the table; figures without a value are left out."""
         values = self.figures(arm)
         groups = {name: [one.get(name, []) for one in values] for name in self.words}
-        groups["swap_test"] = [[float(exchanged)] for exchanged in self.results[arm].swaps]
-        found = {name: bootstrap(groups[name]) for name in self.words}
+        found = {name: bootstrap(groups[name], together=self.together) for name in self.words}
+        found["swap_test"] = bootstrap([[float(exchanged)] for exchanged in self.results[arm].swaps])
         return {name: figure for name, figure in found.items() if figure is not None}
 
     def textures(self, arm: str) -> dict[str, Figure]:
         """Texture correlation by pattern, by name."""
         scores = self.results[arm].scores
         names = sorted({name for one in scores for name in one.textures})
-        found = {name: bootstrap([one.textures.get(name, []) for one in scores]) for name in names}
+        groups = {name: [one.textures.get(name, []) for one in scores] for name in names}
+        found = {name: bootstrap(own, together=self.together) for name, own in groups.items()}
         return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -151,7 +154,8 @@ def worst(evaluation: Evaluation, arm: str, count: int) -> list[int]:
 
 
 def given(one: EvaluationSet) -> list[Panel]:
-    """Assets and pose of a set."""
+    """Assets and pose of a set, and the person whom they are put on."""
     charts = preview(one.maps)
     pose = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
-    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, pose)]
+    person: list[Panel] = [] if one.person is None else [("the person", one.person.image)]
+    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, pose), *person]

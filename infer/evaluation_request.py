@@ -14,7 +14,7 @@ OF_SETS = ("also", "labels", "count", "sheet", "clip", "dino", "faces")
 """Flags of all sets, whoever draws them."""
 MODELS = (*OF_SETS, "model", "without_binding", "steps", "sampler", "guidance", "size", "shard", "pictures")
 """Flags of all that lets models compose."""
-OF_FOLDERS = ("protocol", "metrics", "lpips_weights", "inception_weights", "workers", "batch")
+OF_FOLDERS = ("protocol", "metrics", "ssim_border", "lpips_weights", "inception_weights", "workers", "batch")
 """Flags of the protocols that apply to a model's pictures too."""
 Split = Literal["heldout", "train", "alike", "drawn"]
 
@@ -82,7 +82,7 @@ class Request:
     """What comparison pages saved, to be counted by --key."""
     key: Path | None = None
     overwrite: bool = False
-    """Replace files of figures (--json, --csv) that are there."""
+    """Replace files of figures (--json, --csv) and the key of a comparison page that are there."""
     folders: tyro.conf.OmitArgPrefixes[FolderFlags] = field(default_factory=FolderFlags)
 
     def check(self) -> None:
@@ -98,6 +98,11 @@ class Request:
             raise ValueError(f"{flag} makes no use of {flags}: leave that out")
         if self.blind and self.html is None:
             raise ValueError("--blind needs --html, the file of the comparison page")
+        if self.blind and len(self.drawn_by) < 2 and self.binding_off is not None and not self.binding_off:
+            own = "" if self.folders.predictions is not None else ", or take --without-binding"
+            raise ValueError(
+                f"--blind compares two at least, got {''.join(self.drawn_by)} alone: name another with --also{own}"
+            )
         if bool(self.votes) != (self.key is not None):
             raise ValueError("--votes and --key belong together: what pages saved, and whose pictures they showed")
         if self.data is not None and self.task is None:
@@ -143,7 +148,7 @@ class Request:
         """Whether the model is scored once more without its binding; None: where it has any."""
         if self.without_binding or self.no_without_binding:
             return self.without_binding
-        return None if self.wardrobe is not None else False
+        return None if self.wardrobe is not None and self.folders.predictions is None else False
 
     @property
     def wardrobe(self) -> Split | None:
@@ -180,10 +185,11 @@ class Request:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The flags of a model's evaluation as plain data."""
+        """The flags of a model's evaluation as plain data; of pictures that are there, without those of a model."""
         held = asdict(self) | {"split": self.wardrobe}
         del held["folders"]
         if self.scores_pictures:
+            held = {name: value for name, value in held.items() if name not in set(MODELS) - {*OF_SETS, "model"}}
             held["model"] = str(self.folders.predictions)
         return {name: str(value) if isinstance(value, Path) else value for name, value in held.items()}
 

@@ -33,12 +33,18 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def cell(figure: Figure | None, digits: int | None = None) -> str:
-    """A mean with its interval, by default with three digits below 1 and one above."""
+    """A mean with its interval, by default with three digits up to 1 and one above; one group alone has no interval."""
     if figure is None:
         return "-"
     if digits is None:
-        digits = 3 if abs(figure.high) <= 1 else 1
-    return f"{figure.mean:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
+        digits = 3 if round(abs(figure.high), 3) <= 1 else 1
+    alone = figure.groups == 1 and figure.low == figure.high
+    return f"{figure.mean:.{digits}f}" + ("" if alone else f" [{figure.low:.{digits}f}, {figure.high:.{digits}f}]")
+
+
+def counted(count: int, what: str) -> str:
+    """So many things, in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def prepare_file(path: Path, overwrite: bool = True) -> None:

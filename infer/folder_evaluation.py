@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,8 @@ def score_predictions(request: Request, networks: Networks | None = None) -> Non
         scored: dict[str, Scored] = {}
         for place, (name, made) in enumerate(zip(request.names, request.drawn_by, strict=True)):
             own = dataclasses.replace(flags, predictions=Path(made))
-            scored[name] = score_folders(own, work / str(place) if place else work, networks, seed=request.seed)
+            found = score_folders(own, work / str(place) if place else work, networks, seed=request.seed)
+            scored[name] = dataclasses.replace(found, name=name)
         print("\n\n".join(predictions.table(one) for one in scored.values()))
         _write(request, scored)
 
@@ -53,7 +54,7 @@ def _write(request: Request, scored: Mapping[str, Scored]) -> None:
     if request.worst is not None:
         sheet(rows(first, worst(first, request.rows))).save(request.worst)
     if request.html is not None and request.blind:
-        write_contests(request.html, contests(scored, request.rows), request.seed)
+        write_contests(request.html, contests(scored, request.rows))
     elif request.html is not None:
         request.html.write_text(page(request, scored), encoding="utf-8")
 
@@ -83,8 +84,12 @@ def page(request: Request, scored: Mapping[str, Scored]) -> str:
     summaries = {
         name: {WORDS[metric]: figure for metric, figure in one.summary().items()} for name, one in scored.items()
     }
-    shown: Sequence = []
     if first.flags.pairing == "paired":
         shown = rows(first, range(min(request.rows, len(first.matched.pairs))))
+    else:
+        shown = [
+            [(f"{name}: {one.prompt}", picture) for name, picture in one.made.items()]
+            for one in contests(scored, request.rows)
+        ]
     told = {**first.networks, **predictions.versions()}
     return report_page(title(first), told, summaries, shown, {name: lines(one) for name, one in scored.items()})

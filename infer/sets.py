@@ -14,6 +14,7 @@ from fcjax.metrics import Target, asset_palette, face_palette, is_plain, palette
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
 from fcjax.wardrobe import Alike, Wardrobe
+from fcjax.wardrobe.alike import TOGETHER
 
 LEAST_CONTRAST = 8.0
 """Two swatches whose palettes are less far apart do not serve the swap test: their exchange could not be told."""
@@ -62,11 +63,13 @@ class WardrobeSets:
     """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size.
 
     split: of Wardrobe, or "alike", held-out sets of garments that binding alone tells apart (`wardrobe.Alike`).
+    together: so many sets in a row are of one person.
     """
 
     def __init__(self, split: str, seed: int, height: int, width: int):
         self.split = split
         self.wardrobe = self._drawn(height, width, seed)
+        self.together = TOGETHER if split == "alike" else 1
 
     def _drawn(self, height: int, width: int, seed: int) -> Wardrobe:
         return (

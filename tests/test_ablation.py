@@ -129,8 +129,12 @@ def test_the_table() -> None:
     assert "NOT THERE YET, and in no mean: conv_in (seed 1)." in text
     # Seed 1 is told of both, and its sets are alike; where an arm lacks a seed, the other one is compared.
     assert text.count("| without binding less Bind(1,2,3) | 0.000 [0.000, 0.000] | 0.000 [0.000, 0.000] |") == 2
-    found = summary(rows, SPLITS)["all"]["alike"]["figures"]["binding_accuracy"]
-    assert found["seeds"] == {0: 0.5, 1: 0.7} and found["groups"] == 10
+    # Sets alike are two of one person.
+    for split, groups in (("alike", 5), ("heldout", 10)):
+        found = summary(rows, SPLITS)["all"][split]["figures"]["binding_accuracy"]
+        assert found["seeds"] == {0: 0.5, 1: 0.7} and found["groups"] == groups
+    one_other = ({0: result([0.0, 1.0] * 10)}, {0: result([1.0] * 20)})
+    assert against(*one_other, "binding_accuracy", 2)[:3] == (-0.5,) * 3
     assert cell([], "binding_accuracy") == "-"
 
 

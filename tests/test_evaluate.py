@@ -10,11 +10,21 @@ from PIL import Image
 
 from fcjax.cli import run
 from fcjax.composer import Composer
-from fcjax.metrics import FIGURES, Target, asset_palette, nearest_palette, places_exchanged, region_palette, score
+from fcjax.metrics import (
+    FIGURES,
+    Figure,
+    Target,
+    asset_palette,
+    nearest_palette,
+    places_exchanged,
+    region_palette,
+    score,
+)
 from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms, without_binding
 from infer.evaluate import main
 from infer.evaluation import report, table, worst
 from infer.evaluation_request import Request
+from infer.figures import cell
 from infer.set_evaluation import draw, score_drawn
 from infer.sets import DrawnSets, WardrobeSets
 
@@ -107,6 +117,26 @@ def test_table_and_report(evaluated):
     assert figure["low"] <= figure["mean"] <= figure["high"] and figure["groups"] <= 6 <= figure["count"]
     assert len(found["sets"]) == 6 and all(one["prompt"] for one in found["sets"])
     assert [one["painted"] for one in found["swaps"]] == [True] * 3
+
+
+def test_sets_of_one_person_are_one_group(tmp_path):
+    evaluation = score_drawn(WardrobeSets("alike", 1, *SIZE), [TRUTHFUL], tmp_path, 4, quiet=True)
+    assert evaluation.summary(TRUTH)["binding_accuracy"].groups == 2
+    assert all(figure.groups <= 2 for figure in evaluation.textures(TRUTH).values())
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (Figure(0.5, 0.25, 1.0000000000000002, 8, 4), "0.500 [0.250, 1.000]"),
+        (Figure(0.5, 0.5, 0.5, 2, 1), "0.500"),
+        (Figure(0.5, 0.5, 0.5, 2, 2), "0.500 [0.500, 0.500]"),
+        (Figure(20.0, 10.0, 30.0, 2, 2), "20.0 [10.0, 30.0]"),
+        (None, "-"),
+    ],
+)
+def test_cells(figure, said):
+    assert cell(figure) == said
 
 
 def test_the_worst_sets_come_first(evaluated):
@@ -317,7 +347,13 @@ def test_a_comparison_page_and_its_votes(tiny_model_folder, tmp_path, capsys):
     capsys.readouterr()
     run(main, ["--votes", str(votes), "--key", str(tmp_path / "page.key.json")])
     said = capsys.readouterr().out
-    assert [line.split()[-2:] for line in said.splitlines()[1:]] in ([["1", "0"], ["0", "1"]], [["0", "1"], ["1", "0"]])
+    assert said.startswith("1 voter, 2 sets\n")
+    counts = [[word[:-1] for word in line.split() if word.endswith(":")] for line in said.splitlines()[2:4]]
+    assert sorted(counts) == [["0", "1"], ["1", "0"]]
+    # Votes on the page that is there could no longer be counted.
+    with pytest.raises(SystemExit):
+        run(main, [str(flag) for flag in (*flags, "--size", 64, 48, "--html", page, "--blind")])
+    assert "page.key.json is there, of an earlier run" in capsys.readouterr().err
 
 
 def test_a_model_is_scored_once(tiny_model_folder):
@@ -335,6 +371,14 @@ def test_a_model_is_scored_once(tiny_model_folder):
         (["--json", "."], "is a folder"),
         (["--html", "."], "is a folder"),
         (["--blind"], "--blind needs --html"),
+        (
+            ["--blind", "--html", "a.html", "--no-without-binding"],
+            "mini alone: name another with --also, or take --with",
+        ),
+        (
+            ["--blind", "--html", "a.html", "--predictions", "p", "--split", "drawn"],
+            "p alone: name another with --also\n",
+        ),
         (["--without-binding", "--no-without-binding"], "one of them at most"),
         (["--votes", "a.json"], "--votes and --key belong together"),
         (["--votes", "a.json", "--key", "k.json"], "cannot read k.json"),

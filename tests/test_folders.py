@@ -5,21 +5,24 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import threading
+import time
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fcjax.cli import run
 from fcjax.metrics import frechet_distance, kernel_distance, networks
 from fcjax.metrics.protocols import PROTOCOLS
+from fcjax.metrics.ssim import ssim
 from fcjax.pictures import open_rgb
 from infer import predictions, scoring
 from infer.evaluate import main
-from infer.folders import match
-from infer.predictions import FolderFlags, load_networks, score_folders, table, worst
+from infer.folders import match, size_of
+from infer.predictions import FolderFlags, lines, load_networks, report, score_folders, table, worst
 from infer.scoring import Networks
 
 NAMES = [f"{number:05d}_00" for number in range(6)]
@@ -100,19 +103,57 @@ def test_everything_that_does_not_fit_is_listed_at_once(folders: tuple[Path, Pat
         "1 missing (00000_00)",
         "1 extra (spare)",
         "1 unreadable (00001_00.jpg)",
-        "1 mis-sized (00002_00)",
+        "1 mis-sized (00002_00 32x32 for 64x48)",
+        "a prediction and its truth have one stem",
         "--subset",
     ):
         assert words in said
     matched = match(made, true, subset=True)
     assert [pair.name for pair in matched.pairs] == NAMES[3:]
-    assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1}
+    assert matched.problems.counts == {"missing": 1, "extra": 1, "unreadable": 1, "mis-sized": 1, "unread": 0}
+
+
+def test_what_is_not_read_is_said(folders: tuple[Path, Path]):
+    for folder in folders:
+        Image.fromarray(picture(0)).save(folder / "more.gif")
+        Image.fromarray(picture(1)).save(folder / "read.tif")
+    (folders[0] / "rest").mkdir()
+    with pytest.raises(ValueError, match=r"2 unread \(.*made/more.gif, .*true/more.gif\); folders .*: .*made/rest"):
+        match(*folders)
+    matched = match(*folders, subset=True)
+    assert len(matched.pairs) == 7 and matched.problems.counts["unread"] == 2
+    assert matched.notes == [
+        "sizes (height x width) differ: predictions 32x24 (7); truth 64x48 (6), 32x24 (1)",
+        f"folders in folders are not searched: {folders[0] / 'rest'}",
+    ]
+
+
+def test_sizes_are_those_of_turned_pictures(folders: tuple[Path, Path]):
+    """As cameras store portraits, EXIF turns them."""
+    turn = Image.Exif()
+    turn[ExifTags.Base.Orientation] = 6
+    for ending in ("jpg", "webp", "png", "tif"):
+        path = folders[0] / f"turned.{ending}"
+        Image.fromarray(picture(0, 24, 32)).save(path, exif=turn)
+        assert size_of(path) == open_rgb(path).shape[:2] == (32, 24)
+        path.unlink()
+    Image.fromarray(picture(3, 32, 24)).save(folders[0] / "00003_00.png", exif=turn)
+    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00"):
+        match(*folders)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_pictures_of_floats_are_listed_and_left_out(folders: tuple[Path, Path], value: float):
+    Image.fromarray(np.full((32, 24), value, np.float32)).save(folders[0] / "00001_00.png", "TIFF")
+    with pytest.raises(ValueError, match=r"1 unreadable \(00001_00.png\)"):
+        match(*folders)
+    assert len(match(*folders, subset=True).pairs) == 5
 
 
 def test_a_prediction_may_be_a_pixel_off_but_hr_viton_wants_one_size(folders: tuple[Path, Path]):
     save(folders[0] / "00003_00.png", np.pad(picture(3, 40, 24), ((0, 0), (0, 5), (0, 0))))
     assert len(match(*folders).pairs) == 6
-    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00\)"):
+    with pytest.raises(ValueError, match=r"1 mis-sized \(00003_00 40x29 among 32x24\)"):
         match(*folders, one_size=True)
 
 
@@ -142,7 +183,7 @@ def test_unpaired_sets_need_not_share_names(folders: tuple[Path, Path]):
     matched = match(made, true, paired=False)
     assert sorted(pair.truth.stem for pair in matched.pairs if pair.truth) == NAMES and not matched.problems.any
     next(iter(made.iterdir())).unlink()
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match="made holds 5 pictures and .*true 6: two sets of one number"):
         match(made, true, paired=False)
     left = match(made, true, paired=False, subset=True)
     assert sum(pair.truth is not None for pair in left.pairs) == 6
@@ -186,7 +227,24 @@ def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path:
     )
     assert worst(scored, 2) == [5, 4]
     said = table(scored)
-    assert said.startswith("ladi-512, paired, 6 pictures\n") and "numpy" in said and "KID, all pictures" in said
+    assert said.startswith("ladi-512, paired, 6 pictures\nsizes (height x width) differ: predictions 32x24 (6); truth")
+    assert "numpy" in said and "KID, all pictures, as every subset of 1000" in said and "±" not in said
+    scored = score_folders(
+        flags_of(folders, pairing="unpaired", subset=True, metrics=("kid",)), tmp_path / "u", NETWORKS, quiet=True
+    )
+    scored.matched.pairs[0] = dataclasses.replace(scored.matched.pairs[0], prediction=None)
+    assert [name for name, *_ in lines(scored)] == ["KID, mean of 100 subsets", "KID, all pictures"]
+
+
+@pytest.mark.parametrize(
+    ("border", "said"), [("crop", "border cropped"), (None, "border mirrored"), ("reflect", "border mirrored")]
+)
+def test_ssims_border_is_chosen_and_told(folders: tuple[Path, Path], tmp_path: Path, border, said: str):
+    scored = score_folders(flags_of(folders, ssim_border=border, metrics=("ssim",)), tmp_path / "work", quiet=True)
+    [pair, *_] = match(*folders).pairs
+    shown = PROTOCOLS["ladi-512"].pair(open_rgb(pair.prediction), open_rgb(pair.truth))
+    assert scored.figures[0] == {"ssim": ssim(*shown, border=border or "reflect")}
+    assert f"SSIM ({said}, as torchmetrics" in table(scored) and report(scored)["ssim"].startswith(said)
 
 
 def test_catvton_scales_kid_and_resizes_the_reference(folders: tuple[Path, Path], tmp_path: Path):
@@ -226,12 +284,16 @@ def test_unpaired_pictures_are_compared_as_sets(folders: tuple[Path, Path], tmp_
     )
 
 
-def test_equal_pictures_have_no_psnr(folders: tuple[Path, Path], tmp_path: Path):
-    for name in NAMES[:2]:
+@pytest.mark.parametrize("equal", [2, 6])
+def test_equal_pictures_have_no_psnr(folders: tuple[Path, Path], tmp_path: Path, equal: int):
+    for name in NAMES[:equal]:
         save(folders[0] / f"{name}.png", open_rgb(folders[1] / f"{name}.jpg"))
     flags = flags_of(folders, metrics=("psnr",))
     scored = score_folders(flags, tmp_path / "work", quiet=True)
-    assert scored.figures[0] == {"psnr": None} and scored.summary()["psnr"].count == 4
+    assert scored.figures[0] == {"psnr": None} and scored.equal == equal
+    assert [line[::2] for line in lines(scored)] == [
+        *([["PSNR (dB)", "4"]] if equal < 6 else []), ["PSNR (dB) of equal pictures", str(equal)]
+    ]  # fmt: skip
 
 
 def test_processes_change_nothing(folders: tuple[Path, Path], tmp_path: Path):
@@ -272,6 +334,38 @@ def test_a_killed_run_goes_on(folders: tuple[Path, Path], tmp_path: Path, monkey
         score_folders(flags, tmp_path / "work", NETWORKS, quiet=True)
 
 
+def test_one_of_many_claims_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All find no claim and write; one is the first, and the others see the whole of it."""
+    barrier, write, seen = threading.Barrier(4), Path.write_text, []
+
+    def slowly(path: Path, text: str) -> int:
+        barrier.wait()
+        half = len(text) // 2
+        with path.open("w") as file:
+            file.write(text[:half])
+            file.flush()
+            time.sleep(0.05)
+            return file.write(text[half:])
+
+    monkeypatch.setattr(Path, "write_text", slowly)
+
+    def claims(number: int):
+        try:
+            scoring.claim(tmp_path / "work", {"run": number, "long": "x" * 100})
+            seen.append(number)
+        except ValueError as error:
+            assert "another run" in str(error) or "other pictures" in str(error)
+
+    threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.setattr(Path, "write_text", write)
+    assert len(seen) == 1 and [path.name for path in (tmp_path / "work").iterdir()] == ["made-from.json"]
+    scoring.claim(tmp_path / "work", {"run": seen[0], "long": "x" * 100})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The program
 
@@ -285,15 +379,17 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
     assert "A SUBSET: 1 missing (00000_00) left out" in capsys.readouterr().out
     found = json.loads((tmp_path / "new/out.json").read_text())
     assert found["counts"] == {
-        "predictions": 5, "truth": 5, "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0}
+        "predictions": 5, "truth": 5,
+        "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0, "unread": 0}
     }  # fmt: skip
+    assert found["sizes"] == {"predictions": {"32x24": 5}, "truth": {"64x48": 5}} and len(found["notes"]) == 1
     assert found["protocol"]["name"] == "ladi-512" and found["seeds"] == {"intervals": 0, "kid_subsets": 0}
     assert found["versions"]["numpy"] == np.__version__ and len(found["pairs"]) == 5
     assert found["figures"]["ssim"]["low"] <= found["figures"]["ssim"]["mean"] <= found["figures"]["ssim"]["high"]
     with (tmp_path / "out.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [line["name"] for line in lines] == NAMES[1:]
-    assert float(lines[0]["ssim"]) == found["pairs"][0]["ssim"]
+        read = list(csv.DictReader(file))
+    assert [line["name"] for line in read] == NAMES[1:]
+    assert float(read[0]["ssim"]) == found["pairs"][0]["ssim"]
     with Image.open(tmp_path / "worst.png") as image:
         assert image.height > 512
     assert not (tmp_path / "new/out.json.partial").exists()
@@ -312,6 +408,9 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
         (["--protocol", "ladi-512", "--metrics", "fid", "--worst", "w.png"], "know no worst pictures"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "LPIPS squeeze needs squeezenet1_1-b8a52dc0.pth"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "lpips"], "without them, --metrics ssim still runs"),
+        (["--protocol", "catvton-512"], "fid and kid cannot be had: weights of FID"),
+        (["--protocol", "catvton-512"], "(--inception-weights names a file); without them, --metrics ssim still runs"),
+        (["--protocol", "catvton-512"], "(--lpips-weights names a file); fid"),
         (["--protocol", "catvton-512", "--metrics", "ssim", "--masks", "."], "holds no mask of 00000_00"),
     ],
 )
@@ -327,12 +426,22 @@ def test_one_picture_is_no_set(folders: tuple[Path, Path], tmp_path: Path):
     for name in NAMES[1:]:
         (folders[0] / f"{name}.png").unlink()
         (folders[1] / f"{name}.jpg").unlink()
-    with pytest.raises(ValueError, match=r"fid and kid compare sets of two .* are 1: .* --metrics ssim lpips"):
+    with pytest.raises(ValueError, match=r"fid and kid compare sets of two .* there is 1: .* --metrics ssim lpips"):
         score_folders(flags_of(folders), tmp_path / "work", NETWORKS, quiet=True)
+    with pytest.raises(ValueError, match="^fid compares sets"):
+        score_folders(flags_of(folders, metrics=("fid",)), tmp_path / "work", NETWORKS, quiet=True)
     assert not (tmp_path / "work").exists()
-    assert (
-        len(score_folders(flags_of(folders, metrics=("ssim",)), tmp_path / "work", NETWORKS, quiet=True).figures) == 1
-    )
+    alone = score_folders(flags_of(folders, metrics=("ssim",)), tmp_path / "work", NETWORKS, quiet=True)
+    # A mean of one has no interval.
+    assert len(alone.figures) == 1 and "ladi-512, paired, 1 picture\n" in table(alone) and "[" not in table(alone)
+
+
+def test_pictures_smaller_than_a_window_are_named(folders: tuple[Path, Path], tmp_path: Path):
+    for folder in folders:
+        shutil.rmtree(folder)
+        save(folder / "tiny.png", picture(0, 8, 8))
+    with pytest.raises(ValueError, match=r"made/tiny.png cannot be compared: SSIM's window is 11 pixels wide"):
+        score_folders(flags_of(folders, protocol="hrviton", metrics=("ssim",)), tmp_path / "work", quiet=True)
 
 
 def test_weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -343,7 +452,9 @@ def test_weights_of_inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(networks, "load_inception", load_inception)
     protocol, metrics = PROTOCOLS["ladi-512"], ("ssim", "fid", "kid")
-    with pytest.raises(ValueError, match=r"is in no cache \(--inception-weights names a file; .* --metrics ssim still"):
+    with pytest.raises(
+        ValueError, match=r"is in no cache \(--inception-weights names a file\); .* --metrics ssim still"
+    ):
         load_networks(protocol, metrics, FolderFlags())
     (tmp_path / "a.pth").write_bytes(b"weights")
     loaded = load_networks(protocol, metrics, FolderFlags(inception_weights=tmp_path / "a.pth"))
@@ -366,9 +477,15 @@ def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, mo
     words += ["--protocol", "ladi-512", "--rows", "2"]
     written = ["--json", tmp_path / "o.json", "--csv", tmp_path / "o.csv", "--html", tmp_path / "report.html"]
     run(main, [str(word) for word in (*words, *written)])
-    assert capsys.readouterr().out.count("ladi-512, paired, 6 pictures") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("ladi-512, paired, 6 pictures") == 2
+    assert [line.split() for line in printed.splitlines() if line.endswith("  pictures")] == [
+        ["one", "pictures"],
+        ["two", "pictures"],
+    ]
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["figures"] == found["also"]["two"]["figures"] and found["distances"]["fid"] > 0
+    assert found["name"] == "one" and found["also"]["two"]["name"] == "two"
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 4 and "KID, all pictures" in page and "<th>two</th>" in page
     with (tmp_path / "o.csv").open() as file:
@@ -378,6 +495,14 @@ def test_pages_of_several_methods(folders: tuple[Path, Path], tmp_path: Path, mo
     key = json.loads((tmp_path / "votes.key.json").read_text())
     assert len(key["orders"]) == 2 and set(key["orders"][0]) == {"one", "two"}
     assert (tmp_path / "votes.html").read_text().count("<img") == 6
+    # Without garments or a truth nobody can tell what is truer to them; a report has pictures and what compares sets.
+    unpaired = [*words, "--pairing", "unpaired", "--html"]
+    run(main, [str(word) for word in (*unpaired, tmp_path / "quality.html", "--blind")])
+    assert list(json.loads((tmp_path / "quality.key.json").read_text())["questions"]) == ["quality"]
+    assert "truer" not in (tmp_path / "quality.html").read_text() and "truer" in (tmp_path / "votes.html").read_text()
+    run(main, [str(word) for word in (*unpaired, tmp_path / "sets.html")])
+    page = (tmp_path / "sets.html").read_text()
+    assert page.count("<img") == 4 and page.count("KID, all pictures") == 2 and "Means with" not in page
     # Nothing is written over what is there.
     with pytest.raises(SystemExit):
         run(main, [str(word) for word in (*words, "--csv", tmp_path / "o.csv")])

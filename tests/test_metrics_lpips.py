@@ -1,6 +1,7 @@
 """LPIPS against torch: its networks on random weights, and with the real ones where they are installed."""
 
 import importlib.util
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -222,6 +223,22 @@ def test_weights_from_a_file(tmp_path: Path):
     )
     with pytest.raises(ValueError, match=r"holds no weights of LPIPS alex: conv_0/kernel \(3, 3, 3, 64\) instead of"):
         load_lpips("alex", tmp_path / "squeeze.npz")
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "changed", "objects", "pickle"])
+def test_broken_archives_are_named(tmp_path: Path, kind: str):
+    path = tmp_path / "broken.npz"
+    np.savez(path, **{"conv_0/kernel": np.arange(4000)} if kind != "objects" else {"conv_0/kernel": np.array([{}])})
+    content = path.read_bytes()
+    changed = content[:300] + bytes(20) + content[320:]
+    path.write_bytes(
+        {"empty": b"", "text": b"<html>", "cut": content[:400], "changed": changed, "pickle": pickle.dumps({})}.get(
+            kind, content
+        )
+    )
+    with pytest.raises(ValueError, match="broken.npz") as refused:
+        load_lpips("alex", path)
+    assert "allow_pickle" not in str(refused.value)
 
 
 def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,14 +1,19 @@
-"""FID's Inception-v3 against torch-fidelity's on random weights; resizes against each program's; missing weights."""
+"""FID's Inception-v3, FID and KID against other programs' on random weights; resizes; missing weights."""
 
+import importlib
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
+from fcjax.metrics import frechet_distance, kernel_distance
 from fcjax.metrics.networks import RESIZES, load_inception
 from fcjax.metrics.networks.inception import FILES, Inception, parameters_of
-from tests.published import module_of
+from tests.published import module_of, stand_in
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
 
@@ -50,6 +55,65 @@ def test_resizes_are_those_of_their_programs(shape: tuple[int, int]) -> None:
     assert expected.keys() == RESIZES.keys()
     for name, theirs in expected.items():
         assert np.abs(RESIZES[name](picture) - theirs).max() <= 1e-4, name
+
+
+@pytest.fixture(scope="module")
+def tiles(inception) -> tuple[np.ndarray, np.ndarray]:
+    """The random network's features of the tiles of two photographs, as clean-fid resizes them."""
+    data = pytest.importorskip("skimage.data")
+    network = load_inception(inception[1], "clean")
+    found = []
+    for photo in (data.astronaut(), data.coffee()):
+        corners = [(y, x) for y in range(0, 384, 96) for x in range(0, 480, 96)][:12]
+        found.append(network(np.stack([photo[y : y + 96, x : x + 72] for y, x in corners])).astype(np.float64))
+    return found[0], found[1]
+
+
+@pytest.fixture
+def distances(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """clean-fid's functions, and torch-fidelity's of FID and of KID, which need nothing of the torchvision that they
+    import."""
+    for name in ("", ".transforms", ".transforms.functional", ".datasets", ".models"):
+        monkeypatch.setitem(sys.modules, f"torchvision{name}", MagicMock())
+    if not all(map(stand_in, ("cleanfid", "torch_fidelity"))):
+        pytest.skip("clean-fid and torch-fidelity are not installed")
+    monkeypatch.setattr(sys.modules["torch_fidelity"], "GenerativeModelModuleWrapper", object, raising=False)
+    names = ("cleanfid.fid", "torch_fidelity.metric_fid", "torch_fidelity.metric_kid")
+    before = set(sys.modules)
+    clean, fid, kid = map(importlib.import_module, names)
+    # What held on to that torchvision is forgotten.
+    for name in sys.modules.keys() - before:
+        if name.startswith(("cleanfid.", "torch_fidelity.")):
+            sys.modules.pop(name)
+    return clean, fid, kid
+
+
+@pytest.mark.parametrize("step", [256, pytest.param(1, marks=pytest.mark.slow)])
+def test_fid_is_that_of_other_programs(tiles, distances, step: int) -> None:
+    """Of every 256th feature, as matrices' roots take them half a minute; with all, covariances are singular."""
+    first, second = (part[:, ::step] for part in tiles)
+    clean, theirs, _ = distances
+    held = [(part.mean(axis=0), np.cov(part, rowvar=False)) for part in (first, second)]
+    statistics = [{"mu": mu, "sigma": sigma} for mu, sigma in held]
+    ours = frechet_distance(first, second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = (
+            clean.frechet_distance(*held[0], *held[1]),
+            theirs.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
+        )
+    assert ours > 0 and expected == pytest.approx((ours, ours), rel=1e-5)
+
+
+def test_kid_is_that_of_other_programs(tiles, distances) -> None:
+    torch = pytest.importorskip("torch")
+    first, second = tiles
+    clean, _, theirs = distances
+    ours = kernel_distance(first, second)
+    assert ours.mean == pytest.approx(clean.kernel_distance(first, second, num_subsets=2), rel=1e-9)
+    given = {"kid_subsets": 2, "kid_subset_size": len(first), "verbose": False}
+    found = theirs.kid_features_to_metric(torch.tensor(first), torch.tensor(second), **given)
+    assert ours.exact == pytest.approx(found["kernel_inception_distance_mean"], rel=1e-9)
 
 
 def _pillow_warns() -> bool:

@@ -1,10 +1,13 @@
 """SSIM, distances of distributions and comparisons in UV space, against the packages that the field's scripts call."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcjax.body import Body
+from fcjax.metrics import distributions
 from fcjax.metrics.distributions import frechet_distance, kernel_distance
 from fcjax.metrics.pictures import psnr
 from fcjax.metrics.ssim import RADIUS, grey, ssim, ssim_map, ssim_outside
@@ -159,6 +162,36 @@ def test_subsets_repeat_with_their_seed():
     one, same, other = (kernel_distance(first, second, subsets=4, subset_size=20, seed=seed) for seed in (0, 0, 1))
     assert one == same and one.mean != other.mean and one.exact == other.exact
     assert one.mean == pytest.approx(one.exact, rel=0.3)
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 37), (16, 40), (41, 41)])
+def test_blocks_change_nothing(n: int, m: int, monkeypatch: pytest.MonkeyPatch):
+    """Against whole kernels, of which the subsets are cut."""
+    first, second = features(n, 0), features(m, 1)
+    monkeypatch.setattr(distributions, "BLOCK", 16)
+    found = kernel_distance(first, second, subsets=7, subset_size=20, seed=3)
+
+    def discrepancy(rows: np.ndarray, columns: np.ndarray) -> float:
+        [[aa, ab], [_, bb]] = [[(x @ y.T / 64 + 1) ** 3 for y in (first, second)] for x in (first, second)]
+        own = (kernel[np.ix_(who, who)] for kernel, who in ((aa, rows), (bb, columns)))
+        within = [(one.sum() - np.trace(one)) / (len(one) * (len(one) - 1)) for one in own]
+        return sum(within) - 2 * ab[np.ix_(rows, columns)].mean()
+
+    rng, size = np.random.default_rng(3), min(n, m, 20)
+    drawn = [discrepancy(*(rng.choice(count, size, replace=False) for count in (n, m))) for _ in range(7)]
+    assert found.exact == pytest.approx(discrepancy(np.arange(n), np.arange(m)), rel=1e-10)
+    assert found.mean == pytest.approx(np.mean(drawn), rel=1e-10)
+    assert found.deviation == pytest.approx(np.std(drawn), rel=1e-8)
+
+
+def test_memory_is_bounded():
+    first, second = features(3000, 0), features(3000, 1)
+    tracemalloc.start()
+    kernel_distance(first, second, subsets=1)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One whole kernel is 72 MB.
+    assert held < 40e6
 
 
 def test_sets_that_have_no_distance():

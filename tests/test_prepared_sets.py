@@ -1,5 +1,6 @@
 """Evaluations on a prepared data set: its sets, what they are held against, and the program with a tiny model."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ from fcjax.tokenizer import Tokenizer
 from infer import predictions, set_evaluation
 from infer.arms import Arm
 from infer.evaluate import main
-from infer.evaluation import table
+from infer.evaluation import given, table
 from infer.evaluation_request import Request
 from infer.predictions import FolderFlags, Scored
 from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered, stored_regions, without_bare, worn_of
@@ -155,6 +156,7 @@ def test_try_on_of_wardrobes_people(tmp_path: Path):
         for index in range(len(sets)):
             one, own = sets[index], sets.data[sets.indices[index]]
             assert not one.target.regions[~one.person.mask].any()
+            assert given(one)[-1][0] == "the person" and given(one)[-1][1] is one.person.image
             seen = np.unique(one.target.regions)
             worn = worn_of(sets.data[sets.donors[index]])
             # A swatch as well as a flat is looked for where such a thing is worn.
@@ -283,7 +285,10 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
         made = open_rgb(tmp_path / f"work/{place}/000001.png")
         expected = PROTOCOLS["ladi-512"].similarity(made, people.picture(1))["ssim"]
         assert found["protocols"][name]["pairs"][1]["ssim"] == pytest.approx(expected)
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+    assert own["name"] == str(tiny_model_folder) and own["settings"]["predictions"] is None
+    assert "work/2" not in json.dumps(found) and "work/2" not in printed
+    with (tmp_path / "out.csv").open() as file:
+        assert [line["model"] for line in csv.DictReader(file)] == [str(tiny_model_folder)] * 3
     for name in ("worst", "sheet"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.height > 512

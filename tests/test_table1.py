@@ -134,6 +134,7 @@ def test_the_sets_are_evaluated(data: Path, tiny_model_folder: Path, tmp_path: P
     run(evaluate.main, [*given, "--json", str(tmp_path / "p.json"), "--csv", str(tmp_path / "p.csv")])
     other = json.loads((tmp_path / "p.json").read_text())
     assert other["arms"] == {"another system": found["arms"][str(tiny_model_folder)]}
+    assert not {"steps", "sampler", "guidance"} & other["settings"].keys() and other["settings"]["model"] == str(kept)
     assert other["counts"] == {"scored": 2, "of": 2} and len((tmp_path / "p.csv").read_text().splitlines()) == 3
     (kept / "1.png").unlink()
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ from typing import Any
 
 from fcjax.metrics import FIGURES as WORDS
 from fcjax.metrics import Figure, bootstrap_runs
+from fcjax.wardrobe.alike import TOGETHER
 
 FIGURES = (
     "binding_accuracy",
@@ -21,14 +22,17 @@ Rows = dict[str, dict[int, dict[str, Result]]]
 """Results by arm, seed and split, as far as they are there."""
 
 
-def over_seeds(results: Sequence[Result], name: str) -> Figure | None:
-    """A figure's mean over seeds, with an interval of what other sets and other seeds would give."""
+def over_seeds(results: Sequence[Result], name: str, together: int = 1) -> Figure | None:
+    """A figure's mean over seeds, with an interval of what other sets and other seeds would give.
+
+    together: so many sets in a row are of one person (`fcjax.wardrobe.alike`) and drawn as one.
+    """
     if name == "swap_test":
         return bootstrap_runs([[[float(exchanged)] for exchanged in one["swaps"]] for one in results])
-    return bootstrap_runs([[own.get(name, []) for own in one["sets"]] for one in results])
+    return bootstrap_runs([[own.get(name, []) for own in one["sets"]] for one in results], together=together)
 
 
-def against(results: Mapping[int, Result], others: Mapping[int, Result], name: str) -> Figure | None:
+def against(results: Mapping[int, Result], others: Mapping[int, Result], name: str, together: int = 1) -> Figure | None:
     """How much more an arm has of a figure than another one, with an interval like `over_seeds`.
 
     Each set of each seed is compared with itself: what is hard in a set, or bad luck of a base model, is in both arms
@@ -44,7 +48,8 @@ def against(results: Mapping[int, Result], others: Mapping[int, Result], name: s
         for one, other in pairs
     ]
     return bootstrap_runs(
-        [[[sum(a) / len(a) - sum(b) / len(b)] if a and b else [] for a, b in of_sets] for of_sets in both]
+        [[[sum(a) / len(a) - sum(b) / len(b)] if a and b else [] for a, b in of_sets] for of_sets in both],
+        together=together,
     )
 
 
@@ -55,7 +60,7 @@ def summary(rows: Rows, splits: Sequence[str]) -> dict[str, Any]:
         found[arm] = {}
         for split in splits:
             results = {seed: one[split] for seed, one in seeds.items() if split in one}
-            figures = {name: over_seeds(list(results.values()), name) for name in FIGURES}
+            figures = {name: over_seeds(list(results.values()), name, _together(split)) for name in FIGURES}
             found[arm][split] = {
                 "training": {seed: one["training"] for seed, one in results.items()},
                 "figures": {
@@ -82,10 +87,16 @@ def table(words: Mapping[str, str], rows: Rows, splits: Sequence[str], count: in
         results = {arm: {seed: one[split] for seed, one in rows[arm].items() if split in one} for arm in words}
         names = [name for name in FIGURES if any(over_seeds([*own.values()], name) for own in results.values())]
         head = ["", *(WORDS[name] for name in names)]
-        lines = [[words[arm], *(cell([*own.values()], name) for name in names)] for arm, own in results.items()]
+        lines = [
+            [words[arm], *(cell([*own.values()], name, _together(split)) for name in names)]
+            for arm, own in results.items()
+        ]
         parts.append(f"Sets: {split}.\n\n" + _lines(head, lines))
         apart = [
-            [f"{words[arm]} less {words[last]}", *(_said(against(results[arm], results[last], name)) for name in names)]
+            [
+                f"{words[arm]} less {words[last]}",
+                *(_said(against(results[arm], results[last], name, _together(split))) for name in names),
+            ]
             for arm in others
         ]
         parts.append(_lines(head, apart))
@@ -122,9 +133,14 @@ def _training(name: str, seeds: Mapping[int, Mapping[str, Result]]) -> list[str]
     return [name, ", ".join(map(str, steps)), millions, f"{minutes} ({devices})"]
 
 
-def cell(results: Sequence[Result], name: str) -> str:
+def _together(split: str) -> int:
+    """How many sets in a row are of one person."""
+    return TOGETHER if split == "alike" else 1
+
+
+def cell(results: Sequence[Result], name: str, together: int = 1) -> str:
     """ "0.830 [0.790, 0.860] (0.810 to 0.850)"."""
-    figure = over_seeds(results, name)
+    figure = over_seeds(results, name, together)
     if figure is None:
         return "-"
     digits = _digits(figure)

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 SUBSETS, SUBSET_SIZE = 100, 1000
+BLOCK = 1024
+"""So many pictures a side are compared at once, which bounds the memory."""
 
 
 def frechet_distance(first: Float[ndarray, "n d"], second: Float[ndarray, "m d"]) -> float:
@@ -31,7 +33,10 @@ def frechet_distance(first: Float[ndarray, "n d"], second: Float[ndarray, "m d"]
 
 
 class KernelDistance(NamedTuple):
-    """The unbiased estimate over all pictures, and mean and standard deviation over random subsets (None: too few)."""
+    """The unbiased estimate over all pictures, and mean and standard deviation over random subsets (None: too few).
+
+    Where every subset is all pictures of both sets, that estimate and 0.
+    """
 
     exact: float
     mean: float | None
@@ -52,31 +57,49 @@ def kernel_distance(
     `subset_size` pictures. ValueError as `frechet_distance`.
     """
     a, b = _checked(first, second)
-    within_a, within_b, across = _kernel(a, a), _kernel(b, b), _kernel(a, b)
-    exact = _discrepancy(within_a, within_b, across)
     size, rng = min(subset_size, len(a), len(b)), np.random.default_rng(seed)
+    whole = size == len(a) == len(b)
+    # Columns say who counts: in the first all, in each other one a subset.
+    drawn = 0 if size < 2 or whole else subsets
+    chosen = [np.ones((len(part), 1 + drawn)) for part in (a, b)]
+    for column in range(1, 1 + drawn):
+        for counts in chosen:
+            counts[:, column] = 0
+            counts[rng.choice(len(counts), size, replace=False), column] = 1
+    exact, *others = _discrepancies(a, b, *chosen)
     if size < 2 or subsets < 1:
         return KernelDistance(exact, None, None)
-    drawn = []
-    for _ in range(subsets):
-        rows, columns = (rng.choice(len(part), size, replace=False) for part in (a, b))
-        parts = within_a[np.ix_(rows, rows)], within_b[np.ix_(columns, columns)], across[np.ix_(rows, columns)]
-        drawn.append(_discrepancy(*parts))
-    return KernelDistance(exact, float(np.mean(drawn)), float(np.std(drawn)))
+    others = others or [exact]
+    return KernelDistance(exact, float(np.mean(others)), float(np.std(others)))
 
 
-def _kernel(a: Float[ndarray, "n d"], b: Float[ndarray, "m d"]) -> Float[ndarray, "n m"]:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+def _discrepancies(
+    a: Float[ndarray, "n d"], b: Float[ndarray, "m d"], of_a: Float[ndarray, "n s"], of_b: Float[ndarray, "m s"]
+) -> list[float]:
+    """The U-statistics of those who count: a picture is not compared with itself."""
+    n, m = of_a.sum(axis=0), of_b.sum(axis=0)
+    own_a, own_b = (
+        _kernel_sums(part, part, counts, counts) - _cubed((part * part).sum(axis=1), part) @ counts
+        for part, counts in ((a, of_a), (b, of_b))
+    )
+    return (own_a / (n * (n - 1)) + own_b / (m * (m - 1)) - 2 * _kernel_sums(a, b, of_a, of_b) / (n * m)).tolist()
 
 
-def _discrepancy(
-    within_a: Float[ndarray, "n n"], within_b: Float[ndarray, "m m"], across: Float[ndarray, "n m"]
-) -> float:
-    """The U-statistic: a picture is not compared with itself."""
-    n, m = across.shape
-    own_a = (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
-    own_b = (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
-    return float(own_a + own_b - 2 * across.mean())
+def _kernel_sums(
+    a: Float[ndarray, "n d"], b: Float[ndarray, "m d"], of_a: Float[ndarray, "n s"], of_b: Float[ndarray, "m s"]
+) -> Float[ndarray, "s"]:
+    """Over all pairs of which both count, a block of them at a time."""
+    total = np.zeros(of_a.shape[1])
+    for row in range(0, len(a), BLOCK):
+        for column in range(0, len(b), BLOCK):
+            rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
+            total += ((_cubed(a[rows] @ b[columns].T, a) @ of_b[columns]) * of_a[rows]).sum(axis=0)
+    return total
+
+
+def _cubed(products: Float[ndarray, "..."], features: Float[ndarray, "n d"]) -> Float[ndarray, "..."]:
+    kernel = products / features.shape[1] + 1
+    return kernel * kernel * kernel
 
 
 def _checked(first: ndarray, second: ndarray) -> tuple[Float[ndarray, "n d"], Float[ndarray, "m d"]]:

@@ -18,16 +18,18 @@ class Figure(NamedTuple):
     groups: int
 
 
-def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES) -> Figure | None:
+def bootstrap(
+    groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES, together: int = 1
+) -> Figure | None:
     """The mean over all values and its percentile interval; whole groups are drawn, because their values depend.
 
-    None where there is no value at all.
+    together: so many groups in a row depend on each other, too, and are one. None where there is no value at all.
     """
-    return bootstrap_runs([groups], seed, resamples)
+    return bootstrap_runs([groups], seed, resamples, together)
 
 
 def bootstrap_runs(
-    runs: Sequence[Sequence[Sequence[float]]], seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[Sequence[Sequence[float]]], seed: int = 0, resamples: int = RESAMPLES, together: int = 1
 ) -> Figure | None:
     """The same of several runs (seeds of a training, for instance) on the same groups, group i of one that of another.
 
@@ -42,6 +44,7 @@ def bootstrap_runs(
         return None
     if not np.isfinite(sums).all():
         raise ValueError("an interval needs finite values; the figures hold an infinity or NaN")
+    sums, counts = (np.add.reduceat(part, range(0, part.shape[1], together), axis=1) for part in (sums, counts))
     held = counts.any(axis=0)
     sums, counts = sums[:, held], counts[:, held]
     rng = np.random.default_rng(seed)

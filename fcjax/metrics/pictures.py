@@ -25,7 +25,12 @@ def psnr(first: UInt8[ndarray, "*n"], second: UInt8[ndarray, "*n"]) -> float:
     if first.shape != second.shape:
         raise ValueError(f"PSNR compares pictures of one size, got {first.shape} and {second.shape}")
     check_bytes("PSNR", first, second)
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
+    return decibels(first.astype(np.float64) - second.astype(np.float64))
+
+
+def decibels(difference: Float[ndarray, "*n"]) -> float:
+    """PSNR of a difference of levels in [0, 255]; infinite for none."""
+    error = np.mean(difference**2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from fcjax.cutout import _reached_from_border
+from fcjax.cutout import reached_from_border
 from fcjax.metrics.color import lab
 
 THRESHOLD = 6.0
@@ -38,7 +38,7 @@ def silhouette(image: UInt8[ndarray, "h w 3"]) -> Bool[ndarray, "h w"]:
     distance = np.linalg.norm(colors - _background(colors), axis=-1)
     near, rim = distance < THRESHOLD, max(1, image.shape[1] // 48)
     near[:rim] = near[:, :rim] = near[:, -rim:] = True
-    outside = _reached_from_border(near)
+    outside = reached_from_border(near)
     reach = max(1, image.shape[1] // 96)
     soft = distance < 0.5 * _greatest_around(distance, reach)
     for _ in range(reach + reach // 2):

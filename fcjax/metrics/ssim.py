@@ -40,6 +40,13 @@ def ssim_map(first: UInt8[ndarray, "h w *c"], second: UInt8[ndarray, "h w *c"]) 
     variance_a = np.maximum(_blurred(a * a) - mean_a**2, 0)
     variance_b = np.maximum(_blurred(b * b) - mean_b**2, 0)
     covariance = _blurred(a * b) - mean_a * mean_b
+    return similarity(mean_a, mean_b, variance_a, variance_b, covariance)
+
+
+def similarity(
+    mean_a: ndarray, mean_b: ndarray, variance_a: ndarray, variance_b: ndarray, covariance: ndarray
+) -> ndarray:
+    """SSIM of windows by their moments, of levels in [0, 1]."""
     c1, c2 = K1**2, K2**2
     return ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
         (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)

@@ -4,6 +4,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
+from fcjax.metrics.pictures import decibels, psnr
+from fcjax.metrics.ssim import similarity
+
 PARTS = 24
 TEXELS = 16
 """Texels of a chart along u and along v."""
@@ -44,8 +47,7 @@ def texel_psnr(
     common = seen_a & seen_b & np.isin(np.arange(1, PARTS + 1), parts)[:, None, None]
     if np.count_nonzero(common) < LEAST_TEXELS:
         return None
-    error = float(np.mean((a[common] - b[common]) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+    return decibels(a[common] - b[common])
 
 
 def texel_ssim(
@@ -66,12 +68,9 @@ def texel_ssim(
         if np.count_nonzero(common) < LEAST_TEXELS:
             continue
         x, y = a[part - 1][common] / 255, b[part - 1][common] / 255
-        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-        covariance = ((x - mean_x) * (y - mean_y)).mean(axis=0)
-        similarity = ((2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)) / (
-            (mean_x**2 + mean_y**2 + 1e-4) * (x.var(axis=0) + y.var(axis=0) + 9e-4)
-        )
-        values.append(similarity.mean())
+        means = x.mean(axis=0), y.mean(axis=0)
+        covariance = ((x - means[0]) * (y - means[1])).mean(axis=0)
+        values.append(similarity(*means, x.var(axis=0), y.var(axis=0), covariance).mean())
         weights.append(np.count_nonzero(common))
     return float(np.average(values, weights=weights)) if values else None
 
@@ -82,14 +81,15 @@ def psnr_outside(
     """PSNR (dB) over the pixels outside the mask: infinite where try-on kept them exactly; None where there is none."""
     if first.shape != second.shape or mask.shape != first.shape[:2]:
         raise ValueError(f"pictures of {first.shape[:2]} and {second.shape[:2]} and a mask of {mask.shape} do not fit")
-    if mask.all():
-        return None
-    error = float(np.mean((first[~mask].astype(np.float64) - second[~mask]) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+    return None if mask.all() else psnr(first[~mask], second[~mask])
 
 
 def part_iou(first: UInt8[ndarray, "h w"], second: UInt8[ndarray, "h w"]) -> dict[int, float]:
-    """Intersection over union of every part id (above 0) that either map of part ids shows."""
+    """Intersection over union of every part id (above 0) that either map of part ids shows.
+
+    For maps that the user has: nothing here finds the parts of a made picture, so that no program reports it, and
+    `silhouette` tells of the pose.
+    """
     if first.shape != second.shape:
         raise ValueError(f"part ids of {first.shape} and {second.shape} (height, width) do not fit")
     found = {}

@@ -11,6 +11,8 @@ from fcjax.wardrobe.textures import Fabric, draw_fabric
 
 PATTERNS = ("solid", "dots", "shapes")
 """Of these the ground shows most, so that fabrics with exchanged colours differ in palette."""
+TOGETHER = 2
+"""So many samples in a row are one person in one pose: figures of them are no independent ones."""
 _TRIES = 64
 
 
@@ -24,7 +26,7 @@ class Alike(Wardrobe):
     def __getitem__(self, index: int) -> Sample:
         if index < 0:
             raise IndexError(f"index is {index}; samples count from 0 without end")
-        pair, exchanged = divmod(index, 2)
+        pair, exchanged = divmod(index, TOGETHER)
         return self._photograph(self._dressed_alike(pair, bool(exchanged)), self._rng(pair, 3))
 
     def _dressed_alike(self, number: int, exchanged: bool) -> Outfit:
