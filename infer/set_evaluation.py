@@ -198,8 +198,8 @@ def by_protocol(
             kept = folder / f"scores-{place}-of-{count}"
             scored = score_matched(Matched(pairs), own, kept, nets, seed=seed)
             # The pictures' own folders may be gone when their figures are read.
-            flags_shown = dataclasses.replace(own, predictions=None, truth=None)
-            found[column.name] = dataclasses.replace(scored, name=column.name, flags=flags_shown)
+            told = dataclasses.replace(own, predictions=None, truth=None)
+            found[column.name] = dataclasses.replace(scored, name=column.name, flags=told)
     return found
 
 
@@ -237,7 +237,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         if wants_protocol:
             assert isinstance(sets, PreparedSets) and networks is not None
             scored = by_protocol(sets, columns, folder, count, flags, request.seed, networks)
-        print("\n\n".join([title(request, sets, count), table(evaluation), *_protocol_tables(scored)]))
+        print("\n\n".join([title(request, sets, count), table(evaluation), *map(predictions.table, scored.values())]))
         _write(request, sets, columns, folder, evaluation, scored, size)
 
 
@@ -305,8 +305,8 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
 
 def title(request: Request, sets: Sets, count: int) -> str:
     """What was scored, and what was not."""
-    sets_said = counted(count, f"{request.wardrobe} set" if request.wardrobe else "set")
-    said = sets_said if request.wardrobe else f"{request.data or request.sets}, {sets_said}"
+    source = request.data or request.sets
+    said = counted(count, f"{request.wardrobe} set") if source is None else f"{source}, {counted(count, 'set')}"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
     if count < (held := _held(sets, count)):
@@ -319,10 +319,6 @@ def title(request: Request, sets: Sets, count: int) -> str:
 def _held(sets: Sets, count: int) -> int:
     """How many sets there are; of Wardrobe's there is no end."""
     return len(sets) if isinstance(sets, PreparedSets | ListedSets) else count
-
-
-def _protocol_tables(scored: dict[str, Scored]) -> list[str]:
-    return [predictions.table(one) for one in scored.values()]
 
 
 def _write(
@@ -357,10 +353,7 @@ def _write(
         make = _contest if request.blind else _row
         shown = [make(sets, columns, folder, index) for index in first]
         write_page(request, title(request, sets, count), evaluation, shown, scored)
-    for path, chosen in (
-        (request.sheet, first),
-        (request.worst, worst(evaluation, main, request.rows)),
-    ):
+    for path, chosen in ((request.sheet, first), (request.worst, worst(evaluation, main, request.rows))):
         if path is not None:
             sheet([_row(sets, columns, folder, index) for index in chosen]).save(path)
     if request.swap_sheet is not None and evaluation.swap_indices:
