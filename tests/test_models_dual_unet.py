@@ -10,7 +10,6 @@ import pytest
 
 from fcjax import convert, trees
 from fcjax.config import ComposerConfig
-from fcjax.models import composer
 from fcjax.models.parameters import abstract_parameters
 from fcjax.network_config import BindingVariant
 from fcjax.presets import tiny
@@ -101,8 +100,7 @@ def _torch_dual_unet(params, config: ComposerConfig, inputs: dict[str, Any]) -> 
     _inject(reference, emitting)
     canvas = [oracles.to_tensor(inputs["canvas"])]
     if config.reference_octaves:
-        places = composer.asset_channels(jnp.asarray(coverage[0].numpy()), config.reference_octaves)
-        canvas.append(oracles.to_tensor(places))
+        canvas.append(_places_in_boxes(coverage[0], config.reference_octaves))
     if config.binder.variant == "conv_in":
         painted = torch.einsum(
             "bahw,bac->bchw",
@@ -122,6 +120,27 @@ def _torch_dual_unet(params, config: ComposerConfig, inputs: dict[str, Any]) -> 
     _inject(denoiser, consuming)
     sample = torch.cat([oracles.to_tensor(inputs[name]) for name in ("noisy", "condition")], 1)
     return _Torch(denoiser(sample, tensors["timesteps"], tensors["text"]).sample, denoiser, reference, weights)
+
+
+def _places_in_boxes(coverage: Any, octaves: int) -> Any:
+    """Sines and cosines of where in an asset's box each token lies, weighed by its coverage."""
+    import torch
+
+    def along(covered: Any) -> Any:
+        where = covered.nonzero()
+        middles = torch.arange(len(covered)) + 0.5
+        return (2 * (middles - where.min()) / (where.max() + 1 - where.min()) - 1).clamp(-1, 1)
+
+    channels = torch.zeros(len(coverage), 4 * octaves, *coverage.shape[2:])
+    for made, masks in zip(channels, coverage, strict=True):
+        for mask in masks:
+            if mask.any():
+                x, y = along(mask.any(0)).expand(mask.shape), along(mask.any(1))[:, None].expand(mask.shape)
+                angles = torch.stack(
+                    [torch.pi / 2 * 2**octave * place for place in (x, y) for octave in range(octaves)]
+                )
+                made += mask * torch.cat([angles.sin(), angles.cos()])
+    return channels
 
 
 def _standard(config: Any) -> Any:
