@@ -105,7 +105,8 @@ class Composer:
         What is no composer yet becomes one (`fcjax.pretrained`) that, until it is trained, composes as Stable Diffusion
         does where it is given no assets. Assets change its pictures, but not yet to their likeness. ValueError says
         what does not fit.
-        dtype: of computation: float32, bfloat16 or float16; by default float32 on a CPU and bfloat16 elsewhere.
+        dtype: of computation: float32, bfloat16 or float16; by default float32 on a CPU and bfloat16 elsewhere. On GPUs
+          and TPUs JAX multiplies float32 less exactly unless jax_default_matmul_precision is "highest".
         tokenizer: its folder, where it is not the model's own.
         clip_skip: how many of the text encoder's last layers to leave out (1 is what others call clip skip 2).
         condition, binding: what a model of others becomes, as in `fcjax.pretrained.load`.
@@ -131,8 +132,10 @@ class Composer:
             )
         return cls(model.config, model.params, Tokenizer.load(where), dtype)
 
-    def save(self, path: str | Path, *, dtype: Any = jnp.float32) -> None:
-        """Writes a model folder, whose parts diffusers and transformers open; tensors are stored as `dtype`."""
+    def save(self, path: str | Path, *, dtype: Any = None) -> None:
+        """Writes a model folder, whose parts diffusers and transformers open; tensors are stored as `dtype`, by default
+        each as it is held: of a composer loaded in bfloat16 rounded ones.
+        """
         folder.save(path, self.params, self.config, dtype=dtype)
         self.tokenizer.save(Path(path) / "tokenizer")
 

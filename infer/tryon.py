@@ -136,7 +136,13 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
 
 
 def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
-    """The person, the mask and the assets of a request's files. ValueError for what cannot be read or does not fit."""
+    """The person, the mask and the assets of a request's files. ValueError for what cannot be read or does not fit, and
+    for a sampler that there is not.
+    """
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax.samplers import check_sampler
+
+    check_sampler(request.sampler, request.steps, request.eta)
     return person_of(request, beside), [file.open(file.read(beside)) for file in request.assets]
 
 
@@ -325,9 +331,6 @@ def main(flags: Flags) -> None:
     read = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
     prepare_outputs([flags.out, flags.sheet], read)
     person, assets = opened(request)
-    from fcjax.samplers import check_sampler  # here, as below
-
-    check_sampler(request.sampler, request.steps, request.eta)
     composer = _load(request.model, request.dtype)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))

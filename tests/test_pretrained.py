@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fcjax import convert, folder, pretrained, single_file, trees
+from fcjax import convert, folder, pretrained, single_file, trees, weights
 from fcjax.cli import run
 from fcjax.composer import Composer, warn_of_slow_bfloat16
 from fcjax.config import Condition
@@ -152,6 +152,13 @@ def test_parameters_lie_in_the_dtype_of_computation(stable, tmp_path: Path, monk
             Composer.load(path, **settings)
     with pytest.raises(ValueError, match="dtype must be one of .*; got 'fp32'"):
         Composer(loaded.config, loaded.params, loaded.tokenizer, "fp32")
+
+
+def test_parameters_are_saved_as_they_are_held(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model = Composer.load(tiny_model_folder, param_dtype="bfloat16")
+    for dtype, stored in ((None, "BF16"), ("float32", "F32")):
+        model.save(tmp_path, dtype=dtype)
+        assert set(weights.Tensors.of_part(tmp_path / "unet", "diffusion_pytorch_model").dtypes.values()) == {stored}
 
 
 def test_what_a_model_of_others_becomes_is_chosen_when_loading(stable) -> None:

@@ -153,6 +153,7 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
         {**line, "name": "e.png", "person": 300 * "x"},
         {**line, "name": "f.png", "model": "nowhere"},
         {**line, "name": "g.png", "model": "nowhere"},
+        {**line, "name": "h.png", "model": "nowhere", "sampler": "foo"},
     ]
     # As Windows' editor writes it.
     text = "\ufeff" + "\n".join(map(json.dumps, lines))
@@ -169,9 +170,10 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
     ]
     with pytest.raises(SystemExit) as ended:
         run(tryon.main, arguments)
-    assert ended.value.code == 2 and "5 of 7 pairs failed" in capsys.readouterr().err
+    assert ended.value.code == 2 and "6 of 8 pairs failed" in capsys.readouterr().err
     failed = json.loads((files / "made" / "failed.json").read_text())
     assert "no file's name: File name too long" in failed.pop("e.png")
+    assert failed.pop("h.png").startswith("sampler must be one of ddim")
     assert "nowhere" in failed.pop("f.png") and "nowhere" in failed.pop("g.png")
     assert failed == {
         "b.png": "no such mask file: nowhere.png",
