@@ -176,7 +176,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(out.name)
         write_config(out, config)
         (out / "model/unet").mkdir(parents=True)
-        (out / "model/unet/model.safetensors").write_text(out.name)
+        (out / "model/unet/diffusion_pytorch_model.safetensors").write_text(out.name)
         said = result([0.5], base=folder.weights_digest(base) if base else "")["training"]
         (out / "trained.json").write_text(json.dumps(said))
 
@@ -227,7 +227,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, stages: list[str], capsys: pyte
     stages.clear()
     ablation.main(dataclasses.replace(request, count=6))
     assert len(stages) == 7 and stages[0] == "alike of image_encoder_0"
-    (tmp_path / "none_0/model/unet/model.safetensors").write_text("trained further")
+    (tmp_path / "none_0/model/unet/diffusion_pytorch_model.safetensors").write_text("trained further")
     stages.clear()
     ablation.main(dataclasses.replace(request, count=6))
     assert stages[:-1] == ["alike of none_0", "heldout of none_0"]
