@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fcjax.agnostic import agnostic_mask
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.wardrobe import Sample, Wardrobe
-from fcjax.wardrobe.undressing import take_off
+from fcjax.wardrobe.undressing import parse_of, worn_kinds
 from infer import album, tryon
 from infer.compose import make, panels, prepare_folder, save
 from infer.request import AssetFile, ComposeRequest, changed
@@ -112,7 +113,10 @@ def main(flags: Flags) -> None:
 
 def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryon.Flags:
     """What `infer.tryon` is to do: the look's garments on the other look's person, whose pictures are written."""
-    mask = take_off(other, "outfit")[1]
+    kinds, parse = worn_kinds(sample), parse_of(other, worn_kinds(other))
+    # Shoes and hats of the look come on bare feet and heads, too.
+    put_on = {name: name in kinds for name in ("shoes", "hat")}
+    mask = agnostic_mask(parse, iuv=other.maps.iuv, category="outfit", **put_on)
     for name, array in (("person", other.image), ("mask", 255 * mask.astype(np.uint8))):
         Image.fromarray(array).save(flags.out / f"{name}.png")
     files = _garments(sample, write_assets(sample, flags.out / "assets"))
