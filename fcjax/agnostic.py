@@ -37,13 +37,8 @@ _SHOES = (Part.LEFT_SHOE, Part.RIGHT_SHOE)
 _FACE = (Part.FACE, Part.SUNGLASSES)
 _HEAD = (*_FACE, Part.HAIR)
 _GARMENTS = (*_UPPER[:4], *_LOWER[:2])
-_COVERED = {
-    "upper": (*_UPPER, *_ARMS),
-    "lower": (*_LOWER, *_LEGS),
-    "dress": (*_UPPER, *_LOWER, *_ARMS, *_LEGS),
-    "outfit": (*_UPPER, *_LOWER, *_ARMS, *_LEGS),
-}
 _HALVES = {"upper": ("upper",), "lower": ("lower",), "dress": ("upper", "lower"), "outfit": ("upper", "lower")}
+_COVERED = {"upper": (*_UPPER, *_ARMS), "lower": (*_LOWER, *_LEGS)}
 _KEPT = {
     "upper": (*_HEAD, *_LEGS, Part.PANTS, Part.SKIRT, Part.BAG, Part.GLOVE),
     "lower": (*_HEAD, Part.UPPER, Part.COAT, Part.NECK, *_ARMS, Part.BAG, Part.GLOVE),
@@ -53,12 +48,7 @@ _KEPT = {
 # DensePose's charts.
 _TORSO, _HANDS, _FEET, _HEAD_CHARTS = (1, 2), (3, 4), (5, 6), (23, 24)
 _LEG_CHARTS, _ARM_CHARTS = tuple(range(7, 15)), tuple(range(15, 23))
-_COVERED_CHARTS = {
-    "upper": (_TORSO, _ARM_CHARTS),
-    "lower": (_LEG_CHARTS,),
-    "dress": (_TORSO, _ARM_CHARTS, _LEG_CHARTS),
-    "outfit": (_TORSO, _ARM_CHARTS, _LEG_CHARTS),
-}
+_COVERED_CHARTS = {"upper": (*_TORSO, *_ARM_CHARTS), "lower": _LEG_CHARTS}
 
 
 def agnostic_mask(
@@ -93,7 +83,8 @@ def agnostic_mask(
     chart = None if iuv is None else iuv[..., 0]
     if parse is not None:
         parse = _limbs(parse, chart)
-    covered = _covered(parse, keypoints, chart, category)
+    halves = [_covered(parse, keypoints, chart, half) for half in _HALVES[category]]
+    covered = np.logical_or.reduce(halves)
     if not covered.any():
         raise ValueError(f"the maps show nothing of a person to be repainted for category {category!r}")
     pixels = round(margin * len(covered) * (1.0 if parse is not None else LOOSE))
@@ -101,11 +92,9 @@ def agnostic_mask(
     if parse is None and chart is not None:
         hem = _hem(chart, category, pixels)
         covered |= hem if category == "upper" else _hull(np.isin(chart, _LEG_CHARTS))
-    whole = _filled(_widened(covered, pixels))
-    mask = np.zeros_like(whole)
-    for half in _HALVES[category]:
-        # Between a short top and a low skirt there may be skin.
-        mask |= _largest(whole, covered & _covered(parse, keypoints, chart, half))
+    # Between a short top and a low skirt there may be skin.
+    pieces = _pieces(_filled(_widened(covered, pixels)))
+    mask = np.logical_or.reduce([_largest(pieces, half) for half in halves])
     kept = _kept(parse, keypoints, chart, category)
     mask &= ~(kept if hem is None else kept & ~hem)
     for name, worn, parts, charts, bare in (
@@ -194,10 +183,9 @@ def _person(parse: ndarray | None, chart: ndarray | None) -> Bool[ndarray, "h w"
     return (parse if parse is not None else chart) > 0  # type: ignore[operator]
 
 
-def _covered(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, category: str) -> ndarray:
-    charts = tuple(number for charts in _COVERED_CHARTS[category] for number in charts)
-    covered = _seen(parse, _COVERED[category], chart, charts)
-    if keypoints is not None and category != "lower":
+def _covered(parse: ndarray | None, keypoints: ndarray | None, chart: ndarray | None, half: str) -> ndarray:
+    covered = _seen(parse, _COVERED[half], chart, _COVERED_CHARTS[half])
+    if keypoints is not None and half == "upper":
         covered |= _strokes(keypoints, covered.shape)
     return covered
 
@@ -287,10 +275,10 @@ def _filled(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
     return ~outside[1:-1, 1:-1]
 
 
-def _largest(mask: Bool[ndarray, "h w"], counted: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
-    """Its connected piece with most of what is counted, the first of equal ones; nothing where nothing is counted."""
-    pieces, counted = _pieces(mask), mask & counted
-    return pieces == np.bincount(pieces[counted]).argmax() if counted.any() else counted
+def _largest(pieces: Int[ndarray, "h w"], counted: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """The piece (see `_pieces`) with most of what is counted, the first of equal ones; nothing where there is none."""
+    places = pieces[counted & (pieces >= 0)]
+    return pieces == np.bincount(places).argmax() if len(places) else np.zeros_like(counted)
 
 
 def _pieces(mask: Bool[ndarray, "h w"]) -> Int[ndarray, "h w"]:

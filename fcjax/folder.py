@@ -13,10 +13,8 @@ A part may lie in another model's folder: "shared" in model_index.json says wher
 
 import filecmp
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from fcjax.weights import (
     read_json,
     write_tensors,
 )
+from fcjax.whole_files import write_json
 
 WEIGHED = tuple(name for name in CLASSES if name != "scheduler")
 """The parts that have weights."""
@@ -69,7 +68,7 @@ def save(path: str | Path, params: Parameters, config: ComposerConfig, *, dtype:
     _write_config(root, "scheduler", config.diffusion)
     own = {key: getattr(config, key) for key in _COMPOSER_KEYS}
     index = {name: classes for name, classes in INDEX.items() if name not in APPEARANCES or name == config.appearance}
-    _write_json(root / "model_index.json", {"_class_name": "FashionComposer", **index, "fcjax": own})
+    write_json(root / "model_index.json", {"_class_name": "FashionComposer", **index, "fcjax": own}, indent=2)
 
 
 def load(path: str | Path, *, dtype: Any = None, host: bool = False) -> tuple[ComposerConfig, Parameters]:
@@ -176,7 +175,7 @@ def share_parts(path: str | Path, other: str | Path, final: str | Path) -> list[
         if mine.is_dir() and _same_files(mine, theirs):
             shutil.rmtree(mine)
             shared[name] = Path(os.path.relpath(theirs.parent.resolve(), Path(final).resolve())).as_posix()
-    _write_json(root / "model_index.json", {**index, "shared": shared})
+    write_json(root / "model_index.json", {**index, "shared": shared}, indent=2)
     return list(shared)
 
 
@@ -248,13 +247,7 @@ def _config_file(part: Path) -> Path:
 
 def _write_config(root: Path, name: str, config: PartConfig) -> None:
     (root / name).mkdir(parents=True, exist_ok=True)
-    _write_json(_config_file(root / name), config_dict(name, config))
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(file)
+    write_json(_config_file(root / name), config_dict(name, config), indent=2)
 
 
 def _same_files(mine: Path, theirs: Path) -> bool:

@@ -6,7 +6,6 @@ parameters and one tensor as it is stored (`benchmarks/loading.py` measures it).
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fcjax import convert, trees
+from fcjax.whole_files import written_whole
 
 VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 """What stands before `.safetensors` in the files of a part, in the order in which they are looked for."""
@@ -161,19 +161,12 @@ def load_parts(
 
 
 def write_tensors(file: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file whole or not at all, with the mode of any new file (the library keeps it to its owner).
-
-    Whoever has the file before it mapped keeps what it held.
-    """
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    """Writes a safetensors file, whole or not at all, with any new file's mode (the library keeps it to its owner)."""
+    with written_whole(file) as aside:
         aside.touch()
         mode = aside.stat().st_mode & 0o777
         save_file(tensors, aside, metadata)
         aside.chmod(mode)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _check_dtypes(tensors: Tensors, keys: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ images become out_0.png, out_1.png ..., each with its own seed in its request.
 
 import dataclasses
 import functools
-import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
+from fcjax.whole_files import written_whole
 from infer.densepose import preview
 from infer.parameters import read_parameters
 from infer.request import AssetFile, ComposeRequest, weights_digest
@@ -263,12 +263,8 @@ def prepare_outputs(outputs: Sequence[Path | None], inputs: Sequence[str | Path 
 
 def save_png(image: Image.Image, path: Path, info: Any, icc_profile: bytes | None = None) -> None:
     """Writes a PNG whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as aside:
         image.save(aside, format="PNG", pnginfo=info, icc_profile=icc_profile)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def main(flags: Flags) -> None:

@@ -29,10 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcjax.cli import run
-from fcjax.data.records import write_json
 from fcjax.metrics import Figure, bootstrap
 from fcjax.pictures import open_rgb
 from fcjax.wardrobe import Wardrobe
+from fcjax.whole_files import write_json
 from infer.album_scores import FIDELITY, FIGURES, PageSet, album_set, score_album
 from infer.compose import save_png
 from infer.figures import aligned, cell, prepare_file, versions

@@ -8,6 +8,7 @@ from fcjax.agnostic import (
     _filled,
     _hull,
     _largest,
+    _pieces,
     _widened,
     agnostic_image,
     agnostic_mask,
@@ -179,23 +180,23 @@ def test_shapes():
     ring[3:6, 3:6] = False
     ring[4, 9:11] = True
     assert _filled(ring)[4, 4] and not _filled(ring)[0, 0] and _filled(ring).sum() == 27
-    largest = _largest(ring, ring)
+    largest = _largest(_pieces(ring), ring)
     assert largest.sum() == 16 and not largest[4, 9]
     # Two arms that meet below are one piece.
     horseshoe = np.zeros((5, 5), bool)
     horseshoe[:, 0] = horseshoe[:, 4] = horseshoe[4] = True
-    assert _largest(horseshoe, horseshoe).sum() == 13 and not _filled(horseshoe)[0, 2]
+    assert _largest(_pieces(horseshoe), horseshoe).sum() == 13 and not _filled(horseshoe)[0, 2]
     hull = _hull(horseshoe)
     assert hull.all()
-    assert _widened(largest, 1).sum() == 48 and not _largest(horseshoe, ~horseshoe).any()
+    assert _widened(largest, 1).sum() == 48 and not _largest(_pieces(horseshoe), ~horseshoe).any()
     # The piece that counts is not always the larger one.
-    assert _largest(ring, np.indices(ring.shape)[1] > 8).sum() == 2
+    assert _largest(_pieces(ring), np.indices(ring.shape)[1] > 8).sum() == 2
     rng = np.random.default_rng(0)
     blobs = rng.random((40, 50)) < 0.55
     ndimage = pytest.importorskip("scipy.ndimage")
     labels, _ = ndimage.label(blobs)
     sizes = np.bincount(labels[blobs])
-    np.testing.assert_array_equal(_largest(blobs, blobs), labels == sizes.argmax())
+    np.testing.assert_array_equal(_largest(_pieces(blobs), blobs), labels == sizes.argmax())
     np.testing.assert_array_equal(_filled(blobs), ndimage.binary_fill_holes(blobs))
     few = rng.random((40, 50)) < 0.01
     np.testing.assert_array_equal(chessboard(few), ndimage.distance_transform_cdt(~few, "chessboard"))

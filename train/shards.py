@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from fcjax.data.records import INDEX, PARTIAL, RECORD_VERSION, read_index, write_index, write_json, write_shard
+from fcjax.data.records import INDEX, RECORD_VERSION, read_index, write_index, write_shard
+from fcjax.whole_files import PARTIAL, write_json
 
 REPORT = "report.json"
 SETTINGS = "settings.json"

@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from PIL import Image
 from safetensors.numpy import load, save
 
+from fcjax.whole_files import write_json, written_whole
+
 RECORD_VERSION = 2
 INDEX = "index.json"
-PARTIAL = ".partial"
-"""How the names of half-written files end."""
 
 
 def encode_record(
@@ -65,9 +64,8 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
 
     Returns the number of records. OSError where it cannot be written, on a full disk for instance.
     """
-    aside = _aside(path)
     count = 0
-    try:
+    with written_whole(path) as aside:
         # group_size:1 lets the shuffled reader fetch one record without decompressing its neighbours.
         writer = _writing(path, array_record_module.ArrayRecordWriter, str(aside), "group_size:1,uncompressed")
         try:
@@ -76,9 +74,6 @@ def write_shard(path: Path, records: Iterable[bytes]) -> int:
                 count += 1
         finally:
             _writing(path, writer.close)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return count
 
 
@@ -91,21 +86,6 @@ def _writing(path: Path, act: Any, *arguments: Any) -> Any:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise OSError(errno.EIO, str(error), str(path)) from error
-
-
-def _aside(path: Path) -> Path:
-    """Where this process writes a file before it renames it: no other on any machine writes there."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON file that is there whole or not at all."""
-    aside = _aside(path)
-    try:
-        aside.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_shard(path: str | Path) -> list[bytes]:
