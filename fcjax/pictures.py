@@ -55,8 +55,12 @@ def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
 
 
 def icc_profile(path: str | Path) -> bytes | None:
-    """The colour profile of a picture file in RGB, for what is made of its pixels; None where it has none."""
-    profile = read(path).info.get("icc_profile")
+    """The colour profile of a picture file in RGB, for what is made of its pixels; None where it has none.
+
+    The pixels are not decoded.
+    """
+    with Image.open(path) as file:
+        profile = file.info.get("icc_profile")
     return profile if profile is not None and profile[16:20] == b"RGB " else None
 
 

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from fcjax.body import Body
 from fcjax.cli import run
-from infer.compose import flag, flag_of, prepare_folder, save_png
+from infer.compose import prepare_folder, save_png
 from infer.densepose import preview
 from infer.request import (
     POSE_FILE,
@@ -41,18 +42,15 @@ from infer.request import (
     asset_files,
     asset_problems,
     body_problems,
-    changed,
-    check,
-    check_sampling,
     found,
-    key_problems,
     make_body,
     png_metadata,
     read_png_metadata,
-    tuples,
     weights_digest,
 )
+from infer.sampling_request import SamplingFlags, SamplingRequest, flag, flag_of
 from infer.sheet import Panel, sheet
+from infer.values import changed, check, key_problems, tuples
 
 ALBUM = "album.json"
 
@@ -73,28 +71,17 @@ class PageRequest:
 
 
 @dataclass(frozen=True)
-class AlbumRequest:
-    """What `fcjax.make_album` is asked for, with assets as files and the model as a name or a folder."""
+class AlbumRequest(SamplingRequest):
+    """What `fcjax.make_album` is asked for, with assets as files."""
 
     pages: tuple[PageRequest, ...]
-    model: str = "mini"
     sharing: "Sharing" = "correspondence"
     align: bool | None = None
     same_noise: bool = True
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 1.5
-    reference_guidance: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str = "ddim"
-    eta: float = 0.0
-    size: tuple[int, int] | None = None
-    layout_seed: int = 0
     batch_size: int = 4
-    dtype: str | None = None
 
     def __post_init__(self) -> None:
-        check_sampling(self)
+        self.check_values()
         check("sharing", self.sharing, str, "a name")
         check("batch_size", self.batch_size, numbers.Integral, "a whole number")
         for name in ("same_noise", *(["align"] if self.align is not None else [])):
@@ -106,8 +93,8 @@ class AlbumRequest:
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `fcjax.make_album`."""
-        fields = (field.name for field in dataclasses.fields(self))
-        return {name: getattr(self, name) for name in fields if name not in ("pages", "model", "dtype")}
+        own = ("sharing", "align", "same_noise", "batch_size")
+        return {**self.sampling, **{name: getattr(self, name) for name in own}}
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -214,28 +201,17 @@ class Flags:
     """How pages use the keys and values of the first."""
     align: Annotated[bool | None, flag("True|False", "where pages share by correspondence")] = None
     """Put the faces of a cross-frame album into this one."""
-    seed: Annotated[int | None, _of_request("INT", "seed")] = None
-    steps: Annotated[int | None, _of_request("INT", "steps")] = None
-    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
-    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
-    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
-    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
-    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
-    """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
-    """Of computation."""
-    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
-    """Of the pages."""
-    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
     batch_size: Annotated[int | None, _of_request("INT", "batch_size")] = None
     """Pages sampled at once, the first included."""
+    sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
 
 def requested(flags: Flags) -> AlbumRequest:
     """The file's request with the flags put over it."""
     request = AlbumRequest.read(flags.request)
-    given = {name: value for name, value in vars(flags).items() if value is not None and name not in ("request", "out")}
-    return dataclasses.replace(request, **given)
+    given = vars(flags) | vars(flags.sampling)
+    over = {field.name: given[field.name] for field in dataclasses.fields(request) if field.name in given}
+    return dataclasses.replace(request, **{name: value for name, value in over.items() if value is not None})
 
 
 def read_pages(request: AlbumRequest, beside: Path) -> "tuple[AlbumRequest, list[Page]]":
@@ -283,9 +259,8 @@ def main(flags: Flags) -> None:
     from fcjax.album import make_album
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
-    from fcjax.samplers import check_sampler
 
-    check_sampler(request.sampler, request.steps, request.eta)
+    request.check_sampler()
     composer = Composer.load(request.model, dtype=request.dtype)
     with tqdm(unit="step", desc="album") as bar:
 

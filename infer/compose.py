@@ -32,22 +32,13 @@ from fcjax.whole_files import written_whole
 from infer.densepose import preview
 from infer.parameters import read_parameters
 from infer.request import AssetFile, ComposeRequest, weights_digest
+from infer.sampling_request import SamplingFlags, flag, flag_of
 from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Composition
 
 DEFAULT = ComposeRequest("nothing")
-
-
-def flag(metavar: str, default: Any) -> Any:
-    """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-def flag_of(kind: type, metavar: str, name: str) -> Any:
-    """`flag` for a field of a dataclass, whose default the help shows."""
-    return flag(metavar, next(field.default for field in dataclasses.fields(kind) if field.name == name))
 
 
 def _of_body(metavar: str, name: str) -> Any:
@@ -79,27 +70,9 @@ class Flags:
     """A picture (transparent or near-white around) and the phrase that describes it; once for every asset."""
     swatch: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """The same for a picture that is its asset from edge to edge, such as fabric."""
-    seed: Annotated[int | None, _of_request("INT", "seed")] = None
-    """Image i has the seed SEED + i."""
     num_images: Annotated[int | None, _of_request("INT", "num_images")] = None
-    steps: Annotated[int | None, _of_request("INT", "steps")] = None
-    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
-    """ddim, ddpm, euler, euler_karras, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras or
-    lcm (for models distilled for it)."""
-    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
-    """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
-    """Of computation."""
-    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
-    """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
-    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
-    """A scale of its own for the assets."""
-    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
-    """Against over-exposed pictures of strong guidance."""
-    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
-    """Of the picture, in pixels."""
-    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
-    """Where the assets stand on their canvas."""
+    """Image i has the seed SEED + i."""
+    sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
     pose: Annotated[str | None, _of_body("NAME", "pose")] = None
     gender: Annotated[float | None, _of_body("0..1", "gender")] = None
@@ -139,7 +112,7 @@ def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
     if flags.request is not None:
         read, weights = ComposeRequest.read(flags.request)
         held = {field.name: getattr(read, field.name) for field in dataclasses.fields(read)}
-    given = {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
+    given = {name: value for name, value in (vars(flags) | vars(flags.sampling)).items() if value is not None}
     over = {field.name: given[field.name] for field in dataclasses.fields(ComposeRequest) if field.name in given}
     if flags.asset or flags.swatch:
         files = [AssetFile.parse(words) for words in flags.asset]
@@ -189,9 +162,8 @@ def make(
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
-    from fcjax.samplers import check_sampler
 
-    check_sampler(request.sampler, request.steps, request.eta)
+    request.check_sampler()
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
     weights = weights_digest(locate(request.model))

@@ -25,9 +25,11 @@ from fcjax.wardrobe import Sample, Wardrobe
 from fcjax.wardrobe.undressing import parse_of, worn_kinds
 from infer import album, tryon
 from infer.compose import make, panels, prepare_folder, save
-from infer.request import AssetFile, ComposeRequest, changed
+from infer.request import AssetFile, ComposeRequest
+from infer.sampling_request import SamplingFlags
 from infer.sets import worn_by
 from infer.sheet import Panel, sheet
+from infer.values import changed
 
 POSES = ("catwalk", "one_hand_on_hip")
 ALBUM_POSES = ("standing", "walking", "arms_raised", "waving")
@@ -87,7 +89,8 @@ def requests_of(sample: Sample, files: tuple[AssetFile, ...], flags: Flags) -> l
     """The look on every pose of the demo."""
     bodies = [Body(pose=pose, gender=_gender(sample)) for pose in POSES]
     return [
-        ComposeRequest(sample.caption, files, flags.model, body, seed=flags.seed, steps=flags.steps) for body in bodies
+        ComposeRequest(sample.caption, files, body, model=flags.model, seed=flags.seed, steps=flags.steps)
+        for body in bodies
     ]
 
 
@@ -107,7 +110,8 @@ def main(flags: Flags) -> None:
         print(f"after {time.monotonic() - begin:.0f} seconds")
     if flags.album:
         request = write_album(sample, full_look(flags.look + 1), flags)
-        album.main(album.Flags(request, flags.out / "album", flags.model, seed=flags.seed, steps=flags.steps))
+        sampling = SamplingFlags(seed=flags.seed, steps=flags.steps)
+        album.main(album.Flags(request, flags.out / "album", flags.model, sampling=sampling))
         print(f"after {time.monotonic() - begin:.0f} seconds")
 
 
@@ -115,8 +119,7 @@ def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryo
     """What `infer.tryon` is to do: the look's garments on the other look's person, whose pictures are written."""
     kinds, parse = worn_kinds(sample), parse_of(other, worn_kinds(other))
     # Shoes and hats of the look come on bare feet and heads, too.
-    put_on = {name: name in kinds for name in ("shoes", "hat")}
-    mask = agnostic_mask(parse, iuv=other.maps.iuv, category="outfit", **put_on)
+    mask = agnostic_mask(parse, iuv=other.maps.iuv, category="outfit", shoes="shoes" in kinds, hat="hat" in kinds)
     for name, array in (("person", other.image), ("mask", 255 * mask.astype(np.uint8))):
         Image.fromarray(array).save(flags.out / f"{name}.png")
     files = _garments(sample, write_assets(sample, flags.out / "assets"))
@@ -128,8 +131,7 @@ def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryo
         mask=str(flags.out / "mask.png"),
         prompt=worn_by(other.subject, [file.phrase for file in files]),
         asset=tuple(f"{flags.out / file.path}={file.phrase}" for file in files),
-        seed=flags.seed,
-        steps=flags.steps,
+        sampling=SamplingFlags(seed=flags.seed, steps=flags.steps),
     )
 
 

@@ -20,8 +20,8 @@ from fcjax.metrics import Target
 from fcjax.metrics.scores import FACE
 from fcjax.pictures import open_rgb, read
 from infer.prepared_sets import completed, maps_of, palettes_of
-from infer.request import check, key_problems
 from infer.sets import EvaluationSet
+from infer.values import check, key_problems
 
 
 @dataclass(frozen=True)

@@ -236,8 +236,8 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
         return Camera.pinhole(length, (width / 2, height / 2), translation)
     if "camera_translation" in source:
         length = focal or float(source.get("focal_length", [SMPLIFYX_FOCAL])[0])
-        translation = tuple(map(float, source["camera_translation"]))
-        return Camera.pinhole(length, (width / 2, height / 2), translation, source.get("camera_rotation"))
+        x, y, z = map(float, source["camera_translation"])
+        return Camera.pinhole(length, (width / 2, height / 2), (x, y, z), source.get("camera_rotation"))
     if "wham" in source:
         # The body stands before the camera by its own translation; a camera of ours needs a distance to something.
         length = focal or float(np.hypot(width, height))

@@ -15,11 +15,9 @@ A PNG's own request also holds the SHA-256 of every asset file, or the files, an
 import base64
 import binascii
 import dataclasses
-import difflib
 import hashlib
 import io
 import json
-import math
 import numbers
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +29,8 @@ import fcjax
 from fcjax.assets import Asset
 from fcjax.body import Body
 from infer.parameters import UPRIGHT, read_parameters
+from infer.sampling_request import SamplingRequest
+from infer.values import changed, check, check_whole_numbers, key_problems, tuples
 
 KEY = "fcjax"
 """The PNG text chunk that holds {"fcjax": version, "weights": digest, "request": {...}}, JSON."""
@@ -115,31 +115,20 @@ class _NamedBytes(io.BytesIO):
 
 
 @dataclasses.dataclass(frozen=True)
-class ComposeRequest:
-    """What `Composer.compose` is asked for, with its assets as files and its model as a name or a folder."""
+class ComposeRequest(SamplingRequest):
+    """What `Composer.compose` is asked for, with its assets as files."""
 
     prompt: str
     assets: tuple[AssetFile, ...] = ()
-    model: str = "mini"
     body: Body = dataclasses.field(default_factory=Body)
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 1.5
-    reference_guidance: float | None = None
-    guidance_rescale: float = 0.0
     num_images: int = 1
-    sampler: str = "ddim"
-    eta: float = 0.0
-    size: tuple[int, int] | None = None
-    layout_seed: int = 0
-    dtype: str | None = None
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         check("num_images", self.num_images, numbers.Integral, "a whole number")
-        check_sampling(self)
+        self.check_values()
         if self.boxes is not None:
             check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():
@@ -148,9 +137,7 @@ class ComposeRequest:
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.compose`."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        others = ("prompt", "assets", "model", "dtype", "body")
-        return {name: value for name, value in given.items() if name not in others}
+        return {**self.sampling, "num_images": self.num_images, "boxes": self.boxes}
 
     def asdict(self) -> dict[str, Any]:
         """Plain data for JSON, without what is at its default (the seed is always said)."""
@@ -250,12 +237,6 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def changed(thing: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their defaults."""
-    fields = dataclasses.fields(thing)
-    return {field.name: value for field in fields if (value := getattr(thing, field.name)) != field.default}
-
-
 def asset_problems(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """What is wrong with a request's list of assets."""
     assets = given.get("assets", [])
@@ -329,50 +310,3 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read the asset file {path}: {error.strerror}") from error
-
-
-def check(name: str, value: Any, kind: type, expected: str) -> None:
-    """ValueError where the value is not of that kind, or is no finite number."""
-    wrong_bool = isinstance(value, bool) and kind is not bool
-    if not isinstance(value, kind) or wrong_bool or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
-
-
-def check_sampling(request: Any) -> None:
-    """ValueError where what all requests say of model and sampling is of a wrong kind."""
-    for name in ("seed", "steps", "layout_seed"):
-        check(name, getattr(request, name), numbers.Integral, "a whole number")
-    for name in ("guidance", "guidance_rescale", "eta"):
-        check(name, getattr(request, name), numbers.Real, "a number")
-    if request.reference_guidance is not None:
-        check("reference_guidance", request.reference_guidance, numbers.Real, "a number")
-    for name in ("model", "sampler", *(["dtype"] if request.dtype is not None else [])):
-        check(name, getattr(request, name), str, "a name")
-    if request.size is not None:
-        check_whole_numbers("size", request.size, 2, "height and width")
-
-
-def check_whole_numbers(name: str, values: Any, count: int, what: str) -> None:
-    """ValueError where the values are not a tuple of that many whole numbers."""
-    if not isinstance(values, tuple) or len(values) != count:
-        raise ValueError(f"{name} is {values!r}; expected {count} whole numbers ({what})")
-    for value in values:
-        check(f"{name} {values}", value, numbers.Integral, f"whole numbers ({what})")
-
-
-def tuples(value: Any) -> Any:
-    """JSON's lists as tuples."""
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-
-def key_problems(kind: type, given: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Unknown keys, and missing ones, of plain data for a dataclass."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in given:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            yield f"unknown key {prefix}{key}" + (f" (did you mean {near[0]}?)" if near else "")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in given:
-            yield f"{prefix}{name} is missing"

@@ -350,8 +350,8 @@ def _write(
         write_csv(request.folders.csv, [f"{place % count:06d}" for place in range(len(lines))], lines)
     first = range(min(request.rows, count))
     if request.html is not None:
-        make = _contest if request.blind else _row
-        shown = [make(sets, columns, folder, index) for index in first]
+        contests = [_contest(sets, columns, folder, index) for index in first if request.blind]
+        shown = contests or [_row(sets, columns, folder, index) for index in first]
         write_page(request, title(request, sets, count), evaluation, shown, scored)
     for path, chosen in ((request.sheet, first), (request.worst, worst(evaluation, main, request.rows))):
         if path is not None:

@@ -13,6 +13,8 @@ TEXT = 12  # pixels of a line's letters
 LINE = 17  # pixels from line to line
 NARROWEST = 72  # pixels, so that a label has room
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def sheet(rows: Sequence[Sequence[Panel]], height: int = 256) -> Image.Image:
     """Rows of (label, picture) panels on white.
@@ -38,7 +40,7 @@ def sheet(rows: Sequence[Sequence[Panel]], height: int = 256) -> Image.Image:
     return page
 
 
-def _panel(label: str, picture: Image.Image | np.ndarray, height: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _panel(label: str, picture: Image.Image | np.ndarray, height: int, font: Font) -> Image.Image:
     """A picture with its label under it."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if image.has_transparency_data:
@@ -58,7 +60,7 @@ def _panel(label: str, picture: Image.Image | np.ndarray, height: int, font: Ima
     return panel
 
 
-def _lines(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+def _lines(text: str, width: int, font: Font) -> list[str]:
     """The text in lines of at most `width` pixels, broken at spaces (a longer word sticks out)."""
     lines: list[str] = []
     for word in text.split():

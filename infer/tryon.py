@@ -39,11 +39,13 @@ from fcjax.cli import one_line, run
 from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
-from infer.compose import flag, flag_of, prepare_outputs, save_png
+from infer.compose import prepare_outputs, save_png
 from infer.mask import make_mask
-from infer.request import AssetFile, changed, found, read_png_metadata, weights_digest
+from infer.request import AssetFile, found, read_png_metadata, weights_digest
+from infer.sampling_request import SamplingFlags, flag, flag_of
 from infer.sheet import sheet
 from infer.tryon_request import FILES, TryOnRequest
+from infer.values import changed
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer, Fitting
@@ -94,31 +96,18 @@ class Flags:
     """A garment's picture and the phrase that describes it; once for every garment."""
     swatch: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """The same for a picture that is its asset from edge to edge, such as fabric."""
-    seed: Annotated[int | None, _of_request("INT", "seed")] = None
-    steps: Annotated[int | None, _of_request("INT", "steps")] = None
-    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
-    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
-    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
-    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
-    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
-    """Of ddim: 0 is deterministic, 1 ancestral."""
-    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
-    """Of computation."""
-    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
-    """At which the model works."""
-    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
     feather: Annotated[int | None, flag("PIXELS", "the longer side / 128")] = None
     """Pixels inside the mask over which old becomes new."""
     raw: bool = False
     """The model's own picture everywhere, not only inside the mask."""
+    sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
 
 def given_by(flags: Flags) -> dict[str, Any]:
     """What the flags say of a request, as plain data."""
-    names = {field.name for field in dataclasses.fields(TryOnRequest)}
-    said = {
-        name: value for name, value in vars(flags).items() if name in names and value is not None and value is not False
-    }
+    given = vars(flags) | vars(flags.sampling)
+    names = [field.name for field in dataclasses.fields(TryOnRequest) if field.name in given]
+    said = {name: given[name] for name in names if given[name] is not None and given[name] is not False}
     files = [AssetFile.parse(words) for words in flags.asset]
     files += [AssetFile.parse(words, whole=True) for words in flags.swatch]
     return {**said, "assets": [changed(file) for file in files]} if files else said
@@ -131,18 +120,16 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
         return Person(image, open_mask(found(request.mask, beside)))
     for problem in request.uncovered():
         warnings.warn(problem, stacklevel=2)
-    files = {name: found(name_, beside) for name in FILES if (name_ := request.made.get(name)) is not None}
-    return Person(image, make_mask(image, **{**request.made, **files}))
+    made = request.made
+    files = {name: found(made[name], beside) for name in FILES if made.get(name) is not None}
+    return Person(image, make_mask(image, **{**made, **files}))
 
 
 def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
     """The person, the mask and the assets of a request's files. ValueError for what cannot be read or does not fit, and
     for a sampler that there is not.
     """
-    # Here, because it takes seconds that a request with a mistake need not wait for.
-    from fcjax.samplers import check_sampler
-
-    check_sampler(request.sampler, request.steps, request.eta)
+    request.check_sampler()
     return person_of(request, beside), [file.open(file.read(beside)) for file in request.assets]
 
 

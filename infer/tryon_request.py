@@ -1,24 +1,15 @@
 """A request of try-on: what `Composer.try_on` is asked for, with pictures as files, from flags, lists and PNGs."""
 
-import dataclasses
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
 from fcjax.data.sources.sample import LABELS, Labels
-from infer.request import (
-    AssetFile,
-    asset_files,
-    asset_problems,
-    changed,
-    check,
-    check_sampling,
-    key_problems,
-    png_metadata,
-    tuples,
-)
+from infer.request import AssetFile, asset_files, asset_problems, png_metadata
+from infer.sampling_request import SamplingRequest
+from infer.values import changed, check, key_problems, tuples
 
 TRYON_MODEL = "mini-tryon"
 FILES = ("person", "mask", "parse", "iuv", "keypoints")
@@ -29,8 +20,8 @@ HATS = {"hat", "cap", "beanie", "beret"}
 
 
 @dataclass(frozen=True)
-class TryOnRequest:
-    """What `Composer.try_on` is asked for, with pictures as files and its model as a name or a folder."""
+class TryOnRequest(SamplingRequest):
+    """What `Composer.try_on` is asked for, with pictures as files."""
 
     prompt: str
     person: str
@@ -45,17 +36,7 @@ class TryOnRequest:
     margin: float = MARGIN
     shoes: bool = False
     hat: bool = False
-    model: str = TRYON_MODEL
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 1.5
-    reference_guidance: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str = "ddim"
-    eta: float = 0.0
-    size: tuple[int, int] | None = None
-    layout_seed: int = 0
-    dtype: str | None = None
+    model: str = field(default=TRYON_MODEL, kw_only=True)
     feather: int | None = None
     raw: bool = False
 
@@ -67,7 +48,7 @@ class TryOnRequest:
         for name in FILES[1:]:
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
-        check_sampling(self)
+        self.check_values()
         if self.feather is not None:
             check("feather", self.feather, numbers.Integral, "a whole number")
         check("margin", self.margin, numbers.Real, "a number")
@@ -96,8 +77,7 @@ class TryOnRequest:
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `Composer.try_on`."""
-        others = ("prompt", "assets", "model", "dtype", *FILES, *MADE)
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in others}
+        return {**self.sampling, "feather": self.feather, "raw": self.raw}
 
     @property
     def made(self) -> dict[str, Any]:

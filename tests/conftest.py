@@ -153,3 +153,31 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.save(path, trees.map_paths(alive, params), tiny)
     shutil.copytree(TOKENIZER, path / "tokenizer")
     return path
+
+
+@pytest.fixture(scope="session")
+def stable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A Stable Diffusion folder of small networks, which is not to be written into, and their parameters."""
+    from tests.stable_diffusion import LATENT, save_stable_diffusion
+
+    path = tmp_path_factory.mktemp("sd") / "model"
+    return path, save_stable_diffusion(path, "StableDiffusionPipeline", LATENT)
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A single file of small networks, which is not to be written into, and their parameters."""
+    from tests.stable_diffusion import save_single_file
+
+    path = tmp_path_factory.mktemp("single") / "v1-5-pruned-emaonly.safetensors"
+    return path, save_single_file(path)
+
+
+@pytest.fixture(scope="session")
+def tryon_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the tiny model for try-on, with random weights; not to be written into."""
+    from tests.tryon_model import save_tryon_model
+
+    path = tmp_path_factory.mktemp("models") / "tryon"
+    save_tryon_model(tiny_model_folder, path)
+    return path

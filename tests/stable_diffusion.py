@@ -7,14 +7,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fcjax import folder
-from fcjax.network_config import UNetConfig
-from fcjax.presets import tiny
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from fcjax import convert, folder, single_file
+from fcjax.cli import run
+from fcjax.network_config import TextConfig, UNetConfig, VAEConfig
+from fcjax.presets import sd15, tiny
 from fcjax.tokenizer import Tokenizer
+from infer import convert as convert_program
 from tests import oracles
 from tests.conftest import TOKENIZER
 
 LATENT = 4
+# Of a single file.
+UNET_CONFIG = UNetConfig(
+    block_out_channels=(32, 64, 64),
+    down_block_types=sd15().unet.down_block_types[1:],
+    up_block_types=sd15().unet.up_block_types[:3],
+    cross_attention_dim=64,
+    layers_per_block=1,
+)
+VAE_CONFIG = VAEConfig(block_out_channels=(32, 64), layers_per_block=1)
 
 
 def sd_parts(in_channels: int = LATENT) -> dict[str, Any]:
@@ -104,3 +120,47 @@ def ldm_vae_key(key: str, levels: int) -> str:
     ):
         key = key.replace(ours, theirs)
     return re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)
+
+
+def text_config() -> TextConfig:
+    return dataclasses.replace(sd_parts()["text_encoder"], hidden_size=64, intermediate_size=96, num_attention_heads=1)
+
+
+def save_single_file(path: Path) -> dict[str, Any]:
+    """Writes a single file of small networks, with a tokenizer beside it; returns their parameters."""
+    params = {
+        "unet": oracles.random_part(UNET_CONFIG),
+        "vae": oracles.random_part(VAE_CONFIG),
+        "text_encoder": oracles.random_part(text_config()),
+    }
+    stored = {"model_ema.decay": np.ones((), np.float32), "alphas_cumprod": np.ones(1000, np.float32)}
+    for key, tensor in convert.state_dict(params["unet"]).items():
+        stored[single_file.UNET + ldm_unet_key(key, UNET_CONFIG)] = tensor
+    for key, tensor in convert.state_dict(params["vae"]).items():
+        name = ldm_vae_key(key, len(VAE_CONFIG.block_out_channels))
+        stored[single_file.VAE + name] = tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
+    for key, tensor in convert.state_dict(params["text_encoder"]).items():
+        stored[single_file.TEXT + "text_model." + key] = tensor
+    stored[single_file.TEXT + "text_model.embeddings.position_ids"] = np.arange(77)[None]
+    save_file({key: np.ascontiguousarray(tensor) for key, tensor in stored.items()}, path)
+    shutil.copytree(TOKENIZER, path.parent / "tokenizer")
+    return params
+
+
+def mixed(path: Path, source: Path) -> Path:
+    """A copy of a folder whose UNet is of half precision and whose VAE has a bfloat16 tensor."""
+    shutil.copytree(source, path)
+    unet, vae = (path / name / "diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
+    save_file({key: tensor.astype(np.float16) for key, tensor in load_file(unet).items()}, unet)
+    tensors = load_file(vae)
+    save_file({**tensors, "decoder.conv_out.bias": tensors["decoder.conv_out.bias"].astype(jnp.bfloat16)}, vae)
+    return path
+
+
+def dtypes_of(tree: Any) -> set[str]:
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+def convert_model(*words: object) -> None:
+    """Runs `python -m infer.convert`."""
+    run(convert_program.main, [str(word) for word in words])

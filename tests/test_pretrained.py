@@ -1,9 +1,7 @@
-"""Models of others become composers: Stable Diffusion folders, inpainting folders, single files, names on the Hub."""
+"""Folders of others become composers: Stable Diffusion and inpainting, whole or damaged."""
 
 import dataclasses
-import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fcjax import convert, folder, pretrained, single_file, trees, weights
-from fcjax.cli import run
+from fcjax import pretrained, trees, weights
 from fcjax.composer import Composer, warn_of_slow_bfloat16
 from fcjax.config import Condition
 from fcjax.models import composer
 from fcjax.models.unet import UNet
-from fcjax.network_config import TextConfig, UNetConfig, VAEConfig
 from fcjax.presets import sd15
 from fcjax.tokenizer import Tokenizer
-from infer import convert as convert_program
-from infer.request import weights_digest
 from tests import oracles
 from tests.conftest import TOKENIZER
-from tests.stable_diffusion import LATENT, ldm_unet_key, ldm_vae_key, save_stable_diffusion, sd_parts
-
-
-@pytest.fixture(scope="module")
-def stable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    path = tmp_path_factory.mktemp("sd") / "model"
-    return path, save_stable_diffusion(path, "StableDiffusionPipeline", LATENT)
+from tests.stable_diffusion import LATENT, dtypes_of, mixed, save_stable_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -124,20 +112,6 @@ def test_files_of_half_precision_are_found(stable, tmp_path: Path) -> None:
         pretrained.load(path)
 
 
-def mixed(path: Path, source: Path) -> Path:
-    """A copy of a folder whose UNet is of half precision and whose VAE has a bfloat16 tensor."""
-    shutil.copytree(source, path)
-    unet, vae = (path / name / "diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
-    save_file({key: tensor.astype(np.float16) for key, tensor in load_file(unet).items()}, unet)
-    tensors = load_file(vae)
-    save_file({**tensors, "decoder.conv_out.bias": tensors["decoder.conv_out.bias"].astype(jnp.bfloat16)}, vae)
-    return path
-
-
-def dtypes_of(tree: Any) -> set[str]:
-    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
-
-
 def test_parameters_lie_in_the_dtype_of_computation(stable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or as is asked: a float32 folder takes no more of a card than the bfloat16 that it computes in."""
     monkeypatch.setattr("fcjax.composer.jax.__version__", "0.10.0")  # a later one has something to say of CPUs
@@ -203,252 +177,3 @@ def test_a_unet_of_other_channels_is_refused(tmp_path: Path) -> None:
     save_stable_diffusion(tmp_path / "model", "StableDiffusionPipeline", 7)
     with pytest.raises(ValueError, match=r"takes 7 channels; 4 \(latents\) or 9 \(inpainting"):
         pretrained.load(tmp_path / "model")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Single files
-
-
-UNET_CONFIG = UNetConfig(
-    block_out_channels=(32, 64, 64),
-    down_block_types=sd15().unet.down_block_types[1:],
-    up_block_types=sd15().unet.up_block_types[:3],
-    cross_attention_dim=64,
-    layers_per_block=1,
-)
-VAE_CONFIG = VAEConfig(block_out_channels=(32, 64), layers_per_block=1)
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A single file of small networks, and their parameters."""
-    params = {
-        "unet": oracles.random_part(UNET_CONFIG),
-        "vae": oracles.random_part(VAE_CONFIG),
-        "text_encoder": oracles.random_part(text_config()),
-    }
-    stored = {"model_ema.decay": np.ones((), np.float32), "alphas_cumprod": np.ones(1000, np.float32)}
-    for key, tensor in convert.state_dict(params["unet"]).items():
-        stored[single_file.UNET + ldm_unet_key(key, UNET_CONFIG)] = tensor
-    for key, tensor in convert.state_dict(params["vae"]).items():
-        name = ldm_vae_key(key, len(VAE_CONFIG.block_out_channels))
-        stored[single_file.VAE + name] = tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
-    for key, tensor in convert.state_dict(params["text_encoder"]).items():
-        stored[single_file.TEXT + "text_model." + key] = tensor
-    stored[single_file.TEXT + "text_model.embeddings.position_ids"] = np.arange(77)[None]
-    path = tmp_path_factory.mktemp("single") / "v1-5-pruned-emaonly.safetensors"
-    save_file({key: np.ascontiguousarray(tensor) for key, tensor in stored.items()}, path)
-    shutil.copytree(TOKENIZER, path.parent / "tokenizer")
-    return path, params
-
-
-def text_config() -> TextConfig:
-    return dataclasses.replace(sd_parts()["text_encoder"], hidden_size=64, intermediate_size=96, num_attention_heads=1)
-
-
-def test_a_single_file_is_the_folder_that_it_came_from(single) -> None:
-    path, given = single
-    config, params, tokenizer, found, left = pretrained.load(path, dtype="float32")
-    assert left == ("alphas_cumprod", "model_ema.decay")
-    assert found.startswith("single file") and tokenizer == path.parent / "tokenizer"
-    assert config.reference_unet == UNET_CONFIG and config.vae == VAE_CONFIG and config.text_encoder == text_config()
-    for ours, theirs in (("reference_unet", "unet"), ("vae", "vae"), ("text_encoder", "text_encoder")):
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params[ours], given[theirs])))
-    [picture] = Composer.load(path).compose("a woman", steps=1, guidance=1.0)
-    assert picture.image.size == (96, 128)
-    assert weights_digest(path) == hashlib.sha256(hashlib.sha256(path.read_bytes()).digest()).hexdigest()
-
-
-def test_diffusers_reads_the_single_file_alike(single) -> None:
-    torch = pytest.importorskip("torch")
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-
-    path, _ = single
-    opened = single_file.open_single_file(path)
-    for read, tensors, config in (
-        (convert_ldm_unet_checkpoint, opened.unet, {"layers_per_block": 1}),
-        (convert_ldm_vae_checkpoint, opened.vae, {"down_block_types": [""] * 2, "up_block_types": [""] * 2}),
-    ):
-        stored = {key: torch.from_numpy(tensor) for key, tensor in load_file(path).items()}
-        theirs = read(stored, config)
-        assert theirs.keys() == tensors.shapes.keys()
-        for key, tensor in theirs.items():
-            np.testing.assert_array_equal(tensors.read(key), tensor.numpy().reshape(tensors.shapes[key]))
-
-
-def test_all_that_a_single_file_lacks_is_listed_at_once(single, tmp_path: Path) -> None:
-    stored = load_file(single[0])
-    del stored["model.diffusion_model.input_blocks.1.0.in_layers.2.bias"]
-    stored["model.diffusion_model.lora.weight"] = np.ones(3, np.float32)
-    save_file(stored, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError) as error:
-        pretrained.load(tmp_path / "model.safetensors")
-    assert "down_blocks.0.resnets.0.conv1.bias" in str(error.value) and "lora.weight" in str(error.value)
-
-
-def test_all_that_configs_are_told_by_is_listed_at_once(single, tmp_path: Path) -> None:
-    unet, vae, text = single_file.UNET, single_file.VAE, single_file.TEXT
-    absent = (
-        f"{unet}input_blocks.1.0.in_layers.2.weight",
-        f"{unet}middle_block.1.proj_in.weight",
-        f"{vae}quant_conv.weight",
-        f"{vae}encoder.down.0.block.0.conv1.weight",
-        f"{text}text_model.embeddings.position_embedding.weight",
-    )
-    path = tmp_path / "model.safetensors"
-    save_file({key: tensor for key, tensor in load_file(single[0]).items() if key not in absent}, path)
-    with pytest.raises(ValueError) as error:
-        pretrained.load(path)
-    lines = [line.strip() for line in str(error.value).splitlines()]
-    assert lines[0].startswith(f"{path} lacks tensors") and f"under {vae} there are " in lines[4]
-    assert [lines[index] for index in (2, 3, 5, 6, 8)] == [
-        "down_blocks.0.resnets.0.conv1.weight",
-        "mid_block.attentions.0.proj_in.weight",
-        "quant_conv.weight",
-        "encoder.down_blocks.0.resnets.0.conv1.weight",
-        "text_model.embeddings.position_embedding.weight",
-    ]
-    stored = {key: tensor for key, tensor in load_file(single[0]).items() if "_blocks." not in key}
-    save_file(stored, path)
-    with pytest.raises(
-        ValueError, match=r"lacks tensors .*\n.*model\.diffusion_model\.(.|\n)*down_blocks\.0\.resnets\.0"
-    ):
-        pretrained.load(path)
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_damaged_weights(kind: str, stable, single, tmp_path: Path) -> None:
-    """Cut short, and with a value that is none, in a folder and in a single file."""
-    if kind == "folder":
-        path = Path(shutil.copytree(stable[0], tmp_path / "model"))
-        file, key = path / "text_encoder" / "model.safetensors", "text_model.final_layer_norm.bias"
-    else:
-        path = file = Path(shutil.copy(single[0], tmp_path / "model.safetensors"))
-        key = single_file.VAE + "quant_conv.bias"
-    tensors, whole = load_file(file), file.read_bytes()
-    file.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=re.escape(f"{file} is no readable safetensors file (cut short?)")):
-        pretrained.load(path)
-    tensors[key] = np.full_like(tensors[key], np.nan)
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}: {re.escape(key)} holds values that are not finite"):
-        pretrained.load(path)
-
-
-def test_a_pickle_is_called_one(tmp_path: Path) -> None:
-    file = tmp_path / "v1-5-pruned-emaonly.ckpt"
-    file.write_bytes(b"PK")
-    with pytest.raises(ValueError, match="emaonly.ckpt is a pickle, which can run code: save it as safetensors first"):
-        pretrained.load(file)
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("conditioner.embedders.0.a", "a file of SDXL"),
-        ("cond_stage_model.model.a", r"of Stable Diffusion 2\.x: give the folder"),
-        ("lora.weight", "holds no tensors under model.diffusion_model., first_stage_model., cond_stage_model"),
-    ],
-)
-def test_other_single_files_are_refused(tmp_path: Path, key: str, message: str) -> None:
-    save_file({key: np.ones(1, np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=message):
-        pretrained.load(tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("kind", ["single", "stable", "composer"])
-def test_a_model_without_a_tokenizer_asks_for_one(
-    kind: str, single, stable, tiny_model_folder: Path, tmp_path: Path, capsys
-) -> None:
-    source = {"single": single[0], "stable": stable[0], "composer": tiny_model_folder}[kind]
-    if kind == "single":
-        path = Path(shutil.copy(source, tmp_path))
-    else:
-        path = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer")))
-    with pytest.raises(ValueError, match="holds no tokenizer: give the tokenizer folder"):
-        Composer.load(path)
-    assert Composer.load(path, tokenizer=TOKENIZER).config.condition == "pose"
-    convert_model(path, tmp_path / "converted", "--tokenizer", TOKENIZER)
-    assert (tmp_path / "converted/tokenizer/vocab.json").is_file()
-    said = "  left aside: 2 tensors of no network, 1 of them averages (model_ema.)\n"
-    assert (said in capsys.readouterr().out) == (kind == "single")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The program
-
-
-def convert_model(*words: object) -> None:
-    run(convert_program.main, [str(word) for word in words])
-
-
-def test_the_program_converts_and_says_what_it_found(stable, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "converted" / "model"
-    convert_model(stable[0], out, "--dtype", "bfloat16", "--condition", "tryon")
-    printed = capsys.readouterr().out
-    assert "found: StableDiffusionPipeline" in printed and "condition tryon, binding all" in printed
-    config, params = folder.load(out)
-    assert config.condition == "tryon" and {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
-    assert sorted(path.name for path in out.parent.iterdir()) == ["model"]
-    assert Tokenizer.load(out / "tokenizer").vocab_size == Tokenizer.load(TOKENIZER).vocab_size
-
-
-def test_the_program_keeps_what_every_tensor_is_stored_as(stable, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "converted"
-    convert_model(mixed(tmp_path / "mixed", stable[0]), out)
-    printed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "M parameters" in line}
-    assert printed["unet"].endswith("  float16") and printed["vae"].endswith("  bfloat16, float32")
-    params = folder.load(out)[1]
-    assert dtypes_of(params["unet"]) == dtypes_of(params["reference_unet"]) == {"float16"}
-    assert dtypes_of(params["text_encoder"]) == {"float32"} and dtypes_of(params["binder"]) == {"float16"}
-    vae = trees.flatten(params["vae"])
-    assert dtypes_of(vae.pop("decoder/conv_out/bias")) == {"bfloat16"} and dtypes_of(vae) == {"float32"}
-    np.testing.assert_array_equal(vae["encoder/conv_in/kernel"], stable[1]["vae"]["encoder"]["conv_in"]["kernel"])
-
-
-def test_the_program_names_what_another_folder_holds(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "tryon"
-    convert_model(tiny_model_folder, tmp_path / "whole")
-    convert_model(tmp_path / "whole", out, "--condition", "tryon", "--shared-with", tmp_path / "whole")
-    printed = capsys.readouterr().out
-    assert "reference_unet, vae, text_encoder, tokenizer, scheduler, binder" in printed
-    assert sorted(path.name for path in out.iterdir()) == ["model_index.json", "unet"]
-    assert Composer.load(out).config.condition == "tryon"
-
-
-def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_path: Path, capsys) -> None:
-    def refused(*words: object) -> str:
-        with pytest.raises(SystemExit) as exit_:
-            convert_model(*words)
-        assert exit_.value.code == 2 and sorted(tmp_path.iterdir()) == before
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1
-        return line
-
-    broken = Path(shutil.copytree(stable[0], tmp_path / "broken"))
-    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
-        file = broken / part / f"{stem}.safetensors"
-        tensors = load_file(file)
-        first, second, *_ = sorted(tensors)
-        tensors["further.weight"] = tensors.pop(first)
-        tensors[second] = np.ones((2, 1), np.float32)
-        save_file(tensors, file)
-    lonely = Path(shutil.copy(single[0], tmp_path))
-    larger = Path(shutil.copytree(TOKENIZER, tmp_path / "larger"))
-    words = json.loads((larger / "vocab.json").read_text())
-    (larger / "vocab.json").write_text(json.dumps({**words, "one more": len(words)}))
-    before = sorted(tmp_path.iterdir())
-    out = tmp_path / "out"
-    line = refused(broken, out)
-    # Of both parts at once.
-    assert line.count("1 keys missing, 1 unused, 1 of another shape missing: ") == 2 and "the text_encoder" in line
-    assert line.count("unused: further.weight of another shape: ") == 2 and line.count(": (2, 1) in the file, (") == 2
-    assert "give one with --tokenizer" in refused(lonely, out)
-    assert "exists already; give a new folder" in refused(stable[0], broken)
-    assert "there is no model folder nowhere" in refused(stable[0], out, "--shared-with", "nowhere")
-    assert "they belong to different models" in refused(stable[0], out, "--tokenizer", larger)
-    assert "inpainting" not in refused(tmp_path / "nowhere", out)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        convert_model(stable[0], out, "--dtype", "bf16")
-    assert exit_.value.code == 2 and "invalid choice 'bf16' for argument '--dtype'" in capsys.readouterr().err

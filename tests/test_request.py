@@ -14,6 +14,7 @@ from fcjax.body import Body
 from fcjax.composer import Composer
 from infer import compose
 from infer.request import AssetFile, ComposeRequest
+from infer.sampling_request import SamplingFlags
 from infer.sheet import sheet
 
 
@@ -21,8 +22,8 @@ def test_a_request_survives_json() -> None:
     request = ComposeRequest(
         "a woman in a red shirt",
         (AssetFile("shirt.png", "a red shirt"), AssetFile("cloth.png", "a skirt of this fabric", whole=True)),
-        "models/other",
         Body(pose="walking", gender=0.3, joint_rotations=np.zeros((24, 3))),
+        model="models/other",
         seed=4,
         reference_guidance=2.0,
         size=(64, 48),
@@ -41,7 +42,7 @@ def test_a_short_request_has_the_composers_defaults() -> None:
 
 
 def test_every_setting_has_a_flag() -> None:
-    flags = {field.name for field in dataclasses.fields(compose.Flags)}
+    flags = {field.name for kind in (compose.Flags, SamplingFlags) for field in dataclasses.fields(kind)}
     wanted = {field.name for kind in (ComposeRequest, Body) for field in dataclasses.fields(kind)}
     assert wanted - flags == {"assets", "body", "boxes", "joint_rotations"}
 

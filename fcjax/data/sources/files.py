@@ -137,7 +137,7 @@ def read_iuv(path: Path, size: tuple[int, ...], parts_alone: bool = False) -> UI
     image = read(path, what="DensePose map")
     pixels = np.asarray(image)
     if parts_alone and image.mode in ("L", "P"):
-        return _alone(read_charts(path, size))
+        return _alone(_charts(pixels, size, path))
     if image.mode in ("RGB", "RGBA"):
         for channels in (pixels[..., :3], pixels[..., 2::-1]):
             if channels[..., 0].max() <= CHARTS:
@@ -156,7 +156,10 @@ def _alone(charts: UInt8[ndarray, "h w"]) -> UInt8[ndarray, "h w 3"]:
 
 def read_charts(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w"]:
     """The parts alone of a DensePose map as numbers. SampleError for others than 0 to 24."""
-    parts = read_labels(path)
+    return _charts(read_labels(path), size, path)
+
+
+def _charts(parts: Shaped[ndarray, "h w"], size: tuple[int, ...], path: Path) -> UInt8[ndarray, "h w"]:
     if parts.max() > CHARTS:
         raise SampleError(f"{path} has parts up to {parts.max()}; DensePose's 0 to {CHARTS} are expected")
     return resized(parts.astype(np.uint8), size, path)

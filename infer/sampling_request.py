@@ -1,0 +1,92 @@
+"""The model of a request and how it samples, which all requests for pictures say alike, and their flags."""
+
+import dataclasses
+import numbers
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from infer.values import check, check_whole_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """A model, as a name or a folder, and how it samples: arguments that `Composer.compose` explains."""
+
+    model: str = "mini"
+    dtype: str | None = None
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 1.5
+    reference_guidance: float | None = None
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    eta: float = 0.0
+    size: tuple[int, int] | None = None
+    layout_seed: int = 0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The keyword arguments that `Composer.compose`, `Composer.try_on` and `make_album` have in common."""
+        fields = (field.name for field in dataclasses.fields(SamplingRequest))
+        return {name: getattr(self, name) for name in fields if name not in ("model", "dtype")}
+
+    def check_values(self) -> None:
+        """ValueError for values of a wrong kind."""
+        for name in ("seed", "steps", "layout_seed"):
+            check(name, getattr(self, name), numbers.Integral, "a whole number")
+        for name in ("guidance", "guidance_rescale", "eta"):
+            check(name, getattr(self, name), numbers.Real, "a number")
+        if self.reference_guidance is not None:
+            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+        for name in ("model", "sampler", *(["dtype"] if self.dtype is not None else [])):
+            check(name, getattr(self, name), str, "a name")
+        if self.size is not None:
+            check_whole_numbers("size", self.size, 2, "height and width")
+
+    def check_sampler(self) -> None:
+        """ValueError for a sampler that there is not, or not with these steps and eta; before a model is loaded."""
+        # Here, because it takes seconds that a request with a mistake of another kind need not wait for.
+        from fcjax.samplers import check_sampler
+
+        check_sampler(self.sampler, self.steps, self.eta)
+
+
+def flag(metavar: str, default: Any) -> Any:
+    """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def flag_of(kind: type, metavar: str, name: str) -> Any:
+    """`flag` for a field of a dataclass, whose default the help shows."""
+    return flag(metavar, next(field.default for field in dataclasses.fields(kind) if field.name == name))
+
+
+def _of_request(metavar: str, name: str) -> Any:
+    return flag_of(SamplingRequest, metavar, name)
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How the model samples."""
+
+    seed: Annotated[int | None, _of_request("INT", "seed")] = None
+    steps: Annotated[int | None, _of_request("INT", "steps")] = None
+    sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
+    """ddim, ddpm, euler, euler_karras, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras or
+    lcm (for models distilled for it)."""
+    eta: Annotated[float | None, _of_request("0..1", "eta")] = None
+    """Of ddim: 0 is deterministic, 1 ancestral."""
+    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
+    """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
+    reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
+    """A scale of its own for the assets."""
+    guidance_rescale: Annotated[float | None, _of_request("0..1", "guidance_rescale")] = None
+    """Against over-exposed pictures of strong guidance."""
+    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
+    """At which the model works, in pixels."""
+    layout_seed: Annotated[int | None, _of_request("INT", "layout_seed")] = None
+    """Where the assets stand on their canvas."""
+    dtype: Annotated[str | None, flag("float32|bfloat16", "float32 on a CPU, else bfloat16")] = None
+    """Of computation."""

@@ -1,0 +1,88 @@
+"""The program that converts: what it says, what it keeps, what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fcjax import folder, trees
+from fcjax.composer import Composer
+from fcjax.tokenizer import Tokenizer
+from tests.conftest import TOKENIZER
+from tests.stable_diffusion import convert_model, dtypes_of, mixed
+
+
+def test_the_program_converts_and_says_what_it_found(stable, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "converted" / "model"
+    convert_model(stable[0], out, "--dtype", "bfloat16", "--condition", "tryon")
+    printed = capsys.readouterr().out
+    assert "found: StableDiffusionPipeline" in printed and "condition tryon, binding all" in printed
+    config, params = folder.load(out)
+    assert config.condition == "tryon" and {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model"]
+    assert Tokenizer.load(out / "tokenizer").vocab_size == Tokenizer.load(TOKENIZER).vocab_size
+
+
+def test_the_program_keeps_what_every_tensor_is_stored_as(stable, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "converted"
+    convert_model(mixed(tmp_path / "mixed", stable[0]), out)
+    printed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "M parameters" in line}
+    assert printed["unet"].endswith("  float16") and printed["vae"].endswith("  bfloat16, float32")
+    params = folder.load(out)[1]
+    assert dtypes_of(params["unet"]) == dtypes_of(params["reference_unet"]) == {"float16"}
+    assert dtypes_of(params["text_encoder"]) == {"float32"} and dtypes_of(params["binder"]) == {"float16"}
+    vae = trees.flatten(params["vae"])
+    assert dtypes_of(vae.pop("decoder/conv_out/bias")) == {"bfloat16"} and dtypes_of(vae) == {"float32"}
+    np.testing.assert_array_equal(vae["encoder/conv_in/kernel"], stable[1]["vae"]["encoder"]["conv_in"]["kernel"])
+
+
+def test_the_program_names_what_another_folder_holds(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "tryon"
+    convert_model(tiny_model_folder, tmp_path / "whole")
+    convert_model(tmp_path / "whole", out, "--condition", "tryon", "--shared-with", tmp_path / "whole")
+    printed = capsys.readouterr().out
+    assert "reference_unet, vae, text_encoder, tokenizer, scheduler, binder" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["model_index.json", "unet"]
+    assert Composer.load(out).config.condition == "tryon"
+
+
+def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_path: Path, capsys) -> None:
+    def refused(*words: object) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            convert_model(*words)
+        assert exit_.value.code == 2 and sorted(tmp_path.iterdir()) == before
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        return line
+
+    broken = Path(shutil.copytree(stable[0], tmp_path / "broken"))
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        file = broken / part / f"{stem}.safetensors"
+        tensors = load_file(file)
+        first, second, *_ = sorted(tensors)
+        tensors["further.weight"] = tensors.pop(first)
+        tensors[second] = np.ones((2, 1), np.float32)
+        save_file(tensors, file)
+    lonely = Path(shutil.copy(single[0], tmp_path))
+    larger = Path(shutil.copytree(TOKENIZER, tmp_path / "larger"))
+    words = json.loads((larger / "vocab.json").read_text())
+    (larger / "vocab.json").write_text(json.dumps({**words, "one more": len(words)}))
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "out"
+    line = refused(broken, out)
+    # Of both parts at once.
+    assert line.count("1 keys missing, 1 unused, 1 of another shape missing: ") == 2 and "the text_encoder" in line
+    assert line.count("unused: further.weight of another shape: ") == 2 and line.count(": (2, 1) in the file, (") == 2
+    assert "give one with --tokenizer" in refused(lonely, out)
+    assert "exists already; give a new folder" in refused(stable[0], broken)
+    assert "there is no model folder nowhere" in refused(stable[0], out, "--shared-with", "nowhere")
+    assert "they belong to different models" in refused(stable[0], out, "--tokenizer", larger)
+    assert "inpainting" not in refused(tmp_path / "nowhere", out)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        convert_model(stable[0], out, "--dtype", "bf16")
+    assert exit_.value.code == 2 and "invalid choice 'bf16' for argument '--dtype'" in capsys.readouterr().err
