@@ -5,14 +5,14 @@
 
 Both UNets, VAE and text encoder have random weights; six asset images are on the canvas, guidance has two branches.
 Stages: conditions (text encoder, the canvas through the VAE, the reference UNet), the guided steps, decoding. The first
-run of each compiles (nothing is read from a cache of programs), the second is what a picture takes. Memory is the
+run, of one step, compiles (nothing is read from a cache of programs), the second is what a picture takes. Memory is the
 device's own peak where it tells it, else the largest anonymous resident memory of the process (Linux).
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -30,7 +30,7 @@ from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance, sample_stepwise
 
 
-@dataclass
+@dataclasses.dataclass
 class Settings:
     """What to draw."""
 
@@ -103,11 +103,13 @@ def main(settings: Settings) -> None:
     with watched() as memory:
         params = jax.block_until_ready(random_parameters(config, jnp.dtype(settings.dtype)))
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        first, second = stages(settings, config, params), stages(settings, config, params)
+        # One step compiles what any number of them runs.
+        first = stages(dataclasses.replace(settings, steps=1), config, params)
+        second = stages(settings, config, params)
     height, width = settings.size
     print(f"jax {jax.__version__}, {device.device_kind}, {settings.dtype}, {height}x{width}, {settings.steps} steps")
     for name, seconds in second.items():
-        compiling = sum(first[name]) - sum(seconds)
+        compiling = sum(first[name]) - statistics.median(seconds)
         each = f" ({len(seconds)} of {statistics.median(seconds):.4g} s)" if len(seconds) > 1 else ""
         print(f"{name:>12}: {sum(seconds):.4g} s{each}, and {compiling:.0f} s the first time")
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use", memory.most)
