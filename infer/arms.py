@@ -131,12 +131,23 @@ def _of_condition(composer: "Composer", name: str, condition: str) -> "Composer"
 
 
 def _composing(composer: "Composer", settings: Mapping[str, Any]) -> Draw:
+    """What the composer draws, on the device of `jax.default_device` where a thread has said one."""
+    import jax
+
+    from fcjax.composer import Composer
+
+    placed = {None: composer}
+
     def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
         given = {"seed": seed, "boxes": one.boxes, **settings}
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        if device not in placed:
+            params = jax.device_put(composer.params, device)
+            placed[device] = Composer(composer.config, params, composer.tokenizer, composer.dtype)
         if one.person is None:
-            [made] = composer.compose(one.prompt, assets, one.maps, **given)
+            [made] = placed[device].compose(one.prompt, assets, one.maps, **given)
         else:
-            [made] = composer.try_on(one.prompt, assets, one.person, **given, raw=True)
+            [made] = placed[device].try_on(one.prompt, assets, one.person, **given, raw=True)
         return np.asarray(made.image)
 
     return draw

@@ -1,7 +1,7 @@
 """Sets (Wardrobe's, a prepared data set's, or of a list) drawn into a folder and scored from there.
 
 Every picture that is drawn stays in the working folder, so that a killed run goes on, many processes can share the
-drawing, and no more than one set is held at a time.
+drawing, and no more than one set a device is held at a time.
 """
 
 import dataclasses
@@ -9,9 +9,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
@@ -19,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcjax.data import read_index
+from fcjax.local_devices import accelerators
 from fcjax.metrics import places_exchanged, score
 from fcjax.pictures import open_rgb
 from infer import predictions
@@ -56,17 +60,36 @@ def picture_file(folder: Path, place: int | str, index: int) -> Path:
 def draw(
     sets: Sets, columns: Sequence[Arm], folder: Path, count: int, seed: int, shard: tuple[int, int], quiet: bool = False
 ) -> None:
-    """Every column's picture of every set of this shard; those that are there stay.
+    """Every column's picture of every set of this shard, on all accelerators at once; those that are there stay.
 
     Of a try-on the model's own picture lies in the folder beside, PLACE-raw, before the one with the person outside the
     mask, so that where the second is the first is, too.
     """
-    first, step = shard
-    for index in tqdm(range(first, count, step), unit="set", desc="drawing", disable=quiet):
-        if not all(picture_file(folder, place, index).exists() for place in range(len(columns))):
-            one = sets[index]
-            for place, column in enumerate(columns):
-                _drawn(one, column, folder, place, index, seed)
+    devices = accelerators()
+    # One alone needs no copy of the model.
+    devices = devices if len(devices) > 1 else [None]
+    free: SimpleQueue[Any] = SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def make(index: int) -> None:
+        if all(picture_file(folder, place, index).exists() for place in range(len(columns))):
+            return
+        one, device = sets[index], free.get()
+        try:
+            with jax.default_device(device):
+                for place, column in enumerate(columns):
+                    _drawn(one, column, folder, place, index, seed)
+        finally:
+            free.put(device)
+
+    pool, own = ThreadPoolExecutor(len(devices)), range(shard[0], count, shard[1])
+    try:
+        for _ in tqdm(pool.map(make, own), total=len(own), unit="set", desc="drawing", disable=quiet):
+            pass
+    finally:
+        # Of a failure or a Ctrl+C, what has not begun is not waited for.
+        pool.shutdown(cancel_futures=True)
 
 
 def _drawn(
@@ -232,6 +255,8 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
             draw(sets, columns, folder, count, request.seed, request.shard)
             print(f"the pictures of shard {request.shard[0]} of {request.shard[1]} are in {folder}")
             return
+        if len(accelerators()) > 1:
+            draw(sets, columns, folder, count, request.seed, (0, 1))
         evaluation = score_drawn(sets, columns, folder, count, further, seed=request.seed, swaps=request.swaps)
         scored: dict[str, Scored] = {}
         if wants_protocol:

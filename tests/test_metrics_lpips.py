@@ -7,9 +7,11 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from fcjax import local_devices
 from fcjax.metrics.lpips import BACKBONE, LAYERS, LPIPS, SCALE, SHIFT, Network, load_lpips, parameter_shapes
 from tests.published import afresh
 
@@ -259,3 +261,14 @@ def test_pictures_must_be_of_one_size():
     broken = np.full((1, 64, 64, 3), np.nan, np.float32)
     with pytest.raises(ValueError, match="LPIPS takes pictures uint8 of 0 to 255, got float32 with NaN"):
         LPIPS("alex", {})(broken, broken)
+
+
+@pytest.mark.parametrize("count", [4, 3])
+def test_devices_share_a_batch_that_divides_among_them(count: int, monkeypatch: pytest.MonkeyPatch):
+    """With three pairs on two devices each has all of them."""
+    rng, params = np.random.default_rng(0), random_params("squeeze")
+    pairs = rng.integers(0, 256, (2, count, 48, 32, 3), np.uint8)
+    alone = LPIPS("squeeze", params)(*pairs)
+    monkeypatch.setattr(local_devices, "accelerators", lambda: jax.devices()[:2])
+    assert len(local_devices.shared_out(pairs[0]).sharding.device_set) == (2 if count == 4 else 1)
+    np.testing.assert_allclose(LPIPS("squeeze", params)(*pairs), alone, rtol=1e-5)

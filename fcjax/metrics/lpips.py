@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from numpy import ndarray
 
 from fcjax.body.pickles import load_pickle
+from fcjax.local_devices import everywhere, shared_out
 from fcjax.metrics.networks.torchfile import load_torch_file
 from fcjax.metrics.networks.weights import caches
 from fcjax.metrics.pictures import check_bytes
@@ -136,7 +137,7 @@ class LPIPS:
 
     def __init__(self, network: Network, params: Parameters, files: Sequence[Path] = ()):
         self.network: Network = network
-        self.params, self.files = params, tuple(files)
+        self.params, self.files = everywhere(params), tuple(files)
 
     def __call__(self, first: UInt8[ndarray, "b h w 3"], second: UInt8[ndarray, "b h w 3"]) -> Float[ndarray, "b"]:
         """The distance of every pair of 8-bit pictures. ValueError where their sizes differ, or they are no such."""
@@ -144,7 +145,7 @@ class LPIPS:
             raise ValueError(f"LPIPS compares batches (b, h, w, 3) of one size, got {first.shape} and {second.shape}")
         check_bytes("LPIPS", first, second)
         with jax.default_matmul_precision("highest"):
-            scaled = [jnp.asarray(images, jnp.float32) / 127.5 - 1.0 for images in (first, second)]
+            scaled = [shared_out(images).astype(jnp.float32) / 127.5 - 1.0 for images in (first, second)]
             return np.asarray(distance(self.network, self.params, *scaled))
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
+from fcjax.local_devices import shared_out
 from fcjax.metrics.networks.vit import Encoder, open_clip, open_dino
 from fcjax.models.dino import DEVIATION, MEAN
 from fcjax.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ class Similarity:
         shown = pictures if masks is None else [cut(one, mask) for one, mask in zip(pictures, masks, strict=True)]
         pixels = [self.prepared(picture, padded=variant != "whole") for picture in shown]
         found = [
-            np.asarray(self.encoder.pictures(jnp.asarray(np.stack(pixels[start : start + _BATCH]))))
+            np.asarray(self.encoder.pictures(shared_out(np.stack(pixels[start : start + _BATCH]))))
             for start in range(0, len(pixels), _BATCH)
         ]
         return _unit(np.concatenate(found))

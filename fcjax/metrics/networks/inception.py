@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from numpy import ndarray
 from PIL import Image
 
+from fcjax.local_devices import everywhere, shared_out
 from fcjax.metrics.networks.torchfile import load_torch_file
 from fcjax.metrics.networks.weights import find_weights
 
@@ -305,7 +306,7 @@ class Inception:
     def __init__(self, params: Mapping[str, Any], resize: str = "clean", file: Path | None = None):
         if resize not in RESIZES:
             raise ValueError(f"resize is {resize!r}; expected one of {', '.join(RESIZES)}")
-        self.params, self.resize, self.file = params, resize, file
+        self.params, self.resize, self.file = everywhere(params), resize, file
 
     def __call__(self, images: UInt8[ndarray, "b h w 3"]) -> Float32[ndarray, "b 2048"]:
         """ValueError for what are no such pictures."""
@@ -313,7 +314,7 @@ class Inception:
             raise ValueError(f"FID's features are of pictures uint8 (b, h, w, 3), got {images.dtype} {images.shape}")
         resized = np.stack([RESIZES[self.resize](image) for image in images])
         with jax.default_matmul_precision("highest"):
-            return np.asarray(_jitted(self.params, jnp.asarray(resized)))
+            return np.asarray(_jitted(self.params, shared_out(resized)))
 
 
 @functools.partial(jax.jit)
