@@ -190,7 +190,7 @@ def save(result: Result, out: Path) -> list[Path]:
     paths = []
     for index, (composition, request) in enumerate(zip(result.compositions, result.requests, strict=True)):
         path = out.with_stem(f"{out.stem}_{index}") if several else out
-        composition.image.save(path, pnginfo=request.metadata(result.weights))
+        save_png(composition.image, path, request.metadata(result.weights))
         paths.append(path)
     return paths
 

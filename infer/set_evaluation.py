@@ -1,7 +1,6 @@
-"""Sets (Wardrobe's, a prepared data set's, or of a list) drawn into a folder and scored from there.
+"""Sets (Wardrobe's, a prepared data set's, or of a list) drawn into a folder (`infer.drawing`) and scored from there.
 
-Every picture that is drawn stays in the working folder, so that a killed run goes on, many processes can share the
-drawing, and no more than one set a device is held at a time.
+No more than one set a device is held at a time.
 """
 
 import dataclasses
@@ -9,16 +8,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 from tqdm import tqdm
 
 from fcjax.data import read_index
@@ -28,7 +23,7 @@ from fcjax.pictures import open_rgb
 from infer import predictions
 from infer.arms import TRUTH, Arm, make_arms, picture_arms
 from infer.blind import Contest
-from infer.compose import save_png
+from infer.drawing import Sets, draw, drawn, picture_file, save
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
 from infer.figures import counted
@@ -44,80 +39,6 @@ from infer.sheet import Panel, sheet
 
 SWAP_SCAN = 60
 """The swap test looks at no more than this many sets for each that it wants (about every fifth serves)."""
-
-
-class Sets(Protocol):
-    """What is drawn: `sets[index]`."""
-
-    def __getitem__(self, index: int) -> EvaluationSet: ...
-
-
-def picture_file(folder: Path, place: int | str, index: int) -> Path:
-    """Where the picture of a set lies that a column of the table (by its place) drew, or that is the truth."""
-    return folder / str(place) / f"{index:06d}.png"
-
-
-def draw(
-    sets: Sets, columns: Sequence[Arm], folder: Path, count: int, seed: int, shard: tuple[int, int], quiet: bool = False
-) -> None:
-    """Every column's picture of every set of this shard, on all accelerators at once; those that are there stay.
-
-    Of a try-on the model's own picture lies in the folder beside, PLACE-raw, before the one with the person outside the
-    mask, so that where the second is the first is, too.
-    """
-    devices = accelerators()
-    # One alone needs no copy of the model.
-    devices = devices if len(devices) > 1 else [None]
-    free: SimpleQueue[Any] = SimpleQueue()
-    for device in devices:
-        free.put(device)
-
-    def make(index: int) -> None:
-        if all(picture_file(folder, place, index).exists() for place in range(len(columns))):
-            return
-        one, device = sets[index], free.get()
-        try:
-            with jax.default_device(device):
-                for place, column in enumerate(columns):
-                    _drawn(one, column, folder, place, index, seed)
-        finally:
-            free.put(device)
-
-    pool, own = ThreadPoolExecutor(len(devices)), range(shard[0], count, shard[1])
-    try:
-        for _ in tqdm(pool.map(make, own), total=len(own), unit="set", desc="drawing", disable=quiet):
-            pass
-    finally:
-        # Of a failure or a Ctrl+C, what has not begun is not waited for.
-        pool.shutdown(cancel_futures=True)
-
-
-def _drawn(
-    one: EvaluationSet,
-    column: Arm,
-    folder: Path,
-    place: int,
-    index: int,
-    seed: int,
-    exchanged: tuple[int, int] | None = None,
-) -> Path:
-    """The file of a column's picture of a set, drawn where it is not there, with two phrases exchanged if so asked."""
-    path = picture_file(folder, place if exchanged is None else f"{place}-exchanged", index)
-    if index in column.drawn:
-        return column.drawn[index]
-    if not path.exists():
-        assets = one.assets if exchanged is None else one.exchanged(exchanged)
-        picture = column.draw(one, assets, seed + (index if one.seed is None else one.seed))
-        if one.person is not None and column.composes:
-            _save(picture, picture_file(folder, f"{place}-raw", index))
-            picture = one.person.restored(picture)
-        _save(picture, path)
-    return path
-
-
-def _save(picture: UInt8[ndarray, "h w 3"], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(Image.fromarray(picture), path, None)
 
 
 def score_drawn(
@@ -170,7 +91,7 @@ def _score(
 ) -> None:
     """Notes the figures of every column's picture of a set."""
     for place, column in enumerate(columns):
-        picture = open_rgb(_drawn(one, column, folder, place, index, seed))
+        picture = open_rgb(drawn(one, column, folder, place, index, seed))
         tried_on = one.person is not None and column.composes
         raw = open_rgb(picture_file(folder, f"{place}-raw", index)) if tried_on else None
         scores = score(picture, one.target, raw)
@@ -194,7 +115,7 @@ def _exchange(
     for place, column in enumerate(columns):
         if column.composes:
             before, after = (
-                open_rgb(_drawn(one, column, folder, place, index, seed, exchanged)) for exchanged in (None, pair)
+                open_rgb(drawn(one, column, folder, place, index, seed, exchanged)) for exchanged in (None, pair)
             )
             results.results[column.name].swaps.append(places_exchanged(before, after, one.target, pair))
     results.swap_indices.append(index)
@@ -208,7 +129,7 @@ def by_protocol(
     for index in range(count):
         path = picture_file(folder, "people", index)
         if not path.exists():
-            _save(sets.picture(index), path)
+            save(sets.picture(index), path)
     found = {}
     for place, column in enumerate(columns):
         if column.name != TRUTH:
@@ -256,6 +177,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
             print(f"the pictures of shard {request.shard[0]} of {request.shard[1]} are in {folder}")
             return
         if len(accelerators()) > 1:
+            # One alone draws while it scores, so that every set is made once.
             draw(sets, columns, folder, count, request.seed, (0, 1))
         evaluation = score_drawn(sets, columns, folder, count, further, seed=request.seed, swaps=request.swaps)
         scored: dict[str, Scored] = {}

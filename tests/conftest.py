@@ -181,3 +181,19 @@ def tryon_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("models") / "tryon"
     save_tryon_model(tiny_model_folder, path)
     return path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Small folders of predictions and truth."""
+    from tests.scored_folders import write_folders
+
+    return write_folders(tmp_path)
+
+
+@pytest.fixture
+def small_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published protocols at a sixteenth of their size."""
+    from tests.scored_folders import shrink_protocols
+
+    shrink_protocols(monkeypatch)

@@ -20,14 +20,13 @@ from fcjax.metrics import (
     region_palette,
     score,
 )
-from fcjax.pictures import open_rgb
-from infer import set_evaluation
 from infer.arms import RECONSTRUCTION, TRUTH, Arm, make_arms, without_binding
+from infer.drawing import draw
 from infer.evaluate import main
 from infer.evaluation import report, table, worst
 from infer.evaluation_request import Request
 from infer.figures import cell
-from infer.set_evaluation import draw, score_drawn
+from infer.set_evaluation import score_drawn
 from infer.sets import DrawnSets, WardrobeSets
 
 SIZE = (128, 96)
@@ -86,36 +85,6 @@ def test_what_is_drawn_stays(tmp_path):
     count = len(drawn)
     again = score_drawn(sets, arms, tmp_path, 3, seed=5, swaps=1, quiet=True)
     assert len(drawn) == count and again.summary("painted") == first.summary("painted")
-
-
-def test_devices_draw_side_by_side_what_one_draws(tmp_path, tiny_model_folder, monkeypatch):
-    settings = {"steps": 1, "guidance": 1.0}
-    [arm], size = make_arms(str(tiny_model_folder), [], settings, size=(64, 48), binding_off=False, truth=False)
-    sets, used = WardrobeSets("heldout", 1, *size), set()
-
-    def draws(one, assets, seed):
-        used.add(jax.config.jax_default_device)
-        return arm.draw(one, assets[:3], seed)
-
-    for count in (1, 2):
-        monkeypatch.setattr(set_evaluation, "accelerators", lambda count=count: jax.devices()[:count])
-        draw(sets, [Arm("model", draws)], tmp_path / str(count), 4, 0, (0, 1), quiet=True)
-    assert used == {None, *jax.devices()[:2]}
-    for path in sorted((tmp_path / "1/0").iterdir()):
-        np.testing.assert_array_equal(open_rgb(path), open_rgb(tmp_path / "2/0" / path.name))
-
-
-def test_a_failure_on_one_of_several_devices_ends_the_drawing(tmp_path, monkeypatch):
-    begun = []
-
-    def fails(one, assets, seed):
-        begun.append(seed)
-        raise ValueError("no picture")
-
-    monkeypatch.setattr(set_evaluation, "accelerators", lambda: jax.devices()[:2])
-    with pytest.raises(ValueError, match="no picture"):
-        draw(WardrobeSets("heldout", 1, *SIZE), [Arm("model", fails)], tmp_path, 200, 0, (0, 1), quiet=True)
-    assert len(begun) < 20
 
 
 def test_the_truth_is_the_ceiling(evaluated):

@@ -25,20 +25,9 @@ from tests.scored_folders import (
     mean_features,
     picture,
     save,
-    shrink_protocols,
-    write_folders,
 )
 
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return write_folders(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def small_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_protocols(monkeypatch)
-
+pytestmark = pytest.mark.usefixtures("small_protocols")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What fits

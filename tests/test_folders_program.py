@@ -23,19 +23,9 @@ from tests.scored_folders import (
     flags_of,
     picture,
     save,
-    shrink_protocols,
-    write_folders,
 )
 
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return write_folders(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def small_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
-    shrink_protocols(monkeypatch)
+pytestmark = pytest.mark.usefixtures("small_protocols")
 
 
 def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: Path, capsys, monkeypatch):

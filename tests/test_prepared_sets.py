@@ -22,13 +22,14 @@ from fcjax.pictures import open_rgb
 from fcjax.tokenizer import Tokenizer
 from infer import predictions, set_evaluation
 from infer.arms import Arm
+from infer.drawing import draw
 from infer.evaluate import main
 from infer.evaluation import given, table
 from infer.evaluation_request import Request
 from infer.predictions import FolderFlags, Scored
 from infer.prepared_sets import PreparedSets, completed, maps_of, renumbered, stored_regions, without_bare, worn_of
 from infer.scoring import Networks
-from infer.set_evaluation import by_protocol, draw, score_drawn
+from infer.set_evaluation import by_protocol, score_drawn
 from tests import miniatures
 from tests.miniatures import flat, save
 from tests.test_folders import mean_difference, mean_features
