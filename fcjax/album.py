@@ -60,6 +60,7 @@ def make_album(
     sharing: Sharing = "correspondence",
     align: bool | None = None,
     same_noise: bool = True,
+    negative_prompt: str = "",
     seed: int = 0,
     steps: int = 20,
     guidance: float = 1.5,
@@ -104,7 +105,10 @@ def make_album(
         batch_size, eta,
     )  # fmt: skip
     keys = jnp.repeat(sampling.keys, count) if same_noise else sampling.keys
-    prepared = [_prepared(composer, config, page, number, layout_seed) for number, page in enumerate(pages)]
+    prepared = []
+    for number, page in enumerate(pages, 1):
+        prepared.append(_prepared(composer, config, page, number, negative_prompt, layout_seed))
+        warn(prepared[-1], sampling, f"page {number}: ")
     check_bodies(prepared)
     aligned = (sharing == "correspondence" if align is None else align) and count > 1
     modes: list[Sharing] = ["cross_frame", sharing] if aligned else [sharing]
@@ -146,13 +150,16 @@ def check_sharing(sharing: str, align: bool | None) -> None:
         )
 
 
-def _prepared(composer: Composer, config: ComposerConfig, page: Page, number: int, layout_seed: int) -> Prepared:
+def _prepared(
+    composer: Composer, config: ComposerConfig, page: Page, number: int, negative_prompt: str, layout_seed: int
+) -> Prepared:
     try:
-        prepared = prepare(config, composer.tokenizer, page.prompt, page.assets, page.body, layout_seed=layout_seed)
+        return prepare(
+            config, composer.tokenizer, page.prompt, page.assets, page.body,
+            negative_prompt=negative_prompt, layout_seed=layout_seed,
+        )  # fmt: skip
     except ValueError as error:
-        raise ValueError(f"page {number + 1}: {error}") from error
-    warn(prepared.tokens, f"page {number + 1}: ")
-    return prepared
+        raise ValueError(f"page {number}: {error}") from error
 
 
 def check_bodies(prepared: Sequence[Prepared]) -> None:

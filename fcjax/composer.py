@@ -159,6 +159,7 @@ class Composer:
         assets: Sequence[Placeable] = (),
         body: Body | BodyMaps | None = None,
         *,
+        negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
         guidance: float = 1.5,
@@ -176,6 +177,7 @@ class Composer:
         """Pictures of one request; image i has the seed `seed + i`.
 
         body: what to draw, or maps that are drawn already, of the picture's size.
+        negative_prompt: what guidance leads away from, in place of a picture without text.
         guidance: how far to go from the picture without text and assets (1: not at all); with `reference_guidance`
           the two are scaled apart.
         guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
@@ -189,15 +191,18 @@ class Composer:
         progress(done, steps): called after every step, all batches counted; returning False raises
           SamplingCancelledError.
 
-        Warns (UserWarning) of words that the model never learnt, of phrases that the prompt lacks (they are appended)
-        and of a prompt too long to be read to its end. ValueError for bad input.
+        Warns (UserWarning) of words that the model never learnt, of phrases that the prompt lacks (they are appended),
+        of a prompt too long to be read to its end, and of a negative one without guidance. ValueError for bad input.
         """
         config = self.config.sized(size)
         sampling = sampling_of(
             config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, num_images, batch_size, eta
         )
         check_whole(layout_seed=layout_seed)
-        prepared = prepare(config, self.tokenizer, prompt, assets, body, boxes=boxes, layout_seed=layout_seed)
+        prepared = prepare(
+            config, self.tokenizer, prompt, assets, body,
+            negative_prompt=negative_prompt, boxes=boxes, layout_seed=layout_seed,
+        )  # fmt: skip
         pictures = self._pictures(prepared, config, sampling, progress)
         assert prepared.maps is not None
         return [
@@ -211,6 +216,7 @@ class Composer:
         assets: Sequence[Placeable],
         person: Person,
         *,
+        negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
         guidance: float = 1.5,
@@ -245,7 +251,10 @@ class Composer:
         check_whole(layout_seed=layout_seed)
         if feather is not None:
             check_whole(feather=feather)
-        prepared = prepare(config, self.tokenizer, prompt, assets, person, boxes=boxes, layout_seed=layout_seed)
+        prepared = prepare(
+            config, self.tokenizer, prompt, assets, person,
+            negative_prompt=negative_prompt, boxes=boxes, layout_seed=layout_seed,
+        )  # fmt: skip
         pictures = self._pictures(prepared, config, sampling, progress)
         return [
             Fitting(
@@ -261,7 +270,7 @@ class Composer:
         self, prepared: Prepared, config: ComposerConfig, sampling: "Sampling", progress: Progress | None
     ) -> UInt8[np.ndarray, "n H W 3"]:
         """A picture for each of the sampling's keys, of one request."""
-        warn(prepared.tokens)
+        warn(prepared, sampling)
         if self.mesh is not None:
             check(config, self.mesh.shape, sampling.batch_size)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
@@ -361,16 +370,19 @@ def warn_of_slow_bfloat16(dtype: Dtype) -> None:
         )
 
 
-def warn(tokens: PromptTokens, place: str = "") -> None:
-    """Warns of what a prompt said and its picture will not show, or not where it was said."""
+def warn(prepared: Prepared, sampling: Sampling, place: str = "") -> None:
+    """Warns of what the prompts said and the picture will not show, or not where it was said."""
     messages = []
-    if tokens.unknown:
-        messages.append(f"the model never learnt: {', '.join(tokens.unknown)}")
-    if tokens.appended:
-        phrases = ", ".join(repr(phrase) for phrase in tokens.appended)
-        messages.append(f"not in the prompt, so added to its end: {phrases}")
-    if tokens.truncated:
-        messages.append(f"the prompt is too long, its end is not read: {tokens.truncated!r}")
+    for name, tokens in (("prompt", prepared.tokens), ("negative prompt", prepared.negative)):
+        if tokens.unknown:
+            messages.append(f"the model never learnt: {', '.join(tokens.unknown)}")
+        if tokens.appended:
+            phrases = ", ".join(repr(phrase) for phrase in tokens.appended)
+            messages.append(f"not in the prompt, so added to its end: {phrases}")
+        if tokens.truncated:
+            messages.append(f"the {name} is too long, its end is not read: {tokens.truncated!r}")
+    if prepared.negative.prompt and all(branch.text for branch in sampling.branches):
+        messages.append("the negative prompt changes nothing, as guidance is off (1)")
     for message in messages:
         warnings.warn(place + message, stacklevel=4)
 

@@ -15,11 +15,13 @@ from fcjax.tokenizer import PromptTokens, Tokenizer
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A request's canvas and tokens, and the arrays made of them (`fcjax.generation.PictureInputs`, with a batch of
-    one in front of all but `empty_ids`). `maps` are the body's, for a model that takes a pose.
+    one in front of all but `empty_ids`). `maps` are the body's, for a model that takes a pose. `negative` is what
+    guidance leads away from, the empty text unless the request says more.
     """
 
     canvas: AssetCanvas
     tokens: PromptTokens
+    negative: PromptTokens
     arrays: dict[str, np.ndarray]
     maps: BodyMaps | None = None
 
@@ -31,6 +33,7 @@ def prepare(
     assets: Sequence[Placeable] = (),
     shown: Body | BodyMaps | Person | None = None,
     *,
+    negative_prompt: str = "",
     boxes: Sequence[Sequence[int]] | None = None,
     layout_seed: int = 0,
 ) -> Prepared:
@@ -38,6 +41,7 @@ def prepare(
 
     shown: a body (None: the default one) for a model that takes a pose, a person for one that tries on. ValueError
     where it is of the other kind, and for what cannot be laid out or drawn.
+    negative_prompt: what branches of guidance without text read.
     boxes, layout_seed: as `fcjax.assets.lay_out` takes them.
     """
     maps = None
@@ -60,10 +64,11 @@ def prepare(
     canvas = lay_out(assets, config.height, config.width, layout_seed, boxes, config.max_assets)
     length = config.text_encoder.max_position_embeddings
     tokens = tokenizer.encode_prompt(prompt, canvas.phrases, config.max_assets, length)
+    negative = tokenizer.encode_prompt(negative_prompt, max_length=length)
     masks = owned_tokens(canvas.owners, config.max_assets, config.latent_height, config.latent_width)
     arrays = {"ids": tokens.ids, "spans": tokens.spans, "canvases": canvas.image, "masks": masks, **condition}
     arrays = {name: array[None] for name, array in arrays.items()}
-    return Prepared(canvas, tokens, {**arrays, "empty_ids": tokenizer.encode("", length)}, maps)
+    return Prepared(canvas, tokens, negative, {**arrays, "empty_ids": negative.ids}, maps)
 
 
 def _maps(body: Body | BodyMaps | None, config: ComposerConfig) -> BodyMaps:

@@ -16,6 +16,7 @@ class SamplingRequest:
 
     model: str = "mini"
     dtype: str | None = None
+    negative_prompt: str = ""
     seed: int = 0
     steps: int = 20
     guidance: float = 1.5
@@ -40,6 +41,7 @@ class SamplingRequest:
             check(name, getattr(self, name), numbers.Real, "a number")
         if self.reference_guidance is not None:
             check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+        check("negative_prompt", self.negative_prompt, str, "words")
         for name in ("model", "sampler", *(["dtype"] if self.dtype is not None else [])):
             check(name, getattr(self, name), str, "a name")
         if self.size is not None:
@@ -71,6 +73,8 @@ def _of_request(metavar: str, name: str) -> Any:
 class SamplingFlags:
     """How the model samples."""
 
+    negative_prompt: Annotated[str | None, flag("TEXT", "none")] = None
+    """What guidance leads away from."""
     seed: Annotated[int | None, _of_request("INT", "seed")] = None
     steps: Annotated[int | None, _of_request("INT", "steps")] = None
     sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None

@@ -281,6 +281,7 @@ def test_model_folders(tiny_model_folder: Path, tmp_path: Path, refused, make, m
         ('{"prompt": "a", "steps": true}', "steps is True; expected a whole number"),
         ('{"prompt": "a", "guidance": NaN}', "guidance is nan; expected a number"),
         ('{"prompt": "a", "guidance": "2"}', "guidance is '2'; expected a number"),
+        ('{"prompt": "a", "negative_prompt": null}', "negative_prompt is None; expected words"),
         ('{"prompt": "a", "eta": "half"}', "eta is 'half'; expected a number"),
         ('{"prompt": "a", "dtype": 16}', "dtype is 16; expected a name"),
         ('{"prompt": "a", "size": [64]}', "size is (64,); expected 2 whole numbers"),

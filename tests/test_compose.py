@@ -1,14 +1,6 @@
-"""The composer and `infer.compose`: seeds, drivers, compilations, and pictures made again from themselves."""
+"""The composer: seeds, drivers, compilations and warnings."""
 
-import base64
 import dataclasses
-import hashlib
-import json
-import os
-import pickle
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-import fcjax
 from fcjax.assets import Asset
 from fcjax.body import Body
-from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.preparation import prepare
-from fcjax.samplers import SAMPLERS
 from fcjax.sampling import SamplingCancelledError
-from infer import compose
-from infer.request import KEY, ComposeRequest
 from train.examples import prompt_tokens
 
 PROMPT = "a woman in a red shirt and blue jeans"
@@ -57,33 +43,13 @@ def test_prompts_are_as_long_as_the_text_encoder_reads(composer: Composer) -> No
     assert np.array_equal(prompt_tokens(composer.tokenizer, sample, config).ids, arrays["ids"][0])
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A folder with two assets as files: one transparent, one on white."""
-    Image.fromarray(np.pad(SHIRT.image, ((2, 2), (2, 2), (0, 0)))).save(tmp_path / "shirt.png")
-    on_white = np.full((30, 30, 3), 255, np.uint8)
-    on_white[6:24, 10:20] = (30, 40, 160)
-    Image.fromarray(on_white).save(tmp_path / "jeans.png")
-    return tmp_path
-
-
 def pixels(composition) -> np.ndarray:
     return np.asarray(composition.image)
-
-
-def opened(path: Path) -> tuple[np.ndarray, dict]:
-    """A picture file's pixels and its metadata of ours."""
-    with Image.open(path) as image:
-        return np.asarray(image), json.loads(image.text[KEY])
 
 
 def picture(composer: Composer, **settings) -> np.ndarray:
     [made] = composer.compose(PROMPT, [SHIRT, JEANS], steps=3, progress=lambda done, steps: None, **settings)
     return pixels(made)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Composer
 
 
 def test_a_seed_makes_the_same_image_again(composer: Composer) -> None:
@@ -153,6 +119,15 @@ def test_assets_text_body_and_guidance_all_matter(composer: Composer) -> None:
 
 
 SHIRT_BOX, JEANS_BOX = (0, 0, 16, 16), (16, 16, 32, 32)
+
+
+def test_guidance_leads_away_from_the_negative_prompt(composer: Composer) -> None:
+    plain = picture(composer, guidance=4.0)
+    np.testing.assert_array_equal(plain, picture(composer, guidance=4.0, negative_prompt=" "))
+    assert not np.array_equal(plain, picture(composer, guidance=4.0, negative_prompt="a man in a green coat"))
+    # Away from itself leads nowhere, as far as text goes.
+    nowhere = picture(composer, guidance=4.0, reference_guidance=1.0, negative_prompt=PROMPT)
+    np.testing.assert_allclose(nowhere.astype(int), picture(composer, guidance=1.0), atol=1)
 
 
 def test_without_assets(composer: Composer) -> None:
@@ -234,177 +209,16 @@ def test_what_is_not_shown_is_warned_of(composer: Composer) -> None:
         composer.compose("a woman", [SHIRT], steps=1, progress=lambda done, steps: None)
     with pytest.warns(UserWarning, match="its end is not read: 'man in"):
         composer.compose("woman man " * 37 + "woman man in a shirt", steps=1, progress=lambda done, steps: None)
+    for negative, guidance, message in (
+        ("a xylophone", 2.0, "never learnt: xylophone$"),
+        ("woman man " * 38, 2.0, "the negative prompt is too long, its end is not read: 'man'$"),
+        ("a man", 1.0, "the negative prompt changes nothing, as guidance is off"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            composer.compose("a woman", steps=1, guidance=guidance, negative_prompt=negative, progress=lambda *_: None)
 
 
 def test_no_warning_without_reason(composer: Composer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture(composer)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The program
-
-
-def arguments(model: Path, files: Path, *others: object) -> list[str]:
-    words = ["--model", model, "--prompt", PROMPT, "--asset", f"{files}/shirt.png=a red shirt"]
-    words += ["--asset", f"{files}/jeans.png=blue jeans", "--pose", "walking", "--steps", 2, *others]
-    return list(map(str, words))
-
-
-def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path, capsys) -> None:
-    out, again = files / "out.png", files / "new" / "again.png"
-    run(compose.main, arguments(tiny_model_folder, files, "--out", out, "--seed", 3, "--sheet", files / "sheet.png"))
-    shown = capsys.readouterr()
-    assert shown.out.split() == [str(out), str(files / "sheet.png")] and "composing" in shown.err
-    held = opened(out)[1]["request"]
-    assert held["seed"] == 3 and held["body"] == {"pose": "walking"}
-    assert held["assets"][0]["sha256"] == hashlib.sha256((files / "shirt.png").read_bytes()).hexdigest()
-
-    run(compose.main, ["--request", str(out), "--out", str(again)])
-    np.testing.assert_array_equal(opened(again)[0], opened(out)[0])
-    assert opened(again)[1] == opened(out)[1]
-    run(compose.main, ["--request", str(out), "--out", str(again), "--seed", "4"])
-    assert np.abs(opened(again)[0].astype(int) - opened(out)[0]).max() > 0
-
-
-def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> None:
-    out = files / "out.png"
-    run(compose.main, arguments(tiny_model_folder, files, "--out", out, "--embed-assets"))
-    held = opened(out)[1]["request"]["assets"]
-    assert base64.b64decode(held[1]["data"]) == (files / "jeans.png").read_bytes()
-    (files / "shirt.png").unlink()
-    (files / "jeans.png").unlink()
-    run(compose.main, ["--request", str(out), "--out", str(files / "again.png"), "--embed-assets"])
-    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
-
-
-def test_every_image_of_several_is_made_again_alone(tiny_model_folder: Path, files: Path) -> None:
-    run(compose.main, arguments(tiny_model_folder, files, "--out", files / "out.png", "--num-images", 2, "--seed", 7))
-    assert not (files / "out.png").exists()
-    for index, seed in enumerate((7, 8)):
-        made, held = opened(files / f"out_{index}.png")
-        assert held["request"]["seed"] == seed
-        run(compose.main, ["--request", str(files / f"out_{index}.png"), "--out", str(files / "again.png")])
-        np.testing.assert_array_equal(opened(files / "again.png")[0], made)
-
-
-def test_a_request_file_finds_assets_beside_it(tiny_model_folder: Path, files: Path) -> None:
-    request = {"prompt": PROMPT, "model": str(tiny_model_folder), "steps": 1, "body": {"pose": "waving", "view": 20}}
-    request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
-    (files / "request.json").write_text(json.dumps(request))
-    run(compose.main, ["--request", str(files / "request.json"), "--out", str(files / "out.png"), "--pose", "walking"])
-    held = opened(files / "out.png")[1]["request"]
-    assert held["body"] == {"pose": "walking", "view": 20.0} and held["assets"][0]["path"] == "shirt.png"
-
-
-def test_other_weights_are_warned_of(tiny_model_folder: Path, files: Path, capsys) -> None:
-    out = files / "out.png"
-    run(compose.main, arguments(tiny_model_folder, files, "--out", out))
-    request = ComposeRequest.from_dict(opened(out)[1]["request"])
-    Image.new("RGB", (8, 8)).save(out, pnginfo=request.metadata("0" * 64))
-    run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
-    assert "are not those that made this picture before" in capsys.readouterr().err
-
-
-def test_words_that_the_model_never_learnt_are_a_warning(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out.png"
-    run(
-        compose.main,
-        ["--model", str(tiny_model_folder), "--steps", "1", "--prompt", "a xylophone in tulle", "--out", str(out)],
-    )
-    assert "warning: the model never learnt: xylophone, tulle\n" in capsys.readouterr().err
-    assert out.exists()
-
-
-def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: Path, files: Path) -> None:
-    poses = np.zeros((2, 72), np.float32)
-    poses[1, 3:6] = (-0.6, 0, 0)
-    np.savez(files / "pose.npz", poses=poses)
-    given = ["--model", str(tiny_model_folder), "--prompt", "a woman", "--params", str(files / "pose.npz")]
-    request, _ = compose.requested(_flags([*given, "--frame", "1"]))
-    np.testing.assert_allclose(request.body.rotations.reshape(-1), poses[1], atol=1e-6)
-    with pytest.raises(ValueError, match="--pose and --params both give a pose"):
-        compose.requested(_flags([*given, "--pose", "walking"]))
-    people = {name: {"pose": poses + number} for number, name in enumerate(("ann", "ben"))}
-    (files / "pose.pkl").write_bytes(pickle.dumps(people, 2))
-    given[-1] = str(files / "pose.pkl")
-    request, _ = compose.requested(_flags([*given, "--subject", "ben"]))
-    np.testing.assert_allclose(request.body.rotations, 1, atol=1e-6)
-    with pytest.raises(ValueError, match="choose one of the subjects ann, ben"):
-        compose.requested(_flags(given))
-
-
-def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
-    poses = np.zeros((2, 72))
-    poses[1, 3:6] = (-0.6, 0, 0)
-    np.savez(files / "pose.npz", poses=poses)
-    path = files / "request.json"
-
-    def read(**body: object) -> np.ndarray:
-        path.write_text(json.dumps({"prompt": "a woman", "body": {"weight": 0.8, **body}}))
-        request, _ = ComposeRequest.read(path)
-        assert request.body.weight == 0.8
-        # A picture's own request needs no file.
-        assert ComposeRequest.from_dict(json.loads(json.dumps(request.asdict()))) == request
-        return request.body.rotations
-
-    np.testing.assert_allclose(read(params="pose.npz", frame=1).reshape(-1), poses[1], atol=1e-9)
-    upright = read(params="pose.npz", up="z")
-    np.testing.assert_allclose(upright[0], (-np.pi / 2, 0, 0), atol=1e-6)
-    for body, expected in (
-        ({"params": "pose.npz", "pose": "walking"}, "params and pose both give a pose"),
-        ({"frame": 1}, "frame: of a file of SMPL parameters, which must be named as params"),
-        ({"params": "pose.npz", "frame": 2}, "there is no frame 2 of poses"),
-        ({"params": "pose.npz", "frame": 1.5}, "frame is 1.5; expected a whole number"),
-        ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
-        ({"params": "pose.npz", "subject": 0}, "subject is 0; expected a name"),
-        ({"params": 3}, "params is 3; expected a file's name"),
-        ({"params": "none.npz"}, "none.npz"),
-    ):
-        with pytest.raises((ValueError, OSError), match=expected):
-            read(**body)
-
-
-def _flags(words: list[str]) -> compose.Flags:
-    found = []
-
-    def take(flags: compose.Flags) -> None:
-        found.append(flags)
-
-    run(take, words)
-    return found[0]
-
-
-def test_in_a_process_of_its_own(tiny_model_folder: Path, files: Path) -> None:
-    """The module as a user starts it: without assets, and with a mistake, which costs no traceback."""
-    command = [sys.executable, "-m", "infer.compose", "--model", str(tiny_model_folder), "--steps", "1"]
-    root = Path(fcjax.__file__).parents[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
-    good = [*command, "--prompt", "a woman", "--out", str(files / "out.png")]
-    done = subprocess.run(good, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert opened(files / "out.png")[0].shape == (32, 32, 3)
-    done = subprocess.run([*good, "--size", "50", "32"], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    [line] = [line for line in done.stderr.splitlines() if line and "composing" not in line]
-    assert line == "error: height and width must be multiples of 8 for this model, got 50x32; 48x32 would do"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sampler": "heun"}, "sampler must be one of"),
-        ({"steps": 101}, "steps must lie"),
-        ({"eta": 2.0}, "eta must lie"),
-    ],
-)
-def test_a_sampler_is_looked_at_before_a_model_is_loaded(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        compose.make(ComposeRequest(PROMPT, model="nowhere", **settings))
-
-
-def test_the_help_names_every_sampler(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(compose.main, ["--help"])
-    assert set(SAMPLERS) <= set(re.findall(r"\w+", capsys.readouterr().out))

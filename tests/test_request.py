@@ -24,6 +24,7 @@ def test_a_request_survives_json() -> None:
         (AssetFile("shirt.png", "a red shirt"), AssetFile("cloth.png", "a skirt of this fabric", whole=True)),
         Body(pose="walking", gender=0.3, joint_rotations=np.zeros((24, 3))),
         model="models/other",
+        negative_prompt="a man",
         seed=4,
         reference_guidance=2.0,
         size=(64, 48),

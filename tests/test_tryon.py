@@ -61,6 +61,10 @@ def test_several_seeds_and_garments(composer: Composer):
     assert len(first.canvas.phrases) == 2 and not np.array_equal(first.image, second.image)
     [alone] = composer.try_on("a woman in a red shirt and blue jeans", [SHIRT, jeans], person, steps=2, seed=1)
     np.testing.assert_array_equal(alone.image, second.image)
+    [away] = composer.try_on(
+        "a woman in a red shirt and blue jeans", [SHIRT, jeans], person, steps=2, seed=1, negative_prompt="a green coat"
+    )
+    assert not np.array_equal(away.image, second.image)
 
 
 def test_models_do_what_they_were_made_for(composer: Composer, tiny_model_folder: Path):
