@@ -4,7 +4,10 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 
 
-.PHONY: demo train-demo test test-all test-plan lint format clean
+.PHONY: help demo train-demo test test-all test-plan lint format clean
+
+help:
+	@grep -E "^[a-z-]+:.*##" Makefile | sed -E "s/:.*##/:/"
 
 $(VENV)/.run: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -66,4 +69,4 @@ format: $(VENV)/.test
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf $(VENV) $(PLAN) outputs/demo $(TRAINED) build dist *.egg-info

@@ -15,6 +15,8 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "mini_unbound": mini.unbound,
     "mini_ablation": mini.ablation,
     "sd15": sd15.compose,
+    "sd15_controlnet": sd15.controlnet,
+    "sd15_image_encoder": sd15.image_encoder,
     "sd15_tryon": sd15.tryon,
     "tiny_vae": mini.tiny_autoencoder,
     "tiny": mini.tiny_compose,

@@ -45,6 +45,44 @@ def compose() -> TrainConfig:
     )
 
 
+def controlnet() -> TrainConfig:
+    """The same with a ControlNet in the reference UNet's place, as in the paper's Table 3.
+
+    python -m infer.convert stable-diffusion-v1-5/stable-diffusion-v1-5 outputs/sd15_controlnet --appearance controlnet
+    python -m train.prepare latents --config sd15_controlnet --data data/people --model outputs/sd15_controlnet \\
+        --out data/latents_sd15
+    python -m train.run --config sd15_controlnet --out runs/sd15_controlnet
+    """
+    return _encoding("controlnet")
+
+
+def image_encoder() -> TrainConfig:
+    """The same with DINOv2's embeddings of the asset image in the text's place, as in the paper's Table 3.
+
+    It reads pixels, so that it trains on the prepared set itself and not on its latents.
+
+    python -m infer.convert stable-diffusion-v1-5/stable-diffusion-v1-5 outputs/sd15_image_encoder \\
+        --appearance image_encoder --image-encoder facebook/dinov2-base
+    python -m train.run --config sd15_image_encoder --out runs/sd15_image_encoder
+    """
+    return dataclasses.replace(_encoding("image_encoder"), data=Path("data/people"))
+
+
+def _encoding(appearance: str) -> TrainConfig:
+    given, start = compose(), Path(f"outputs/sd15_{appearance}")
+    # Choice: the paper says nothing of what is trained there; all of the new network, and what reads it.
+    rules = ((rf"{appearance}/.*", True), *PAPERS_PARAMETERS)
+    return dataclasses.replace(
+        given,
+        name=f"sd15_{appearance}",
+        model=presets.encoding_assets(given.model, appearance),
+        start=start,
+        vae=start,
+        tokenizer=start / "tokenizer",
+        optimizer=dataclasses.replace(given.optimizer, trainable=rules),
+    )
+
+
 def tryon() -> TrainConfig:
     """The same parameters of a model that tries on, from where `compose` ended, as the paper fine-tunes it.
 

@@ -242,13 +242,17 @@ def _without_last_layers(model: Pretrained, clip_skip: int) -> Pretrained:
 def for_tryon(config: ComposerConfig, params: dict[str, Any]) -> tuple[ComposerConfig, dict[str, Any]]:
     """A composing model as one to be trained for try-on, as the paper begins it.
 
-    The denoiser's conv_in reads the person and the mask, with zero weights, in the pose's place.
+    conv_in of the denoiser, and of its ControlNet, reads the person and the mask, with zero weights, in the pose's
+    place.
     """
     changed, latent = config.conditioned("tryon"), config.vae.latent_channels
-    conv_in = params["unet"]["conv_in"]
     joined = ((0, 0), (0, 0), (0, changed.condition_channels), (0, 0))
-    kernel = jnp.pad(conv_in["kernel"][:, :, :latent], joined)
-    return changed, {**params, "unet": {**params["unet"], "conv_in": {**conv_in, "kernel": kernel}}}
+    params = dict(params)
+    for name in {"unet", "controlnet"} & params.keys():
+        conv_in = params[name]["conv_in"]
+        kernel = jnp.pad(conv_in["kernel"][:, :, :latent], joined)
+        params[name] = {**params[name], "conv_in": {**conv_in, "kernel": kernel}}
+    return changed, params
 
 
 def inpainting_to_tryon(kernel: Any, latent: int) -> Any:

@@ -35,16 +35,16 @@ from tqdm import tqdm
 from fcjax.body import Body
 from fcjax.cli import run
 from infer.compose import prepare_folder, save_png
-from infer.densepose import preview
+from infer.densepose import parts
 from infer.request import (
     POSE_FILE,
     AssetFile,
     asset_files,
     asset_problems,
     body_problems,
-    found,
     make_body,
     png_metadata,
+    pose_words,
     read_png_metadata,
     weights_digest,
 )
@@ -220,11 +220,9 @@ def read_pages(request: AlbumRequest, beside: Path) -> "tuple[AlbumRequest, list
 
     sealed, opened = [], []
     for page in request.pages:
-        contents = [file.read(beside) for file in page.assets]
-        files = list(zip(page.assets, contents, strict=True))
+        files = [file.found(beside) for file in page.assets]
         opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
-        placed = [(dataclasses.replace(file, path=str(found(file.path, beside))), content) for file, content in files]
-        assets = tuple(file.sealed(content, embed=False) for file, content in placed)
+        assets = tuple(file.sealed(content, embed=False) for file, content in files)
         sealed.append(dataclasses.replace(page, assets=assets))
     return dataclasses.replace(request, pages=tuple(sealed)), opened
 
@@ -233,13 +231,11 @@ def rows(request: AlbumRequest, pages: "list[Page]", album: "Album") -> list[lis
     """One row a page of a contact sheet: assets, body, picture."""
     made = []
     for page, given, picture, matched in zip(request.pages, pages, album.pictures, album.matched, strict=True):
-        charts = preview(picture.maps)
-        body = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
         garments: list[Panel] = [(asset.phrase, asset.image) for asset in given.assets]
-        pose = "own pose" if page.body.joint_rotations is not None else page.body.pose
+        pose = pose_words(page.body)
         # The first is what the others look at.
         label = pose if not made else f"{pose}, {100 * matched[0]:.0f} % of its tokens matched"
-        made.append([*garments, (label, body), (page.prompt, picture.image)])
+        made.append([*garments, (label, parts(picture.maps)), (page.prompt, picture.image)])
     return made
 
 
@@ -258,10 +254,10 @@ def main(flags: Flags) -> None:
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.album import make_album
     from fcjax.composer import Composer
-    from fcjax.pretrained import locate
 
     request.check_sampler()
     composer = Composer.load(request.model, dtype=request.dtype)
+    info = png_metadata(request.asdict(), weights_digest(request.model))
     with tqdm(unit="step", desc="album") as bar:
 
         def advance(done: int, steps: int) -> None:
@@ -269,7 +265,6 @@ def main(flags: Flags) -> None:
             bar.update(done - bar.n)
 
         album = make_album(composer, pages, **request.settings, progress=advance)
-    info = png_metadata(request.asdict(), weights_digest(locate(request.model)))
     for number, picture in enumerate(album.pictures, 1):
         save_png(picture.image, flags.out / f"page_{number}.png", info)
     if (flags.out / ALBUM).exists():

@@ -14,13 +14,11 @@ images become out_0.png, out_1.png ..., each with its own seed in its request.
 import dataclasses
 import functools
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -29,9 +27,9 @@ from fcjax.assets import Asset
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.whole_files import written_whole
-from infer.densepose import preview
+from infer.densepose import parts
 from infer.parameters import read_parameters
-from infer.request import AssetFile, ComposeRequest, weights_digest
+from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags, flag, flag_of
 from infer.sheet import Panel, sheet
 
@@ -94,12 +92,12 @@ class Flags:
     framing: Annotated[Literal["full", "upper"] | None, _of_body("full|upper", "framing")] = None
     params: Annotated[Path | None, flag("PATH", "none")] = None
     """SMPL pose parameters, .npz or .pkl, instead of --pose."""
-    frame: int = 0
+    frame: Annotated[int | None, flag("INT", "0")] = None
     """Which frame of --params."""
     subject: Annotated[str | None, flag("NAME", "the only one")] = None
     """Whose parameters of --params, where it has several people's (WHAM)."""
-    up: Literal["y", "-y", "z"] = "y"
-    """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
+    up: Annotated[Literal["y", "-y", "z"] | None, flag("y|-y|z", "as the file's keys tell")] = None
+    """Which axis points up in --params: z in AMASS, -y in what cameras saw, else y."""
 
 
 def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
@@ -121,7 +119,9 @@ def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
     if flags.params is not None:
         if flags.pose is not None:
             raise ValueError("--pose and --params both give a pose; leave one out")
-        shape["joint_rotations"] = read_parameters(flags.params, flags.frame, flags.up, flags.subject).rotations
+        shape["joint_rotations"] = read_parameters(flags.params, flags.frame or 0, flags.up, flags.subject).rotations
+    elif unused := [f"--{name}" for name in ("frame", "subject", "up") if getattr(flags, name) is not None]:
+        raise ValueError(f"{', '.join(unused)} tell how --params are to be read: give --params, too, or leave them out")
     elif flags.pose is not None:
         shape["joint_rotations"] = None
     over["body"] = dataclasses.replace(held.get("body", DEFAULT.body), **shape)
@@ -157,26 +157,27 @@ def make(
         expected_weights: the digest of the weights that made the picture before; others are warned of.
         quiet: no progress bar on stderr.
     """
-    contents = [file.read(beside) for file in request.assets]
-    assets = tuple(file.open(content) for file, content in zip(request.assets, contents, strict=True))
+    files = [file.found(beside) for file in request.assets]
+    assets = tuple(file.open(content) for file, content in files)
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
-    from fcjax.pretrained import locate
 
     request.check_sampler()
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
-    weights = weights_digest(locate(request.model))
-    if expected_weights is not None and weights != expected_weights:
-        warnings.warn(f"the weights of {request.model} are not those that made this picture before", stacklevel=2)
+    weights = weights_digest(request.model)
+    warn_of_other_weights(request.model, weights, expected_weights)
+    sealed = tuple(file.sealed(content, embed_assets) for file, content in files)
+    requests = [
+        dataclasses.replace(request, assets=sealed, seed=request.seed + index, num_images=1)
+        for index in range(request.num_images)
+    ]
+    for one in requests[:1]:
+        one.metadata(weights)  # which may be too large, to be told before the work
     with tqdm(total=request.steps * request.num_images, unit="step", desc="composing", disable=quiet) as bar:
         compositions = composer.compose(
             request.prompt, assets, request.body, **request.settings, progress=functools.partial(_show, bar)
         )
-    sealed = tuple(file.sealed(content, embed_assets) for file, content in zip(request.assets, contents, strict=True))
-    requests = [
-        dataclasses.replace(request, assets=sealed, seed=composition.seed, num_images=1) for composition in compositions
-    ]
     return Result(assets, compositions, requests, weights)
 
 
@@ -184,22 +185,23 @@ def _show(bar: tqdm, done: int, _: int) -> None:
     bar.update(done - bar.n)
 
 
+def files_of(out: Path, count: int) -> list[Path]:
+    """The pictures to write; several become out_0.png, out_1.png ..."""
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}_{index}") for index in range(count)]
+
+
 def save(result: Result, out: Path) -> list[Path]:
-    """Write each picture with its request; several become out_0.png, out_1.png ..."""
-    several = len(result.compositions) > 1
-    paths = []
-    for index, (composition, request) in enumerate(zip(result.compositions, result.requests, strict=True)):
-        path = out.with_stem(f"{out.stem}_{index}") if several else out
+    """Write each picture (`files_of`) with its request."""
+    paths = files_of(out, len(result.compositions))
+    for path, composition, request in zip(paths, result.compositions, result.requests, strict=True):
         save_png(composition.image, path, request.metadata(result.weights))
-        paths.append(path)
     return paths
 
 
 def panels(result: Result, pose: str) -> list[Panel]:
     """One row of a sheet: assets, pose and pictures."""
     row: list[Panel] = [(asset.phrase, asset.image) for asset in result.assets]
-    charts = preview(result.compositions[0].maps)
-    row.append((pose, np.ascontiguousarray(charts[:, : charts.shape[1] // 2])))
+    row.append((pose, parts(result.compositions[0].maps)))
     return row + [(f"seed {made.seed}: {made.tokens.prompt}", made.image) for made in result.compositions]
 
 
@@ -242,13 +244,13 @@ def save_png(image: Image.Image, path: Path, info: Any, icc_profile: bytes | Non
 def main(flags: Flags) -> None:
     """Compose the pictures that the flags ask for and write them."""
     request, weights = requested(flags)
-    prepare_outputs([flags.out, flags.sheet], [asset.path for asset in request.assets if asset.data is None])
+    pictures = files_of(flags.out, request.num_images)
+    prepare_outputs([*pictures, flags.sheet], [asset.path for asset in request.assets if asset.data is None])
     beside = flags.request.parent if flags.request is not None else None
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)
     if flags.sheet is not None:
-        pose = "own pose" if request.body.joint_rotations is not None else request.body.pose
-        sheet([panels(result, pose)]).save(flags.sheet)
+        sheet([panels(result, pose_words(request.body))]).save(flags.sheet)
         paths.append(flags.sheet)
     print("\n".join(map(str, paths)))
 

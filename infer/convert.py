@@ -32,6 +32,10 @@ class Request:
     composer's own folder keeps its pose, or becomes one to be trained for try-on."""
     binding: Literal["none", "conv_in", "smallest", "all"] | None = None
     """The binder of a model of others; by default all."""
+    appearance: Literal["reference_unet", "controlnet", "image_encoder"] = "reference_unet"
+    """What encodes the assets, to be trained: the paper's reference UNet, or one of what it is compared with."""
+    image_encoder: str | None = None
+    """DINOv2's folder or its name on the Hub, for --appearance image_encoder."""
     clip_skip: int = 0
     """How many of the text encoder's last layers to leave out, for weights that were trained so."""
     tokenizer: Path | None = None
@@ -45,11 +49,14 @@ def main(request: Request) -> None:
     import jax
 
     from fcjax import folder, pretrained, trees
+    from fcjax.appearance import encoded
     from fcjax.tokenizer import Tokenizer
 
     destination = request.destination
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} exists already; give a new folder, so that nothing is lost")
+    if request.binding not in (None, "none") and request.appearance != "reference_unet":
+        raise ValueError(f"a {request.appearance} has no keys and values to bind: leave --binding out")
     if request.shared_with is not None:
         folder.read_index(request.shared_with)
     model = pretrained.load(
@@ -59,6 +66,8 @@ def main(request: Request) -> None:
         clip_skip=request.clip_skip,
         dtype=request.dtype,
     )
+    if request.appearance != "reference_unet" or request.image_encoder is not None:
+        model = encoded(model, request.appearance, request.image_encoder)
     tokenizer = request.tokenizer or model.tokenizer
     if tokenizer is None:
         raise ValueError(f"{request.source} holds no tokenizer: give one with --tokenizer FOLDER")

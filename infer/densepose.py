@@ -18,7 +18,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -35,6 +35,7 @@ from fcjax.body.smpl import load_smpl
 from fcjax.cli import run
 from fcjax.pictures import open_rgb
 from infer.parameters import Parameters, camera_of, read_parameters
+from infer.sampling_request import flag
 
 CHECKS = 10  # squares of the preview along u and along v of each chart
 SMALLEST, LARGEST = 16, 4096  # pixels on a side
@@ -82,8 +83,8 @@ class Request:
     beta: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NUMBER=VALUE puts a value in the place of one of the betas, in standard deviations, on the same pose; may be
     repeated. In the official SMPL files 0 is mostly height and 1 mostly weight; which way, preview.png shows."""
-    up: Literal["y", "-y", "z"] = "y"
-    """Which axis points up in --params: z in AMASS, -y in what cameras saw."""
+    up: Annotated[Literal["y", "-y", "z"] | None, flag("y|-y|z", "as the file's keys tell")] = None
+    """Which axis points up in --params: z in AMASS, -y in what cameras saw, else y."""
     smpl: Path | None = None
     """Your SMPL or SMPL-X model file; without it --params moves the body that ships with fcjax."""
     image: Path | None = None
@@ -105,9 +106,11 @@ def render(request: Request) -> BodyMaps:
         raise ValueError(f"--size is {height} {width}; expected height and width from {SMALLEST} to {LARGEST} pixels")
     if request.pose is not None and request.params is not None:
         raise ValueError("--pose and --params both give a pose; leave one out")
-    parameters = (
-        None if request.params is None else read_parameters(request.params, request.frame, request.up, request.subject)
-    )
+    parameters = None
+    if request.params is not None:
+        # A picture's camera is said in the file's own axes.
+        up = request.up if request.image is None else "y"
+        parameters = read_parameters(request.params, request.frame, up, request.subject)
     if request.beta and request.smpl is None:
         raise ValueError("--beta shapes your own SMPL body: give --smpl, too, or use --height, --weight and their like")
     if request.betas is not None and request.betas < 0:
@@ -217,11 +220,8 @@ def with_betas(betas: Float[ndarray, "s"] | None, edits: Sequence[str], known: i
     return whole
 
 
-def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
-    """Two pictures side by side: parts in colours with squares of u and v (the face lighter), and the map of the atlas.
-
-    The second is what the denoiser sees of the body: red is the atlas's u, green its v, blue the rest of u.
-    """
+def parts(maps: BodyMaps) -> UInt8[ndarray, "h w 3"]:
+    """The body's parts in colours, with squares of u and v, the face lighter."""
     colours = [(0.0, 0.0, 0.0)] + [
         colorsys.hsv_to_rgb((part * 0.381966) % 1, 0.55 if part % 2 else 0.75, 0.9) for part in range(1, 25)
     ]
@@ -229,15 +229,22 @@ def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
     squares = (u * CHECKS // 256 + v * CHECKS // 256) % 2
     charts = np.array(colours)[part] * (0.7 + 0.3 * squares)[..., None]
     charts[maps.face_mask] = 0.5 + 0.5 * charts[maps.face_mask]
+    return np.round(charts * 255).astype(np.uint8)
+
+
+def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:
+    """Two pictures side by side: the body's parts, and the map of the atlas.
+
+    The second is what the denoiser sees of the body: red is the atlas's u, green its v, blue the rest of u.
+    """
     atlas = np.stack([maps.uv[..., 0], maps.uv[..., 1], 1 - maps.uv[..., 0]], axis=-1)
     atlas = np.where(maps.foreground[..., None], atlas, 0.0)
-    return np.round(np.concatenate([charts, atlas], axis=1) * 255).astype(np.uint8)
+    return np.concatenate([parts(maps), np.round(atlas * 255).astype(np.uint8)], axis=1)
 
 
 def overlay(maps: BodyMaps, photo: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w 3"]:
-    """The preview's parts on the picture, half seen through."""
-    charts = preview(maps)[:, : photo.shape[1]]
-    return np.where(maps.foreground[..., None], photo // 2 + charts // 2, photo)
+    """The parts on the picture, half seen through."""
+    return np.where(maps.foreground[..., None], photo // 2 + parts(maps) // 2, photo)
 
 
 def main(request: Request) -> None:

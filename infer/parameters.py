@@ -27,6 +27,7 @@ VPOSER_CODE = 32
 """Numbers of a pose in VPoser's latent space, which SMPLify-X writes where it fitted with it."""
 FACE_KEYS = ("jaw_pose", "leye_pose", "reye_pose")
 HANDS = ("left_hand_pose", "right_hand_pose")
+AMASS_KEYS = {"mocap_framerate", "mocap_frame_rate"}
 SMPLX_KEYS = (*FACE_KEYS, *HANDS, "expression")
 
 # World axes of the source's "up" turned to y up.
@@ -86,12 +87,13 @@ class Parameters:
         return rotations
 
 
-def read_parameters(path: Path, frame: int = 0, up: str = "y", subject: str | None = None) -> Parameters:
+def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: str | None = None) -> Parameters:
     """Read one frame of an `.npz` or `.pkl` (the latter without running what it holds).
 
     Args:
         frame: which frame, where there are several; of the video, where the file says which those are (WHAM).
-        up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS); y is up in what is returned.
+        up: the file's upward axis, "y", "-y" (cameras) or "z" (AMASS), by default as its keys tell; y is up in what is
+            returned.
         subject: whose, where the file has parameters of several people by name or number (WHAM).
 
     Raises ValueError for keys, shapes and numbers that are no SMPL parameters.
@@ -125,18 +127,19 @@ def read_parameters(path: Path, frame: int = 0, up: str = "y", subject: str | No
             raise ValueError(
                 f"expected poses, or body_pose and global_orient; it holds {', '.join(arrays) or 'nothing'}"
             )
-        joints = joints.copy()
-        joints[0] = UPRIGHT[up] @ joints[0]
+        joints, source = joints.copy(), _source(arrays, frame)
+        upright = UPRIGHT[up or _upward(arrays, source)]
+        joints[0] = upright @ joints[0]
         where = next((key for key in ("transl", "trans") if key in arrays), None)
         return Parameters(
             joints,
             "SMPL-X" if any(key in arrays for key in SMPLX_KEYS) else POSE_JOINTS[len(joints)],
             _vector(arrays, "betas", frame) if "betas" in arrays else None,
-            UPRIGHT[up] @ _vector(arrays, where, frame, 3) if where is not None else None,
+            upright @ _vector(arrays, where, frame, 3) if where is not None else None,
             _vector(arrays, "expression", frame) if "expression" in arrays else None,
             _face(arrays, frame),
             _hands(arrays, frame),
-            _source(arrays, frame),
+            source,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -210,6 +213,13 @@ def _source(arrays: Mapping[str, Any], frame: int) -> dict[str, ndarray]:
     if "trans_world" in arrays or "pose_world" in arrays:
         found["wham"] = np.ones(1)
     return found
+
+
+def _upward(arrays: Mapping[str, Any], source: Mapping[str, ndarray]) -> str:
+    """The axis that points up in a file which tells of a camera, whose own y points down, or is AMASS's."""
+    if source:
+        return "-y" if source.get("camera_rotation", np.eye(3))[1, 1] > 0 else "y"
+    return "z" if AMASS_KEYS & arrays.keys() else "y"
 
 
 def camera_of(parameters: Parameters, height: int, width: int, focal: float | None = None) -> Camera:

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import numbers
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ class AssetFile:
 
     def read(self, beside: Path | None = None) -> bytes:
         """The file's content; a relative path is looked for in the folder `beside` first, then in the working one."""
+        return self.found(beside)[1]
+
+    def found(self, beside: Path | None = None) -> tuple["AssetFile", bytes]:
+        """The same with the path where it lies, and its content, see `read`."""
+        place = Path(self.path)
         if self.data is not None:
             try:
                 content = base64.b64decode(self.data, validate=True)
@@ -83,14 +89,14 @@ class AssetFile:
             there = [place for place in places if _exists(place)]
             if not there:
                 raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
-            contents = [_content(place) for place in there]
-            content = next((one for one in contents if self.sha256 in (None, _sha256(one))), contents[0])
+            contents = [(place, _content(place)) for place in there]
+            place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
             raise ValueError(
                 f"{self.path} is not the file that the request was made with: its SHA-256 is {_sha256(content)}, "
                 f"{self.sha256} was expected; find the old file, or give it anew with --asset"
             )
-        return content
+        return dataclasses.replace(self, path=str(place)), content
 
     def open(self, content: bytes) -> Asset:
         """The asset of the file's content."""
@@ -98,8 +104,8 @@ class AssetFile:
         return Asset.open(_NamedBytes(content, self.path), self.phrase, self.whole)  # type: ignore[arg-type]
 
     def sealed(self, content: bytes, embed: bool) -> "AssetFile":
-        """The same with the content's hash, and the content itself if `embed`."""
-        data = base64.b64encode(content).decode("ascii") if embed else None
+        """The same with the content's hash, and the content itself if `embed` or where it was embedded before."""
+        data = base64.b64encode(content).decode("ascii") if embed or self.data is not None else None
         return dataclasses.replace(self, sha256=_sha256(content), data=data)
 
 
@@ -226,11 +232,21 @@ def read_png_metadata(path: Path) -> tuple[Any, str | None]:
         raise ValueError(f"the metadata of {path} is not what fcjax writes: {error}") from error
 
 
-def weights_digest(model: Path) -> str:
-    """SHA-256 of the weights of a model folder or a single file, by which a picture knows the model that made it."""
-    from fcjax import folder
+def weights_digest(model: str | Path) -> str:
+    """SHA-256 of the weights of a model, by which a picture knows what made it.
 
-    return folder.weights_digest(model)
+    model: a name, a folder or a single file, as `fcjax.pretrained.locate` takes it.
+    """
+    # Here, because it takes seconds that a request with a mistake need not wait for.
+    from fcjax import folder, pretrained
+
+    return folder.weights_digest(pretrained.locate(model))
+
+
+def warn_of_other_weights(model: str, weights: str, expected: str | None) -> None:
+    """Warns where the weights' digest is not the one that a request's file names."""
+    if expected is not None and weights != expected:
+        warnings.warn(f"the weights of {model} are not those that made this picture before", stacklevel=3)
 
 
 def _sha256(content: bytes) -> str:
@@ -282,14 +298,19 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
     others = [name for name in ("pose", "joint_rotations") if name in fields]
     if others:
         raise ValueError(f"params and {others[0]} both give a pose; leave one out")
-    path, frame, up, subject = file["params"], file.get("frame", 0), file.get("up", "y"), file.get("subject")
+    path, frame, up, subject = file["params"], file.get("frame", 0), file.get("up"), file.get("subject")
     check("params", path, str, "a file's name")
     check("frame", frame, numbers.Integral, "a whole number")
-    if up not in UPRIGHT:
+    if up is not None and up not in UPRIGHT:
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")
     return Body(**fields, joint_rotations=read_parameters(found(path, beside), frame, up, subject).rotations)
+
+
+def pose_words(body: Body) -> str:
+    """What a sheet calls a body's pose."""
+    return body.pose if body.joint_rotations is None else "own pose"
 
 
 def found(name: str, beside: Path | None) -> Path:

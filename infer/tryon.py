@@ -10,6 +10,9 @@ what to repaint, as infer.mask does; with nothing but the photograph, --estimate
 turns it. Masks and maps must be of the turned picture: one of the picture as the camera stored it is told by its shape,
 but not where the turn is by half or the picture square. Turn such a picture for good before its maps are made.
 
+The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
+makes it again.
+
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
 {"name": "1.png", "person": "a.jpg", "mask": "a_mask.png", "prompt": "a woman in a red dress",
@@ -41,7 +44,7 @@ from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
 from infer.mask import make_mask
-from infer.request import AssetFile, found, read_png_metadata, weights_digest
+from infer.request import AssetFile, found, read_png_metadata, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags, flag, flag_of
 from infer.sheet import sheet
 from infer.tryon_request import FILES, TryOnRequest
@@ -63,6 +66,8 @@ class Flags:
     """The picture, a PNG; with --pairs a folder."""
     sheet: Path | None = None
     """Another picture that shows assets, person, mask and result side by side."""
+    request: Path | None = None
+    """A JSON file, or a PNG of this program, that says what the flags below leave out."""
     pairs: Path | None = None
     """A file with one request a line."""
     model: Annotated[str | None, _of_request("FOLDER", "model")] = None
@@ -146,6 +151,38 @@ def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]
     names = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
     paths = {name: found(name, beside) for name in names if name is not None}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+
+
+def requested(flags: Flags) -> tuple[TryOnRequest, str | None]:
+    """The request of a file with the flags put over it, files by their places, and the digest of weights that it names.
+
+    ValueError for a request that cannot be, and for files that are not those which it was made with.
+    """
+    given = given_by(flags)
+    if flags.request is None:
+        missing = [f"--{name}" for name in ("person", "prompt") if name not in given]
+        if missing:
+            raise ValueError(
+                f"expected {' and '.join(missing)}, or --request with a file that says so, or --pairs with a list"
+            )
+        return TryOnRequest.from_dict(given, "the request"), None
+    beside = flags.request.parent
+    held, hashes, weights = TryOnRequest.read(flags.request)
+    request = TryOnRequest.from_dict({**held, **given}, str(flags.request))
+    anew = {*(given.get(name) for name in FILES), *(file["path"] for file in given.get("assets", ()))}
+    others = [
+        name
+        for name, digest in digests(request, beside).items()
+        if name not in anew and hashes.get(name, digest) != digest
+    ]
+    if others:
+        raise ValueError(
+            f"not the files that {flags.request} was made with: {', '.join(others)}; find the old ones, or give them "
+            "anew by flags"
+        )
+    files = {name: str(found(path, beside)) for name in FILES if (path := getattr(request, name)) is not None}
+    assets = tuple(file.found(beside)[0] for file in request.assets)
+    return dataclasses.replace(request, **files, assets=assets), weights
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +311,7 @@ class _Weights(dict[str, str]):
     """The digest of the weights of each model that is asked for."""
 
     def __missing__(self, model: str) -> str:
-        self[model] = _weights(model)
+        self[model] = weights_digest(model)
         return self[model]
 
 
@@ -293,12 +330,6 @@ def _loaded(model: str, dtype: str | None) -> "Composer | ValueError":
         return error
 
 
-def _weights(model: str) -> str:
-    from fcjax.pretrained import locate
-
-    return weights_digest(locate(model))
-
-
 def panels(request: TryOnRequest, fitting: "Fitting", person: Person, assets: Sequence[Asset]) -> list[Any]:
     """One row of a sheet: assets, person, what is repainted, result."""
     hidden = np.where(person.mask[..., None], np.uint8(128), person.image)
@@ -311,17 +342,16 @@ def main(flags: Flags) -> None:
     if flags.pairs is not None:
         try_on_pairs(flags)
         return
-    missing = [f"--{name}" for name in ("person", "prompt") if getattr(flags, name) is None]
-    if missing:
-        raise ValueError(f"expected {' and '.join(missing)}, or --pairs with a list of requests")
-    request = TryOnRequest.from_dict(given_by(flags), "the request")
+    request, expected_weights = requested(flags)
     read = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
     prepare_outputs([flags.out, flags.sheet], read)
     person, assets = opened(request)
     composer = _load(request.model, request.dtype)
+    weights = weights_digest(request.model)
+    warn_of_other_weights(request.model, weights, expected_weights)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
         fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))
-    info = request.metadata(_weights(request.model), digests(request))
+    info = request.metadata(weights, digests(request))
     save_png(fitting.image, flags.out, info, icc_profile(Path(request.person)))
     print(flags.out)
     if flags.sheet is not None:

@@ -1,13 +1,16 @@
 """A request of try-on: what `Composer.try_on` is asked for, with pictures as files, from flags, lists and PNGs."""
 
+import dataclasses
+import json
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
 from fcjax.data.sources.sample import LABELS, Labels
-from infer.request import AssetFile, asset_files, asset_problems, png_metadata
+from infer.request import AssetFile, asset_files, asset_problems, png_metadata, read_png_metadata
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, key_problems, tuples
 
@@ -71,8 +74,10 @@ class TryOnRequest(SamplingRequest):
             raise ValueError(f"{' and '.join(sources)} each say what to repaint: give one of them")
         if self.raw and self.feather is not None:
             raise ValueError("raw is the model's own picture everywhere, which has no edge to feather: leave one out")
-        if self.mask is not None and (self.shoes or self.hat or self.margin != MARGIN):
-            raise ValueError("shoes, hat and margin are for masks that are made; the one given says what to repaint")
+        defaults = {one.name: one.default for one in dataclasses.fields(self)}
+        unused = [name for name in MADE if getattr(self, name) != defaults[name]]
+        if self.mask is not None and unused:
+            raise ValueError(f"the mask says what to repaint: {' and '.join(unused)} are for masks that are made")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -102,6 +107,25 @@ class TryOnRequest(SamplingRequest):
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         return cls(**{**given, "assets": asset_files(given), "size": tuples(given.get("size"))})
+
+    @staticmethod
+    def read(path: Path) -> tuple[dict[str, Any], dict[str, str], str | None]:
+        """The plain data of a request in a JSON file or inside a PNG; of a PNG the SHA-256 of its files, and the digest
+        of the weights that made it, as well. ValueError for another file.
+        """
+        if not path.is_file():
+            raise ValueError(f"no such request file: {path}")
+        weights = None
+        if path.read_bytes().startswith(b"\x89PNG"):
+            given, weights = read_png_metadata(path)
+        else:
+            try:
+                given = json.loads(path.read_text(encoding="utf-8-sig"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is neither JSON nor a PNG of infer.tryon: {error}") from error
+        if not isinstance(given, Mapping) or "person" not in given:
+            raise ValueError(f"{path} holds no request of infer.tryon: a JSON object with person, prompt and assets")
+        return {name: value for name, value in given.items() if name != "sha256"}, given.get("sha256", {}), weights
 
     def asdict(self, digests: Mapping[str, str]) -> dict[str, Any]:
         """Plain data for JSON: what is not at its default, and the SHA-256 of every file that the request names."""

@@ -18,6 +18,7 @@ import pytest
 
 from configs import load_config
 from fcjax import folder, trees
+from fcjax.appearance import begun
 from fcjax.data.records import RECORD_VERSION
 from fcjax.models.parameters import abstract_parameters, init_parameters
 from tests import oracles
@@ -25,7 +26,7 @@ from tests.dual_unet import denoised, features_of, inputs_of
 from train import ablation
 from train.ablation import SPLITS, Request
 from train.ablation_table import against, cell, over_seeds, summary, table
-from train.arms import ARMS, TABLES, arm_start
+from train.arms import ARMS, TABLES
 from train.documents import write_config
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
 
@@ -51,7 +52,7 @@ def test_every_arm_of_a_table_is_one() -> None:
 def test_an_arm_begins_as_the_model_without_assets(arm: str) -> None:
     """With its assets hidden it is the base model, whatever encodes them; DINOv2's arm has no text to be alike in."""
     base, config = base_parameters(), ARMS[arm](model())
-    params, inputs = arm_start(base, config, seed=3), inputs_of(config)
+    params, inputs = begun(base, config, jax.random.key(3)), inputs_of(config)
     assert jax.tree.structure(params) == jax.tree.structure({"binder": {}, **abstract_parameters(config)})
     for name in ("vae", "text_encoder"):
         jax.tree.map(np.testing.assert_array_equal, params[name], base[name])
@@ -362,6 +363,10 @@ def test_sigterm_is_the_workers(tmp_path: Path) -> None:
         ({"count": 0}, "count must be at least 1"),
         ({"arms": ("all",)}, "table3 has no arm all; it has image_encoder, controlnet, none"),
         ({"config": "tiny_vae"}, "trains no composing model"),
+        (
+            {"config": "sd15"},
+            "sd15 goes on from outputs/sd15 or trains a part of its parameters",
+        ),
         ({"config": "tinny"}, "did you mean"),
     ],
 )

@@ -69,8 +69,19 @@ def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> 
     assert base64.b64decode(held[1]["data"]) == (files / "jeans.png").read_bytes()
     (files / "shirt.png").unlink()
     (files / "jeans.png").unlink()
-    run(compose.main, ["--request", str(out), "--out", str(files / "again.png"), "--embed-assets"])
-    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
+    for before, after in (("out.png", "again.png"), ("again.png", "third.png")):
+        run(compose.main, ["--request", str(files / before), "--out", str(files / after)])
+        np.testing.assert_array_equal(opened(files / after)[0], opened(out)[0])
+
+
+def test_assets_too_large_to_embed_are_told_before_any_work(
+    tiny_model_folder: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer.request.MOST_TEXT", 500)
+    monkeypatch.setattr(fcjax.Composer, "compose", None)
+    with pytest.raises(SystemExit):
+        run(compose.main, arguments(tiny_model_folder, files, "--out", files / "out.png", "--embed-assets"))
+    assert not (files / "out.png").exists()
 
 
 def test_every_image_of_several_is_made_again_alone(tiny_model_folder: Path, files: Path) -> None:
@@ -83,13 +94,29 @@ def test_every_image_of_several_is_made_again_alone(tiny_model_folder: Path, fil
         np.testing.assert_array_equal(opened(files / "again.png")[0], made)
 
 
+def test_pictures_do_not_replace_each_other_or_what_is_read(tiny_model_folder: Path, files: Path, capsys) -> None:
+    (files / "a_0.png").write_bytes((files / "shirt.png").read_bytes())
+    words = arguments(tiny_model_folder, files, "--num-images", 2, "--out", files / "a.png")
+    for more, expected in (
+        (["--sheet", files / "a_1.png"], "a_1.png is named for two pictures"),
+        (["--asset", f"{files}/a_0.png=a shirt"], "a_0.png is read and would be written over"),
+    ):
+        with pytest.raises(SystemExit):
+            run(compose.main, [*words, *map(str, more)])
+        assert expected in capsys.readouterr().err
+
+
 def test_a_request_file_finds_assets_beside_it(tiny_model_folder: Path, files: Path) -> None:
     request = {"prompt": PROMPT, "model": str(tiny_model_folder), "steps": 1, "body": {"pose": "waving", "view": 20}}
     request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
     (files / "request.json").write_text(json.dumps(request))
-    run(compose.main, ["--request", str(files / "request.json"), "--out", str(files / "out.png"), "--pose", "walking"])
-    held = opened(files / "out.png")[1]["request"]
-    assert held["body"] == {"pose": "walking", "view": 20.0} and held["assets"][0]["path"] == "shirt.png"
+    out = files / "elsewhere" / "out.png"
+    run(compose.main, ["--request", str(files / "request.json"), "--out", str(out), "--pose", "walking"])
+    held = opened(out)[1]["request"]
+    assert held["body"] == {"pose": "walking", "view": 20.0}
+    assert held["assets"][0]["path"] == str(files / "shirt.png")
+    run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
+    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
 
 
 def test_other_weights_are_warned_of(tiny_model_folder: Path, files: Path, capsys) -> None:
@@ -120,6 +147,8 @@ def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: P
     np.testing.assert_allclose(request.body.rotations.reshape(-1), poses[1], atol=1e-6)
     with pytest.raises(ValueError, match="--pose and --params both give a pose"):
         compose.requested(_flags([*given, "--pose", "walking"]))
+    with pytest.raises(ValueError, match="--frame, --up tell how --params are to be read: give --params"):
+        compose.requested(_flags(["--prompt", "a woman", "--frame", "12", "--up", "z"]))
     people = {name: {"pose": poses + number} for number, name in enumerate(("ann", "ben"))}
     (files / "pose.pkl").write_bytes(pickle.dumps(people, 2))
     given[-1] = str(files / "pose.pkl")

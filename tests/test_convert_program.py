@@ -11,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from fcjax import folder, trees
 from fcjax.composer import Composer
+from fcjax.network_config import ImageEncoderConfig
 from fcjax.tokenizer import Tokenizer
+from tests import oracles
 from tests.conftest import TOKENIZER
 from tests.stable_diffusion import convert_model, dtypes_of, mixed
 
@@ -38,6 +40,37 @@ def test_the_program_keeps_what_every_tensor_is_stored_as(stable, tmp_path: Path
     vae = trees.flatten(params["vae"])
     assert dtypes_of(vae.pop("decoder/conv_out/bias")) == {"bfloat16"} and dtypes_of(vae) == {"float32"}
     np.testing.assert_array_equal(vae["encoder/conv_in/kernel"], stable[1]["vae"]["encoder"]["conv_in"]["kernel"])
+
+
+def test_a_controlnet_begins_as_the_denoiser(stable, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "controlnet"
+    convert_model(stable[0], out, "--appearance", "controlnet")
+    assert "controlnet " in capsys.readouterr().out
+    config, params = folder.load(out)
+    assert config.appearance == "controlnet" and config.binder.variant == "none" and params["binder"] == {}
+    unet, copied = (trees.flatten(params[name]) for name in ("unet", "controlnet"))
+    shared = unet.keys() & copied.keys()
+    assert {path.split("/")[0] for path in shared} >= {"conv_in", "time_embedding", "down_blocks_0", "mid_block"}
+    for path in shared:
+        np.testing.assert_array_equal(copied[path], unet[path])
+    assert not any(copied[path].any() for path in copied if path.startswith("controlnet_"))
+
+
+def test_an_image_encoder_is_read(stable, tmp_path: Path) -> None:
+    encoder = ImageEncoderConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    given = oracles.random_part(encoder)
+    folder.save_part(tmp_path / "dinov2", "image_encoder", given, encoder)
+    out = tmp_path / "out"
+    convert_model(
+        stable[0], out, "--appearance", "image_encoder", "--image-encoder", tmp_path / "dinov2" / "image_encoder"
+    )
+    config, params = folder.load(out)
+    assert config.image_encoder == encoder and config.canvas_in_pixels
+    jax.tree.map(np.testing.assert_array_equal, params["image_encoder"], given)
+    # As wide as the text, so that the denoiser keeps all that it has.
+    unet, before = (trees.flatten(one["unet"]) for one in (params, stable[1]))
+    unet["conv_in/kernel"] = unet["conv_in/kernel"][:, :, : before["conv_in/kernel"].shape[2]]
+    jax.tree.map(np.testing.assert_array_equal, unet, before)
 
 
 def test_the_program_names_what_another_folder_holds(tiny_model_folder: Path, tmp_path: Path, capsys) -> None:
@@ -81,6 +114,14 @@ def test_the_program_refuses_in_one_line_and_writes_nothing(stable, single, tmp_
     assert "exists already; give a new folder" in refused(stable[0], broken)
     assert "there is no model folder nowhere" in refused(stable[0], out, "--shared-with", "nowhere")
     assert "they belong to different models" in refused(stable[0], out, "--tokenizer", larger)
+    for words, expected in (
+        (["controlnet", "--binding", "all"], "a controlnet has no keys and values to bind"),
+        (["controlnet", "--image-encoder", stable[0]], "weights belong to the appearance image_encoder"),
+        (["image_encoder"], "which needs them: a DINOv2 folder"),
+        (["image_encoder", "--image-encoder", stable[0] / "text_encoder"], "of type 'clip_text_model'; dinov2 is"),
+        (["image_encoder", "--image-encoder", tmp_path], "has no config.json"),
+    ):
+        assert expected in refused(stable[0], out, "--appearance", *words)
     assert "inpainting" not in refused(tmp_path / "nowhere", out)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:

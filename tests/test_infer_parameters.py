@@ -128,6 +128,26 @@ def test_upward_axis(up, axis, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("told", "up"),
+    [
+        ({}, "y"),
+        ({"mocap_framerate": 120.0}, "z"),
+        ({"pred_cam": [1.0, 0, 0]}, "-y"),
+        ({"trans_world": np.zeros((1, 3))}, "-y"),
+        ({"camera_translation": np.zeros(3), "camera_rotation": np.eye(3)}, "-y"),
+        ({"camera_translation": np.zeros(3), "camera_rotation": np.diag([1.0, -1, -1])}, "y"),
+    ],
+)
+def test_the_upward_axis_follows_from_the_keys(told, up, tmp_path):
+    """AMASS's is z; a camera's y points down, unless the camera is turned."""
+    np.savez(tmp_path / "pose.npz", poses=np.random.default_rng(0).normal(size=72), **told)
+    found, expected = (read_parameters(tmp_path / "pose.npz", up=axis).rotations for axis in (None, up))
+    np.testing.assert_array_equal(found, expected)
+    other = read_parameters(tmp_path / "pose.npz", up="z" if up == "y" else "y").rotations
+    assert np.abs(found - other).max() > 0.1
+
+
+@pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"vertices": np.zeros(3)}, "expected poses, or body_pose and global_orient; it holds vertices"),

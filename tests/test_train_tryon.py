@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import load_config
-from fcjax import folder, trees
+from fcjax import folder, presets, trees
 from fcjax.agnostic import agnostic_image
 from fcjax.composer import Composer
 from fcjax.data import Prepared
@@ -129,6 +129,13 @@ def test_the_full_size_recipe_starts_from_the_composing_one():
     trained = trees.flatten(trees.match_rules(expected, config.optimizer.trainable))
     assert trained["unet/conv_in/kernel"] and not trained["unet/conv_out/kernel"]
     assert not any(trained[path] for path in trained if path.startswith(("vae/", "text_encoder/")))
+
+
+def test_a_controlnet_reads_what_the_denoiser_reads():
+    composing = presets.encoding_assets(load_config("tiny").model, "controlnet")
+    made = jax.eval_shape(lambda params: for_tryon(composing, params)[1], abstract_parameters(composing))
+    expected = abstract_parameters(composing.conditioned("tryon"))
+    assert jax.tree.map(lambda leaf: leaf.shape, made) == jax.tree.map(lambda leaf: leaf.shape, expected)
 
 
 def test_records_say_what_is_worn_and_by_whom():

@@ -1,9 +1,7 @@
-"""The program that tries on: one picture, many pairs, any kind of file, and what is refused."""
+"""The program that tries on: one picture, any kind of file, and what is refused."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from infer import tryon
 from infer.request import KEY
 from infer.sampling_request import SamplingFlags
 from infer.tryon_request import TryOnRequest
-from tests.tryon_model import PROMPT, SHIRT, a_person
+from tests.tryon_model import PROMPT, a_person, flags, refused, write_person
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +30,7 @@ def composer(tryon_model: Path) -> Composer:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with a person, a mask and a shirt."""
-    person = a_person()
-    Image.fromarray(person.image).save(tmp_path / "person.png")
-    Image.fromarray(person.mask).save(tmp_path / "mask.png")
-    Image.fromarray(np.pad(SHIRT.image, ((2, 2), (2, 2), (0, 0)))).save(tmp_path / "shirt.png")
-    return tmp_path
-
-
-def flags(files: Path, folder: Path, **changed: str) -> list[str]:
-    given = {"person": files / "person.png", "mask": files / "mask.png", "prompt": PROMPT, "model": folder, "steps": 2}
-    given |= {"asset": f"{files / 'shirt.png'}=a red shirt", "out": files / "out.png", **changed}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return write_person(tmp_path)
 
 
 def test_the_program_writes_picture_sheet_and_request(files: Path, tryon_model: Path, composer: Composer):
@@ -60,110 +47,25 @@ def test_the_program_writes_picture_sheet_and_request(files: Path, tryon_model: 
     assert open_rgb(files / "sheet.png").shape[1] > 4 * 72
 
 
-def test_pairs_go_on_where_they_stopped_and_name_what_fails(
-    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str]
-):
-    line = {"person": "person.png", "mask": "mask.png", "prompt": PROMPT}
-    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
-    lines = [
-        {**line, "name": "a.png"},
-        {**line, "name": "b.png", "mask": "nowhere.png"},
-        {**line, "name": "c.png", "seed": 1},
-        {**line, "name": "d.png", "reference_guidance": "2"},
-        {**line, "name": "e.png", "person": 300 * "x"},
-        {**line, "name": "f.png", "model": "nowhere"},
-        {**line, "name": "g.png", "model": "nowhere"},
-        {**line, "name": "h.png", "model": "nowhere", "sampler": "foo"},
-    ]
-    # As Windows' editor writes it.
-    text = "\ufeff" + "\n".join(map(json.dumps, lines))
-    (files / "pairs.jsonl").write_text(text, encoding="utf-8")
-    arguments = [
-        "--pairs",
-        str(files / "pairs.jsonl"),
-        "--out",
-        str(files / "made"),
-        "--model",
-        str(tryon_model),
-        "--steps",
-        "2",
-    ]
-    with pytest.raises(SystemExit) as ended:
-        run(tryon.main, arguments)
-    assert ended.value.code == 2 and "6 of 8 pairs failed" in capsys.readouterr().err
-    failed = json.loads((files / "made" / "failed.json").read_text())
-    assert "no file's name: File name too long" in failed.pop("e.png")
-    assert failed.pop("h.png").startswith("sampler must be one of ddim")
-    assert "nowhere" in failed.pop("f.png") and "nowhere" in failed.pop("g.png")
-    assert failed == {
-        "b.png": "no such mask file: nowhere.png",
-        "d.png": "reference_guidance is '2'; expected a number",
-    }
-    first = (files / "made" / "a.png").stat().st_mtime_ns
-    Image.fromarray(a_person().mask).save(files / "nowhere.png")
-    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines[:3])))
-    run(tryon.main, arguments)
-    assert "1 pictures made, 2 were there" in capsys.readouterr().out
-    assert (files / "made" / "a.png").stat().st_mtime_ns == first and not (files / "made" / "failed.json").exists()
-    pictures = [open_rgb(files / "made" / f"{name}.png") for name in "abc"]
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    assert not np.array_equal(pictures[0], pictures[2])
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({"prompt": "a man in a red shirt"}, "a.png, was made with another prompt: remove them, or name another --out"),
-        ({"seed": 3, "feather": 1}, "was made with another feather, seed"),
-        ({"mask": "other.png"}, "was made with another mask"),
-    ],
-)
-def test_pictures_of_another_request_are_not_taken_for_these(
-    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], expected: str
-):
-    run(tryon.main, listed(files, tryon_model))
-    line = json.loads((files / "pairs.jsonl").read_text())
-    (files / "other.png").write_bytes((files / "mask.png").read_bytes())
-    (files / "pairs.jsonl").write_text(json.dumps({**line, **changed}))
-    refused(listed(files, tryon_model, anew=False), expected, capsys)
-
-
-def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
-    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-):
-    run(tryon.main, listed(files, tryon_model))
-    run(tryon.main, listed(files, tryon_model))
-    assert "0 pictures made, 1 were there" in capsys.readouterr().out
+def test_a_picture_is_made_again_from_itself(files: Path, tryon_model: Path, tmp_path_factory, capsys):
+    """The picture lies in another folder than the request's files."""
+    request = {"person": "person.png", "mask": "mask.png", "prompt": PROMPT, "model": str(tryon_model), "steps": 2}
+    request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    (files / "request.json").write_text(json.dumps(request))
+    out, again = (tmp_path_factory.mktemp("made") / name for name in ("out.png", "again.png"))
+    run(tryon.main, ["--request", str(files / "request.json"), "--out", str(out), "--seed", "3"])
+    run(tryon.main, ["--request", str(out), "--out", str(again)])
+    with Image.open(out) as first, Image.open(again) as second:
+        assert json.loads(first.text[KEY]) == json.loads(second.text[KEY])
+        assert json.loads(first.text[KEY])["request"]["seed"] == 3
+        np.testing.assert_array_equal(first, second)
     Image.fromarray(a_person(seed=1).image).save(files / "person.png")
-    refused(listed(files, tryon_model), "was made with another file person.png", capsys)
-    Image.fromarray(a_person().image).save(files / "person.png")
-    # The same folder with other weights in it.
-    copy = tmp_path_factory.mktemp("models") / "copy"
-    shutil.copytree(tryon_model, copy)
-    run(tryon.main, [*listed(files, copy), "--out", str(files / "copied")])
-    weights = next((copy / "binder").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
-    refused([*listed(files, copy), "--out", str(files / "copied")], "was made with another weights", capsys)
-    (files / "made" / "a.png").write_bytes((files / "person.png").read_bytes())
-    refused(listed(files, tryon_model), "was made with another program", capsys)
-
-
-def listed(files: Path, tryon_model: Path, anew: bool = True) -> list[str]:
-    """The flags of a list of one pair, which is written where it is not there."""
-    line = {"name": "a.png", "person": "person.png", "mask": "mask.png", "prompt": PROMPT}
-    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
-    if anew:
-        (files / "pairs.jsonl").write_text(json.dumps(line))
-    given = {"pairs": files / "pairs.jsonl", "out": files / "made", "model": tryon_model, "steps": 2}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
-
-
-def refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run(tryon.main, arguments)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and expected in said
-    return said
+    refused(["--request", str(out), "--out", str(again)], f"made with: {files / 'person.png'}; find the old", capsys)
+    run(tryon.main, ["--request", str(out), "--out", str(again), "--person", str(files / "person.png")])
+    refused(["--request", str(files / "person.png"), "--out", str(again)], "person.png holds no request", capsys)
+    refused(["--request", str(files / "no.json"), "--out", str(again)], "no such request file", capsys)
+    (files / "request.json").write_text("[1]")
+    refused(["--request", str(files / "request.json"), "--out", str(again)], "holds no request of infer.tryon", capsys)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +100,8 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
     for more, expected in (
         ([], "give --mask (white is repainted), or --iuv"),
         (["--mask", "m.png", "--iuv", "i.png"], "mask and iuv each say what to repaint"),
-        (["--mask", "m.png", "--shoes"], "the one given says what to repaint"),
+        (["--mask", "m.png", "--shoes"], "the mask says what to repaint: shoes are for masks that are made"),
+        (["--mask", "m.png", "--category", "upper", "--labels", "atr"], "repaint: labels and category are for masks"),
         (["--mask", "m.png", "--parse", "p.png", "--keypoints", "k.json"], "mask and parse and keypoints each say"),
         (["--keypoints", "k.json"], "or --iuv or --parse"),
         (["--mask", "m.png", "--raw", "--feather", "2"], "which has no edge to feather"),
@@ -209,44 +112,7 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         run(tryon.main, [*arguments, "--mask", str(files / "mask.png")])
     assert "there is nothing to try on" in capsys.readouterr().err
-    refused(["--asset", "shirt.png=a shirt"], "expected --person and --prompt, or --pairs", capsys)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "holds no pair"),
-        ("{", ":1 is no JSON"),
-        ('{"name": "\u2028"', ":1 is no JSON (Expecting ',' delimiter"),
-        ("[1]", ":1 must be a JSON object"),
-        ('{"name": "../a.png"}', "expected a file name that ends in .png"),
-        ('{"name": "a.png"}\n{"name": "a.png"}', "stands in the list twice"),
-    ],
-)
-def test_lists_that_cannot_be_read(files: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str):
-    (files / "pairs.jsonl").write_text(text)
-    with pytest.raises(SystemExit) as ended:
-        run(tryon.main, ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")])
-    assert ended.value.code == 2 and expected in capsys.readouterr().err
-    assert not (files / "made").exists()
-
-
-def test_files_beside_a_list_go_before_those_of_the_working_folder(
-    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-):
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    Image.fromarray(a_person(seed=1).image).save(elsewhere / "person.png")
-    monkeypatch.chdir(elsewhere)
-    run(tryon.main, listed(files, tryon_model))
-    made, person = open_rgb(files / "made" / "a.png"), a_person()
-    np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
-
-
-def test_a_list_in_another_encoding_is_told(files: Path, capsys: pytest.CaptureFixture[str]):
-    (files / "pairs.jsonl").write_bytes('{"prompt": "été"}'.encode("latin-1"))
-    refused(
-        ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")], "pairs.jsonl is not in UTF-8", capsys
-    )
+    refused(["--asset", "shirt.png=a shirt"], "expected --person and --prompt, or --request", capsys)
 
 
 def test_the_colours_of_a_photograph_keep_their_profile(files: Path, tryon_model: Path):

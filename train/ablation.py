@@ -34,7 +34,7 @@ from fcjax import folder
 from fcjax.cli import run
 from fcjax.data import read_index
 from train.ablation_table import Result, Rows, summary, table
-from train.arms import ARMS, TABLES, arm_start
+from train.arms import ARMS, TABLES
 from train.config import TrainConfig
 from train.documents import FREE_FIELDS, check_continues, differing, document_of
 from train.tasks import check_sizes
@@ -103,6 +103,11 @@ def base_config(request: Request, seed: int) -> TrainConfig:
     given = load_config(request.config)
     if given.task != "compose" or given.model.reference_unet is None:
         raise ValueError(f"{request.config} trains no composing model with a reference UNet, of which arms are made")
+    if given.start is not None or any(not trained for _, trained in given.optimizer.trainable):
+        raise ValueError(
+            f"{request.config} goes on from {given.start} or trains a part of its parameters; arms are compared that "
+            "train all of them from one base model, which is trained here: take a configuration such as mini_ablation"
+        )
     loss = dataclasses.replace(given.loss, drop_both=0.1, drop_text=0.0, drop_reference=0.9, matching=0.0)
     changes = {**request.changes, **({"steps": request.base_steps} if request.base_steps else {})}
     model = ARMS["none"](given.model)
@@ -155,12 +160,15 @@ def check_same(there: dict[str, Any], now: dict[str, Any], where: Path) -> None:
 
 def write_start(base: Path, config: TrainConfig, out: Path) -> None:
     """An arm's first model folder, made of the base model's."""
+    import jax
     import jax.numpy as jnp
+
+    from fcjax.appearance import begun
 
     trained, params = folder.load(base, dtype=jnp.float32)
     model = dataclasses.replace(config.model, vae=trained.vae)
     aside = out.with_name(f"{out.name}.part")
-    folder.save(aside, arm_start(params, model, config.seed), model)
+    folder.save(aside, begun(params, model, jax.random.key(config.seed)), model)
     shutil.copytree(base / "tokenizer", aside / "tokenizer", dirs_exist_ok=True)
     aside.rename(out)
 

@@ -4,14 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from fcjax import presets, trees
+from fcjax import presets
 from fcjax.config import ComposerConfig
-from fcjax.models.parameters import init_parameters
 
-Tree = dict[str, Any]
 Variant = Callable[[ComposerConfig], ComposerConfig]
 
 
@@ -46,37 +41,3 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 """The arms of each table in the paper's order, and what a row calls them."""
-
-
-def arm_start(base: Tree, arm: ComposerConfig, seed: int) -> Tree:
-    """Parameters of an arm that begins where the paper's model does: its networks are copies of the denoiser's.
-
-    base: the parameters of a like model that was trained without assets. What has no counterpart in it (of other
-    shapes, or new) begins as in training from nothing; new input channels begin at zero.
-    """
-    fresh = init_parameters(arm, jax.random.key(seed))
-    own = {name: base[name] for name in ("vae", "text_encoder")}
-    return {
-        **fresh,
-        **own,
-        "unet": _copied(fresh["unet"], base["unet"]),
-        arm.appearance: _copied(fresh[arm.appearance], base["unet"], arm.vae.latent_channels),
-    }
-
-
-def _copied(fresh: Tree, source: Tree, shared: int | None = None) -> Tree:
-    """`fresh` with the source's values wherever path and shape agree.
-
-    shared: so many of the first convolution's input channels mean the same in both where their number differs.
-    """
-    given = trees.flatten(source)
-
-    def value(path: str, leaf: jax.Array) -> jax.Array:
-        found = given.get(path)
-        if found is None:
-            return leaf
-        if path == "conv_in/kernel" and found.shape != leaf.shape and shared is not None:
-            return jnp.zeros_like(leaf).at[:, :, :shared].set(found[:, :, :shared])
-        return jnp.asarray(found, leaf.dtype) if found.shape == leaf.shape else leaf
-
-    return trees.map_paths(value, fresh)

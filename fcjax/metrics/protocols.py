@@ -135,16 +135,17 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         # CatVTON's eval.py and inference.py --repaint, whose table the paper's baselines equal: the truth is resized
-        # by LANCZOS to the height of the predictions and saved as JPEG again, as the predictions are; torchmetrics;
-        # LPIPS squeeze; clean-fid on the resized truth; KID times 1000.
+        # by LANCZOS to the height of the predictions and saved as JPEG again, as the predictions are; torchmetrics of
+        # no named version (what its figures of July 2024 came from cropped the border: --ssim-border crop); LPIPS
+        # squeeze; clean-fid on the resized truth; KID times 1000.
         Protocol(
             "catvton-512", 512, None, "lanczos", True, True, "rgb", "reflect", "squeeze", None, "resized", 1000.0,
             ("ssim", "lpips", "fid", "kid"),
         ),
-        # LaDI-VTON's val_metrics.py: torchvision's default resize of 8-bit pictures, torchmetrics with range 1,
+        # LaDI-VTON's val_metrics.py: torchvision's default resize of 8-bit pictures, torchmetrics 0.11.4 with range 1,
         # LPIPS alex; clean-fid "clean" of the stored files, the truth at its native size; KID as it is.
         Protocol(
-            "ladi-512", 512, 384, "bilinear", False, False, "rgb", "reflect", "alex", None, "native", 1.0,
+            "ladi-512", 512, 384, "bilinear", False, False, "rgb", "crop", "alex", None, "native", 1.0,
             ("ssim", "lpips", "fid", "kid"),
         ),
         # PromptDresser at 1024x768: torchmetrics, LPIPS alex, clean-fid, KID as it is. Pictures of that size are not

@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -86,13 +87,18 @@ def _abstract(module: nn.Module, *inputs: Any) -> Parameters:
     return dict(jax.eval_shape(module.init, jax.random.key(0), *inputs).get("params", {}))
 
 
-def init_parameters(config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32) -> Parameters:
+def init_parameters(
+    config: ComposerConfig, key: Key[Array, ""], dtype: Dtype = jnp.float32, parts: Sequence[str] | None = None
+) -> Parameters:
     """Parameters to train from nothing, drawn by `INITIALISERS`; each path has its own stream of random numbers.
+
+    parts: the ones to draw; all by default.
 
     Drawn with NumPy from the abstract shapes (a jitted initialisation of the full-size UNet compiles for 15 seconds),
     and NumPy arrays until they are laid on devices, none of which need have room for all of them.
     """
     abstract = abstract_parameters(config, dtype)
+    abstract = {name: abstract[name] for name in parts or abstract}
     # Rules keep leaves alone: the empty binder of the variant "none" has to be put back.
     drawn = _drawn(abstract, key)
     return {name: drawn.get(name, {}) for name in abstract}

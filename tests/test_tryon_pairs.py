@@ -1,0 +1,155 @@
+"""Lists of pairs to try on: what is made, what stays, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcjax.cli import run
+from fcjax.pictures import open_rgb
+from infer import tryon
+from tests.tryon_model import PROMPT, a_person, refused, write_person
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return write_person(tmp_path)
+
+
+def test_pairs_go_on_where_they_stopped_and_name_what_fails(
+    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = {"person": "person.png", "mask": "mask.png", "prompt": PROMPT}
+    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    lines = [
+        {**line, "name": "a.png"},
+        {**line, "name": "b.png", "mask": "nowhere.png"},
+        {**line, "name": "c.png", "seed": 1},
+        {**line, "name": "d.png", "reference_guidance": "2"},
+        {**line, "name": "e.png", "person": 300 * "x"},
+        {**line, "name": "f.png", "model": "nowhere"},
+        {**line, "name": "g.png", "model": "nowhere"},
+        {**line, "name": "h.png", "model": "nowhere", "sampler": "foo"},
+    ]
+    # As Windows' editor writes it.
+    text = "\ufeff" + "\n".join(map(json.dumps, lines))
+    (files / "pairs.jsonl").write_text(text, encoding="utf-8")
+    arguments = [
+        "--pairs",
+        str(files / "pairs.jsonl"),
+        "--out",
+        str(files / "made"),
+        "--model",
+        str(tryon_model),
+        "--steps",
+        "2",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, arguments)
+    assert ended.value.code == 2 and "6 of 8 pairs failed" in capsys.readouterr().err
+    failed = json.loads((files / "made" / "failed.json").read_text())
+    assert "no file's name: File name too long" in failed.pop("e.png")
+    assert failed.pop("h.png").startswith("sampler must be one of ddim")
+    assert "nowhere" in failed.pop("f.png") and "nowhere" in failed.pop("g.png")
+    assert failed == {
+        "b.png": "no such mask file: nowhere.png",
+        "d.png": "reference_guidance is '2'; expected a number",
+    }
+    first = (files / "made" / "a.png").stat().st_mtime_ns
+    Image.fromarray(a_person().mask).save(files / "nowhere.png")
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines[:3])))
+    run(tryon.main, arguments)
+    assert "1 pictures made, 2 were there" in capsys.readouterr().out
+    assert (files / "made" / "a.png").stat().st_mtime_ns == first and not (files / "made" / "failed.json").exists()
+    pictures = [open_rgb(files / "made" / f"{name}.png") for name in "abc"]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"prompt": "a man in a red shirt"}, "a.png, was made with another prompt: remove them, or name another --out"),
+        ({"seed": 3, "feather": 1}, "was made with another feather, seed"),
+        ({"mask": "other.png"}, "was made with another mask"),
+    ],
+)
+def test_pictures_of_another_request_are_not_taken_for_these(
+    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], expected: str
+):
+    run(tryon.main, listed(files, tryon_model))
+    line = json.loads((files / "pairs.jsonl").read_text())
+    (files / "other.png").write_bytes((files / "mask.png").read_bytes())
+    (files / "pairs.jsonl").write_text(json.dumps({**line, **changed}))
+    refused(listed(files, tryon_model, anew=False), expected, capsys)
+
+
+def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
+    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+):
+    run(tryon.main, listed(files, tryon_model))
+    run(tryon.main, listed(files, tryon_model))
+    assert "0 pictures made, 1 were there" in capsys.readouterr().out
+    Image.fromarray(a_person(seed=1).image).save(files / "person.png")
+    refused(listed(files, tryon_model), "was made with another file person.png", capsys)
+    Image.fromarray(a_person().image).save(files / "person.png")
+    # The same folder with other weights in it.
+    copy = tmp_path_factory.mktemp("models") / "copy"
+    shutil.copytree(tryon_model, copy)
+    run(tryon.main, [*listed(files, copy), "--out", str(files / "copied")])
+    weights = next((copy / "binder").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    refused([*listed(files, copy), "--out", str(files / "copied")], "was made with another weights", capsys)
+    (files / "made" / "a.png").write_bytes((files / "person.png").read_bytes())
+    refused(listed(files, tryon_model), "was made with another program", capsys)
+
+
+def listed(files: Path, tryon_model: Path, anew: bool = True) -> list[str]:
+    """The flags of a list of one pair, which is written where it is not there."""
+    line = {"name": "a.png", "person": "person.png", "mask": "mask.png", "prompt": PROMPT}
+    line["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
+    if anew:
+        (files / "pairs.jsonl").write_text(json.dumps(line))
+    given = {"pairs": files / "pairs.jsonl", "out": files / "made", "model": tryon_model, "steps": 2}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no pair"),
+        ("{", ":1 is no JSON"),
+        ('{"name": "\u2028"', ":1 is no JSON (Expecting ',' delimiter"),
+        ("[1]", ":1 must be a JSON object"),
+        ('{"name": "../a.png"}', "expected a file name that ends in .png"),
+        ('{"name": "a.png"}\n{"name": "a.png"}', "stands in the list twice"),
+    ],
+)
+def test_lists_that_cannot_be_read(files: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str):
+    (files / "pairs.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        run(tryon.main, ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")])
+    assert ended.value.code == 2 and expected in capsys.readouterr().err
+    assert not (files / "made").exists()
+
+
+def test_files_beside_a_list_go_before_those_of_the_working_folder(
+    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.fromarray(a_person(seed=1).image).save(elsewhere / "person.png")
+    monkeypatch.chdir(elsewhere)
+    run(tryon.main, listed(files, tryon_model))
+    made, person = open_rgb(files / "made" / "a.png"), a_person()
+    np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
+
+
+def test_a_list_in_another_encoding_is_told(files: Path, capsys: pytest.CaptureFixture[str]):
+    (files / "pairs.jsonl").write_bytes('{"prompt": "été"}'.encode("latin-1"))
+    refused(
+        ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")], "pairs.jsonl is not in UTF-8", capsys
+    )
