@@ -15,8 +15,6 @@ from numpy import ndarray
 from fcjax.body import BodyMaps
 from fcjax.metrics import (
     Target,
-    asset_palette,
-    face_palette,
     is_plain,
     palette_distance,
     region_palette,
@@ -25,7 +23,7 @@ from fcjax.metrics import (
 )
 from fcjax.metrics.scores import FACE
 from fcjax.wardrobe import Sample, Wardrobe, WardrobeAsset
-from infer.sets import worn_by
+from infer.sets import palettes_of, worn_by
 
 FIGURES = {
     "face_palette": "identity: palette distance of faces between pages",
@@ -60,9 +58,10 @@ def album_set(wardrobe: Wardrobe, number: int, pages: int, changed: int = 0) -> 
     for outfit, (start, end) in enumerate(((0, pages - changed), (pages - changed, pages))):
         for page in samples[start:end]:
             prompt, assets = _asked(samples[0], samples[start])
+            kinds = tuple(asset.kind for asset in assets)
             target = Target(
-                tuple(asset.kind for asset in assets),
-                tuple((face_palette if asset.kind == FACE else asset_palette)(asset.image) for asset in assets),
+                kinds,
+                palettes_of(assets, kinds),
                 _regions(assets, page),
                 foreground=page.foreground if is_plain(page.backdrop) else None,
             )

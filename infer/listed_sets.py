@@ -19,8 +19,8 @@ from fcjax.frame import Frame
 from fcjax.metrics import Target
 from fcjax.metrics.scores import FACE
 from fcjax.pictures import open_rgb, read
-from infer.prepared_sets import completed, maps_of, palettes_of
-from infer.sets import EvaluationSet
+from infer.prepared_sets import completed, maps_of
+from infer.sets import EvaluationSet, palettes_of
 from infer.values import check, key_problems
 
 

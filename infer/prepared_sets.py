@@ -24,10 +24,10 @@ from fcjax.body.rasterizer import Fragments
 from fcjax.data import Prepared
 from fcjax.data.kinds import CATEGORY_OF
 from fcjax.frame import Frame
-from fcjax.metrics import Palette, Target, asset_palette, face_palette
+from fcjax.metrics import Target
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
-from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet, worn_by
+from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet, palettes_of, worn_by
 
 Pairing = Literal["paired", "unpaired"]
 COARSE = 2
@@ -165,14 +165,6 @@ def stored_asset(sample: Mapping[str, Any], number: int, layout: int = 0) -> tup
     part = np.s_[box.top : box.bottom, box.left : box.right]
     alpha = np.uint8(255) * (owners[part] == number)
     return Asset(np.dstack([canvas[part], alpha]), phrase), box
-
-
-def palettes_of(assets: Sequence[Asset], kinds: Sequence[str]) -> tuple[Palette, ...]:
-    """The assets' own palettes, of faces that of their middle."""
-    return tuple(
-        face_palette(asset.image) if kind == FACE else asset_palette(asset.image)
-        for asset, kind in zip(assets, kinds, strict=True)
-    )
 
 
 def stored_regions(sample: Mapping[str, Any]) -> UInt8[ndarray, "h w"]:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from fcjax.assets import Asset, Box, Placeable
 from fcjax.body import Body, BodyMaps
 from fcjax.data.captioner import listed
-from fcjax.metrics import Target, asset_palette, face_palette, is_plain, palette_distance
+from fcjax.metrics import Palette, Target, asset_palette, face_palette, is_plain, palette_distance
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
 from fcjax.wardrobe import Alike, Wardrobe
@@ -59,6 +59,14 @@ def worn_by(subject: str, phrases: Sequence[str]) -> str:
     return f"{subject} wearing {listed(phrases)}"
 
 
+def palettes_of(assets: Sequence[Placeable], kinds: Sequence[str]) -> tuple[Palette, ...]:
+    """The assets' own palettes, of faces that of their middle."""
+    return tuple(
+        face_palette(asset.image) if kind == FACE else asset_palette(asset.image)
+        for asset, kind in zip(assets, kinds, strict=True)
+    )
+
+
 class WardrobeSets:
     """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size.
 
@@ -83,10 +91,7 @@ class WardrobeSets:
         kinds = tuple(asset.kind for asset in sample.assets)
         target = Target(
             kinds=kinds,
-            palettes=tuple(
-                face_palette(asset.image) if asset.kind == FACE else asset_palette(asset.image)
-                for asset in sample.assets
-            ),
+            palettes=palettes_of(sample.assets, kinds),
             regions=sample.regions,
             patterns=tuple(asset.pattern for asset in sample.assets),
             truth=sample.image,
