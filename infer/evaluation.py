@@ -29,14 +29,14 @@ class Evaluation:
     """All results; lists over sets run in parallel."""
 
     results: dict[str, Results]
-    faces: list[Palette | None]  # of the face assets
-    prompts: list[str]
-    poses: list[str]
-    swap_indices: list[int]
+    faces: list[Palette | None] = field(default_factory=list)  # of the face assets
+    prompts: list[str] = field(default_factory=list)
+    poses: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)  # whom sets show: those of one person are drawn as one
+    swap_indices: list[int] = field(default_factory=list)
+    swap_groups: list[int] = field(default_factory=list)
     further: dict[str, str] = field(default_factory=dict)
     """Figures beside those of FIGURES that the scores hold, with the words that a table has for them."""
-    together: int = 1
-    """So many sets in a row are of one person, and one group of their intervals."""
 
     @property
     def words(self) -> dict[str, str]:
@@ -46,24 +46,31 @@ class Evaluation:
     def figures(self, arm: str) -> list[dict[str, list[float]]]:
         """Every set's values under the names of FIGURES, but for the swap test, which has sets of its own."""
         scores = self.results[arm].scores
-        faces = face_scores([one.face for one in scores], self.faces)
+        faces = face_scores([one.face for one in scores], self.faces, self.groups)
         return [{**one.figures, **face} for one, face in zip(scores, faces, strict=True)]
 
     def summary(self, arm: str) -> dict[str, Figure]:
         """Means and intervals, in the order of the table; figures without a value are left out."""
-        values = self.figures(arm)
-        groups = {name: [one.get(name, []) for one in values] for name in self.words}
-        found = {name: bootstrap(groups[name], together=self.together) for name in self.words}
-        found["swap_test"] = bootstrap([[float(exchanged)] for exchanged in self.results[arm].swaps])
+        values, swaps = self.figures(arm), self.results[arm].swaps
+        found = {name: _figure([one.get(name, []) for one in values], self.groups) for name in self.words}
+        # An arm that does not compose has no swaps.
+        found["swap_test"] = _figure([[float(exchanged)] for exchanged in swaps], self.swap_groups[: len(swaps)])
         return {name: figure for name, figure in found.items() if figure is not None}
 
     def textures(self, arm: str) -> dict[str, Figure]:
         """Texture correlation by pattern, by name."""
         scores = self.results[arm].scores
         names = sorted({name for one in scores for name in one.textures})
-        groups = {name: [one.textures.get(name, []) for one in scores] for name in names}
-        found = {name: bootstrap(own, together=self.together) for name, own in groups.items()}
+        found = {name: _figure([one.textures.get(name, []) for one in scores], self.groups) for name in names}
         return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _figure(values: Sequence[Sequence[float]], groups: Sequence[int]) -> Figure | None:
+    """The mean of all sets' values, and its interval over groups of sets."""
+    found: dict[int, list[float]] = {}
+    for group, own in zip(groups, values, strict=True):
+        found.setdefault(group, []).extend(own)
+    return bootstrap(list(found.values()))
 
 
 def face_asset(target: Target) -> Palette | None:

@@ -27,6 +27,7 @@ from fcjax.frame import Frame
 from fcjax.metrics import Target
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
+from fcjax.wardrobe import POSES_PER_OUTFIT
 from infer.sets import LEGS, TORSO, UPPER_ARMS, EvaluationSet, palettes_of, worn_by
 
 Pairing = Literal["paired", "unpaired"]
@@ -62,6 +63,8 @@ class PreparedSets:
         if self.data.index["source"] == "latents":
             raise ValueError(f"{folder} holds latents: name the set of pictures that they were made from")
         self.data.require("pose" if task == "compose" else "tryon")
+        # So many samples in a row show one person in one outfit.
+        self.together = POSES_PER_OUTFIT[settings["split"]] if self.data.index["source"] == "wardrobe" else 1
         own = settings.get("paired", True)
         if pairing == "paired" and not own:
             raise ValueError(f"{folder} was prepared with unpaired garments (--no-paired): score it --pairing unpaired")
@@ -132,6 +135,8 @@ class PreparedSets:
             f"sample {self.indices[index]}",
             boxes if donor["canvas0"].shape[:2] == (self.height, self.width) else None,
             person,
+            # Choice: of an exchange by whose garments they are.
+            group=self.donors[index] // self.together,
         )
 
     def _regions(self, sample: Mapping[str, Any], donor: Mapping[str, Any]) -> Int8[ndarray, "h w"]:

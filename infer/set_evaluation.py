@@ -60,8 +60,7 @@ def score_drawn(
     ValueError where there are not so many.
     """
     words = {name: said for name, (said, _) in further.items()}
-    together = sets.together if isinstance(sets, WardrobeSets) else 1
-    results = Evaluation({column.name: Results() for column in columns}, [], [], [], [], words, together)
+    results = Evaluation({column.name: Results() for column in columns}, further=words)
     with tqdm(total=count + swaps, unit="set", desc="evaluating", disable=quiet) as bar:
         for index in range(count + SWAP_SCAN * swaps):
             left = swaps - len(results.swap_indices)
@@ -98,6 +97,7 @@ def _score(
         scores.figures.update({name: measure(picture, one) for name, (_, measure) in further.items()})
         results.results[column.name].scores.append(scores)
     results.faces.append(face_asset(one.target))
+    results.groups.append(_group(one, index))
     results.prompts.append(one.prompt)
     results.poses.append(one.pose)
 
@@ -119,6 +119,11 @@ def _exchange(
             )
             results.results[column.name].swaps.append(places_exchanged(before, after, one.target, pair))
     results.swap_indices.append(index)
+    results.swap_groups.append(_group(one, index))
+
+
+def _group(one: EvaluationSet, index: int) -> int:
+    return index if one.group is None else one.group
 
 
 def by_protocol(

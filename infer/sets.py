@@ -13,7 +13,7 @@ from fcjax.data.captioner import listed
 from fcjax.metrics import Palette, Target, asset_palette, face_palette, is_plain, palette_distance
 from fcjax.metrics.scores import FACE
 from fcjax.person import Person
-from fcjax.wardrobe import Alike, Wardrobe
+from fcjax.wardrobe import POSES_PER_OUTFIT, Alike, Wardrobe
 from fcjax.wardrobe.alike import TOGETHER
 
 LEAST_CONTRAST = 8.0
@@ -36,6 +36,8 @@ class EvaluationSet:
     """Whom a try-on model dresses."""
     seed: int | None = None
     """Of its picture, if the set has one of its own."""
+    group: int | None = None
+    """Sets of one number show one person, and their figures depend on each other; None: no other set does."""
 
     @property
     def swatches(self) -> tuple[int, int] | None:
@@ -71,13 +73,12 @@ class WardrobeSets:
     """Sets of Wardrobe: `sets[index]`, the same for the same seed, split and size.
 
     split: of Wardrobe, or "alike", held-out sets of garments that binding alone tells apart (`wardrobe.Alike`).
-    together: so many sets in a row are of one person.
     """
 
     def __init__(self, split: str, seed: int, height: int, width: int):
         self.split = split
         self.wardrobe = self._drawn(height, width, seed)
-        self.together = TOGETHER if split == "alike" else 1
+        self.together = TOGETHER if split == "alike" else POSES_PER_OUTFIT[self.wardrobe.split]
 
     def _drawn(self, height: int, width: int, seed: int) -> Wardrobe:
         return (
@@ -98,7 +99,8 @@ class WardrobeSets:
             iuv=sample.maps.iuv,
             foreground=sample.foreground if is_plain(sample.backdrop) else None,
         )
-        return EvaluationSet(sample.caption, sample.assets, sample.maps, target, sample.pose)
+        group = index // self.together
+        return EvaluationSet(sample.caption, sample.assets, sample.maps, target, sample.pose, group=group)
 
     @functools.cached_property
     def _small(self) -> Wardrobe:

@@ -120,12 +120,6 @@ def test_table_and_report(evaluated):
     assert [one["painted"] for one in found["swaps"]] == [True] * 3
 
 
-def test_sets_of_one_person_are_one_group(tmp_path):
-    evaluation = score_drawn(WardrobeSets("alike", 1, *SIZE), [TRUTHFUL], tmp_path, 4, quiet=True)
-    assert evaluation.summary(TRUTH)["binding_accuracy"].groups == 2
-    assert all(figure.groups <= 2 for figure in evaluation.textures(TRUTH).values())
-
-
 @pytest.mark.parametrize(
     ("figure", "said"),
     [

@@ -274,7 +274,7 @@ def test_bootstrap_draws_groups():
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(2, rel=0.35)
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 / 20, rel=0.2)
     assert bootstrap([[], []]) is None
-    pairs = bootstrap([[value] for value in values[:100].repeat(2)], together=2)
+    pairs = bootstrap_runs([[[value] for value in values[:100].repeat(2)]], together=2)
     assert pairs == pytest.approx(bootstrap([[value, value] for value in values[:100]])) and pairs.groups == 100
     with pytest.raises(ValueError, match="finite"):
         bootstrap([[1.0, float("inf")]])

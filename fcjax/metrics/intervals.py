@@ -18,14 +18,12 @@ class Figure(NamedTuple):
     groups: int
 
 
-def bootstrap(
-    groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES, together: int = 1
-) -> Figure | None:
+def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0, resamples: int = RESAMPLES) -> Figure | None:
     """The mean over all values and its percentile interval; whole groups are drawn, because their values depend.
 
-    together: so many groups in a row depend on each other, too, and are one. None where there is no value at all.
+    None where there is no value at all.
     """
-    return bootstrap_runs([groups], seed, resamples, together)
+    return bootstrap_runs([groups], seed, resamples)
 
 
 def bootstrap_runs(
@@ -34,6 +32,7 @@ def bootstrap_runs(
     """The same of several runs (seeds of a training, for instance) on the same groups, group i of one that of another.
 
     Runs and groups are both drawn, each by itself: the interval shows what other runs and other groups would give.
+    together: so many groups in a row depend on each other, too, and are one.
     ValueError for runs of different numbers of groups. None where there is no value at all.
     """
     if len({len(groups) for groups in runs}) > 1:

@@ -147,14 +147,18 @@ def score(picture: UInt8[ndarray, "h w 3"], target: Target, raw: UInt8[ndarray, 
     return Scores(scores.figures, scores.textures, face)
 
 
-def face_scores(shown: Sequence[Palette | None], faces: Sequence[Palette | None]) -> list[dict[str, list[float]]]:
-    """Each picture's face against its own asset and against those of all other sets.
+def face_scores(
+    shown: Sequence[Palette | None], faces: Sequence[Palette | None], people: Sequence[int] | None = None
+) -> list[dict[str, list[float]]]:
+    """Each picture's face against its own asset and against those of all other people.
 
-    shown: the faces' regions in the pictures, None where there is none; faces: the assets (`face_palette`).
+    shown: the faces' regions in the pictures, None where there is none; faces: the assets (`face_palette`); people:
+    whose picture each is, as a number; by default nobody has two.
     """
+    people = range(len(faces)) if people is None else people
     results: list[dict[str, list[float]]] = []
-    for number, (palette, own) in enumerate(zip(shown, faces, strict=True)):
-        others = [face for other, face in enumerate(faces) if other != number and face is not None]
+    for person, palette, own in zip(people, shown, faces, strict=True):
+        others = [face for other, face in zip(people, faces, strict=True) if other != person and face is not None]
         if palette is None or own is None or not others:
             results.append({})
             continue

@@ -1,0 +1,55 @@
+"""What is said of sets that several arms drew: whom they show, which are the worst, and whose garments were put on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcjax.metrics import asset_palette, face_scores
+from infer.arms import Arm
+from infer.evaluation import Evaluation, Results
+from infer.prepared_sets import PreparedSets
+from infer.set_evaluation import score_drawn
+from infer.sets import WardrobeSets
+from train.prepare import WardrobeJob, prepare_wardrobe
+
+SIZE = (128, 96)
+TRUE = Arm("true", lambda one, assets, seed: one.target.truth, composes=False)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of Wardrobe's people for training, the first in three poses."""
+    out = tmp_path_factory.mktemp("people")
+    prepare_wardrobe(WardrobeJob(out, count=4, split="train", height=64, width=48, workers=1))
+    return out
+
+
+@pytest.mark.parametrize("split", ["alike", "train"])
+def test_sets_of_one_person_are_one_group(split: str, tmp_path: Path):
+    evaluation = score_drawn(WardrobeSets(split, 1, *SIZE), [TRUE], tmp_path, 4, quiet=True)
+    assert evaluation.summary("true")["binding_accuracy"].groups == 2
+    assert all(figure.groups <= 2 for figure in evaluation.textures("true").values())
+
+
+def test_prepared_sets_of_one_person_are_one_group(people: Path):
+    """Of an exchange those that wear one person's garments."""
+    paired, unpaired = (PreparedSets(people, "compose", pairing, 0, (64, 48)) for pairing in ("paired", "unpaired"))
+    assert [paired[index].group for index in range(4)] == [0, 0, 0, 1]
+    assert [unpaired[index].group for index in range(4)] == [int(donor == 3) for donor in unpaired.donors]
+
+
+def test_swaps_of_one_person_are_one_group():
+    evaluation = Evaluation({"model": Results(swaps=[True, True, False])}, swap_groups=[0, 0, 4])
+    assert evaluation.summary("model")["swap_test"][3:] == (3, 2)
+
+
+def test_a_persons_other_picture_shows_no_wrong_face():
+    own, other = (
+        asset_palette(np.full((20, 20, 4), (*color, 255), np.uint8)) for color in ((90, 60, 40), (230, 190, 170))
+    )
+    alone = face_scores([own, own, other], [own, own, other])
+    grouped = face_scores([own, own, other], [own, own, other], [0, 0, 1])
+    assert alone[0]["face_recognised"] == [0.5] and grouped[0]["face_recognised"] == [1]
+    assert grouped[0]["wrong_face_distance"] == alone[2]["wrong_face_distance"] == grouped[2]["wrong_face_distance"]
+    assert face_scores([own, own], [own, own], [7, 7]) == [{}, {}]
