@@ -8,7 +8,8 @@ once more with the colours of top and bottom exchanged); drawn are flat-coloured
 Columns of the table: the true pictures and their reconstruction by the VAE (what no model can surpass), the model, the
 same with its binding switched off if it has any (--no-without-binding leaves that out), other models. Every figure is a
 mean with its 95 % bootstrap interval over sets; fcjax/metrics says how each is measured. No pretrained network takes
-part unless it is named. A killed run goes on where it stopped, and many processes can share its drawing (--shard).
+part unless it is named. A killed run goes on where it stopped if it was to write any file (or has --work), and many
+processes can share its drawing (--shard).
 
 The swap test exchanges the phrases of two equally shaped swatches of fabric, in sets whose captions do not name their
 colours: the share of sets in which both places show the right fabric before and the other one after.
@@ -28,8 +29,8 @@ python -m infer.evaluate --predictions DIR --truth DIR --protocol catvton-512 --
 
 Any method's folder of pictures against the true ones, by the scripts that published numbers come from: SSIM, LPIPS,
 FID and KID by catvton-512, ladi-512 or promptdresser-1024, SSIM and LPIPS by hrviton. Every file must fit and be
-readable, or nothing is scored (--subset takes what fits, and says so). A killed run goes on where it stopped. More
-methods' folders are scored alike by --also DIR.
+readable, or nothing is scored (--subset takes what fits, and says so). A killed run goes on as above. More methods'
+folders are scored alike by --also DIR.
 
 python -m infer.evaluate --model FOLDER --also OTHER --html page.html --blind
 python -m infer.evaluate --votes votes-*.json --key page.key.json

@@ -12,7 +12,8 @@ bootstrap intervals over albums.
 Under the table stands what the paper's Figure 8 shows, comparison by comparison: the mean difference between two ways
 on the same albums, with its interval, which must lie above 0.
 
-Pages that are drawn stay in --work (by default beside --json until that is written), so that a killed run goes on.
+Pages that are drawn stay in --work (by default beside --json or --sheet until that is written), so that a killed run
+goes on; without any of the three it begins anew.
 """
 
 import itertools
@@ -20,7 +21,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,10 +35,11 @@ from fcjax.pictures import open_rgb
 from fcjax.wardrobe import Wardrobe
 from fcjax.whole_files import write_json
 from infer.album_scores import FIDELITY, FIGURES, PageSet, album_set, score_album
-from infer.compose import save_png
+from infer.compose import prepare_output, save_png
 from infer.figures import aligned, cell, prepare_file, versions
 from infer.predictions import working_folder
 from infer.request import weights_digest
+from infer.sampling_request import flag
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -90,14 +92,16 @@ class Request:
     """Of the people; album i has the seed SEED + i."""
     steps: int = 20
     guidance: float = 1.5
-    json: Path | None = None
+    json: Annotated[Path | None, flag("PATH", "none")] = None
     """All figures, and those of every album."""
-    sheet: Path | None = None
+    sheet: Annotated[Path | None, flag("PATH", "none")] = None
     """A PNG of the first albums, a row for each way."""
     rows: int = 4
     """Albums on the sheet."""
-    work: Path | None = None
-    """Where a killed run's part is kept, by default beside --json."""
+    work: Annotated[Path | None, flag("PATH", "beside --json or --sheet")] = None
+    """Where a killed run's part is kept."""
+    overwrite: bool = False
+    """Replace the file of figures (--json) that is there."""
 
     def check(self) -> None:
         """ValueError for what cannot be asked."""
@@ -238,9 +242,10 @@ def panels(given: Sequence[PageSet], made: dict[str, Made]) -> list[list[Panel]]
 def main(request: Request) -> None:
     """Compose, score, print, write."""
     request.check()
-    for path in (request.json, request.sheet):
-        if path is not None:
-            prepare_file(path)
+    if request.json is not None:
+        prepare_file(request.json, request.overwrite)
+    if request.sheet is not None:
+        prepare_output(request.sheet)
     from fcjax.composer import Composer
     from fcjax.pretrained import locate
 
@@ -251,7 +256,8 @@ def main(request: Request) -> None:
     values: dict[str, list[dict[str, list[float]]]] = {mode: [] for mode in (*MODES, TRUTH)}
     shown: list[list[Panel]] = []
     decides = {name: getattr(request, name) for name in ("pages", "changed", "seed", "steps", "guidance")}
-    with working_folder(request.work, request.json) as folder:
+    outputs = [path for path in (request.json, request.sheet) if path is not None]
+    with working_folder(request.work, outputs) as folder:
         claim(folder, {"albums": decides, "size": list(size), "weights": weights})
         for number in tqdm(range(request.count), unit="album"):
             given = album_set(wardrobe, number, request.pages, request.changed)
@@ -261,9 +267,9 @@ def main(request: Request) -> None:
             values[TRUTH].append(score_album([page.truth for page in given], given))
             if number < request.rows:
                 shown += panels(given, made)
+        report(request, values, size, weights)
         if request.sheet is not None:
             sheet(shown).save(request.sheet)
-        report(request, values, size, weights)
 
 
 def report(

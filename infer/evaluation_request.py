@@ -144,6 +144,12 @@ class Request:
         return self.labels or self.drawn_by
 
     @property
+    def outputs(self) -> list[Path]:
+        """What is to be written; what is done of a run lies beside the first."""
+        written = (self.json, self.html, self.folders.csv, self.sheet, self.worst, self.swap_sheet, self.pictures)
+        return [path for path in written if path is not None]
+
+    @property
     def binding_off(self) -> bool | None:
         """Whether the model is scored once more without its binding; None: where it has any."""
         if self.without_binding or self.no_without_binding:

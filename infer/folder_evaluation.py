@@ -29,7 +29,7 @@ def score_predictions(request: Request, networks: Networks | None = None) -> Non
     if request.worst is not None and not any(metric in PAIRWISE for metric in metrics):
         raise ValueError("FID and KID know no worst pictures: leave --worst out")
     networks = networks or predictions.load_networks(protocol, metrics, flags)
-    with working_folder(flags.work, request.json) as work:
+    with working_folder(flags.work, request.outputs) as work:
         scored: dict[str, Scored] = {}
         for place, (name, made) in enumerate(zip(request.names, request.drawn_by, strict=True)):
             own = dataclasses.replace(flags, predictions=Path(made))

@@ -66,7 +66,8 @@ class FolderFlags:
     batch: int = 8
     """Pictures that a network sees at once."""
     work: Path | None = None
-    """Where a killed run's part is kept, by default beside --json."""
+    """Where a killed run's part is kept, by default beside the first file that is to be written (--json, --html, --csv,
+    --sheet ...) until it is; without any a killed run begins anew."""
     csv: Path | None = None
     """Every pair's figures."""
 
@@ -356,14 +357,17 @@ def rows(scored: Scored, places: Sequence[int]) -> list[list[Panel]]:
 
 
 @contextlib.contextmanager
-def working_folder(named: Path | None, json_file: Path | None) -> Iterator[Path]:
-    """Where a run keeps what is done: the named folder, which stays; one beside the output until that is written."""
+def working_folder(named: Path | None, outputs: Sequence[Path]) -> Iterator[Path]:
+    """Where a run keeps what is done: the named folder, which stays; one beside the first output until all is written.
+
+    Without either it is a temporary one, and a killed run begins anew.
+    """
     if named is not None:
         yield named
-    elif json_file is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    else:
-        folder = json_file.with_name(f"{json_file.name}.partial")
+    elif outputs:
+        folder = outputs[0].with_name(f"{outputs[0].name}.partial")
         yield folder
         shutil.rmtree(folder)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)

@@ -175,7 +175,7 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         raise ValueError(f"--blind compares two at least, and {request.model} has no binding: name another with --also")
     sets = _open(request, size)
     count = _count(request, sets)
-    with working_folder(flags.work, request.json) as folder:
+    with working_folder(flags.work, request.outputs) as folder:
         claim(folder, {**made_from, **_drawn_by(request, size)})
         if request.shard is not None:
             draw(sets, columns, folder, count, request.seed, request.shard)

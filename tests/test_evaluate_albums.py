@@ -179,6 +179,30 @@ def test_the_program(tmp_path: Path, composed: list[int], capsys: pytest.Capture
     assert request.sheet.is_file()
 
 
+def test_what_cannot_be_written_is_told_before_anything_is_composed(tmp_path: Path, composed: list[int]) -> None:
+    request = Request(count=1, pages=2, changed=1, json=tmp_path / "albums.json", sheet=tmp_path / "albums.png")
+    request.json.write_text("{}")
+    for refused, words in ((request, "say --overwrite"), (replace(request, sheet=tmp_path / "a.jpg"), "end in .png")):
+        with pytest.raises(ValueError, match=words):
+            main(replace(refused, overwrite=refused is not request))
+    assert not composed
+    main(replace(request, overwrite=True))
+    assert json.loads(request.json.read_text())["albums"] and request.sheet.is_file()
+
+
+def test_figures_are_told_whatever_becomes_of_the_sheet(
+    tmp_path: Path, composed: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(rows):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(evaluate_albums, "sheet", full)
+    request = Request(count=1, pages=2, changed=1, sheet=tmp_path / "albums.png")
+    with pytest.raises(OSError, match="no space left"):
+        main(request)
+    assert "1 albums of 2 pages" in capsys.readouterr().out and (tmp_path / "albums.png.partial").is_dir()
+
+
 def test_what_figure_8_shows_is_told_of_the_same_albums() -> None:
     """Differences within albums, whatever these have in common; less distance is better."""
     rng = np.random.default_rng(0)

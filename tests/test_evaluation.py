@@ -8,6 +8,8 @@ import pytest
 from fcjax.metrics import asset_palette, face_scores
 from infer.arms import Arm
 from infer.evaluation import Evaluation, Results
+from infer.evaluation_request import Request
+from infer.predictions import working_folder
 from infer.prepared_sets import PreparedSets
 from infer.set_evaluation import score_drawn
 from infer.sets import WardrobeSets
@@ -53,3 +55,16 @@ def test_a_persons_other_picture_shows_no_wrong_face():
     assert alone[0]["face_recognised"] == [0.5] and grouped[0]["face_recognised"] == [1]
     assert grouped[0]["wrong_face_distance"] == alone[2]["wrong_face_distance"] == grouped[2]["wrong_face_distance"]
     assert face_scores([own, own], [own, own], [7, 7]) == [{}, {}]
+
+
+@pytest.mark.parametrize("names", [("json", "html"), ("sheet", "worst"), ("pictures",)])
+def test_what_is_done_lies_beside_the_first_output(names: tuple[str, ...], tmp_path: Path):
+    """Until all is written."""
+    outputs = Request(**{name: tmp_path / name for name in names}).outputs
+    with pytest.raises(KeyboardInterrupt), working_folder(None, outputs) as folder:
+        folder.mkdir()
+        raise KeyboardInterrupt
+    assert folder == tmp_path / f"{names[0]}.partial" and folder.is_dir()
+    with working_folder(None, outputs) as again:
+        assert again == folder
+    assert not folder.exists()
