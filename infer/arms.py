@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcjax.assets import Placeable
-from infer.folders import SHOWN, pictures, size_of
+from infer.figures import counted
+from infer.folders import SHOWN, beside, pictures, size_of
 from infer.sets import EvaluationSet
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Arm:
     name: str
     draw: Draw
     composes: bool = True  # False for what knows no phrases: the truth and its reconstruction
-    drawn: Mapping[int, Path] = field(default_factory=dict)  # pictures that are there already, by set
+    drawn: Mapping[int, Path] = field(default_factory=dict)  # pictures that are there already, by set, scored or not
 
 
 def make_arms(
@@ -78,24 +79,31 @@ def make_arms(
 
 
 def picture_arms(
-    folders: Sequence[Path], labels: Sequence[str], count: int, *, truth: bool
+    folders: Sequence[Path], labels: Sequence[str], count: int, *, truth: bool, sets: int | None = None
 ) -> tuple[list[Arm], tuple[int, int]]:
     """Columns of pictures that are there, NUMBER.png (or another ending) of every set, and the size of all of them.
 
-    ValueError lists the sets without a picture, and pictures that cannot be read or are of another size.
+    count: how many sets are scored, from the first; sets: how many there are, None where there is no end. ValueError
+    lists the sets without a picture, and pictures that are of no set, cannot be read or are of another size.
     """
     columns, sizes, problems = [], {}, []
     for folder, name in zip(folders, labels, strict=True):
-        numbered = [(int(stem), path) for stem, path in pictures(folder).items() if stem.isdecimal()]
+        there = pictures(folder)
+        numbered = [
+            (int(stem), path) for stem, path in there.items() if stem.isdecimal() and (sets is None or int(stem) < sets)
+        ]
         found = dict(numbered)
+        stray = {*there.values(), *beside(folder)[1]} - {path for _, path in numbered}
+        if stray:
+            names = ", ".join(sorted(path.name for path in stray)[:SHOWN])
+            problems.append(f"{folder} has {counted(len(stray), 'picture')} of no set ({names})")
         if len(found) < len(numbered):
             problems.append(f"{folder} has several pictures of one number, such as 1.png and 001.png")
         missing = [str(number) for number in range(count) if number not in found]
         if missing:
             problems.append(f"{folder} has no picture of {len(missing)} of {count} sets ({', '.join(missing[:SHOWN])})")
-        drawn = {number: found[number] for number in range(count) if number in found}
-        sizes |= {path: size_of(path) for path in drawn.values()}
-        columns.append(Arm(name, _nothing, drawn=drawn))
+        sizes |= {found[number]: size_of(found[number]) for number in range(count) if number in found}
+        columns.append(Arm(name, _nothing, drawn=found))
     size = next((size for size in sizes.values() if size is not None), (0, 0))
     odd = [str(path) for path, own in sizes.items() if own != size]
     if odd:

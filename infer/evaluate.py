@@ -43,7 +43,7 @@ from fcjax.cli import run
 from infer.blind import count_votes
 from infer.compose import prepare_output
 from infer.evaluation_request import Request
-from infer.figures import prepare_file
+from infer.figures import prepare_file, prepare_pictures
 from infer.folder_evaluation import score_predictions
 from infer.pages import key_file
 
@@ -64,6 +64,8 @@ def main(request: Request) -> None:
     for path in (request.sheet, request.worst, request.swap_sheet):
         if path is not None:
             prepare_output(path)
+    if request.pictures is not None:
+        prepare_pictures(request.pictures, request.overwrite)
     if request.scores_folders:
         score_predictions(request)
     else:

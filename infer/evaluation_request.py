@@ -82,7 +82,8 @@ class Request:
     """What comparison pages saved, to be counted by --key."""
     key: Path | None = None
     overwrite: bool = False
-    """Replace files of figures (--json, --csv) and the key of a comparison page that are there."""
+    """Replace what is there of an earlier run: files of figures (--json, --csv), the key of a comparison page, numbered
+    pictures in --pictures."""
     folders: tyro.conf.OmitArgPrefixes[FolderFlags] = field(default_factory=FolderFlags)
 
     def check(self) -> None:

@@ -54,3 +54,10 @@ def prepare_file(path: Path, overwrite: bool = True) -> None:
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there, of an earlier run: name another file, or say --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def prepare_pictures(folder: Path, overwrite: bool) -> None:
+    """Makes a folder for pictures to come. ValueError where it holds anything that may not be replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty: name another folder for the pictures, or say --overwrite")

@@ -27,7 +27,7 @@ from infer.drawing import Sets, draw, drawn, picture_file, save
 from infer.evaluation import Evaluation, Results, face_asset, given, report, table, weights, worst
 from infer.evaluation_request import Request
 from infer.figures import counted
-from infer.folders import Matched, Pair
+from infer.folders import ENDINGS, Matched, Pair
 from infer.likeness import NOTHING, Measure, digests, likeness
 from infer.listed_sets import ListedSets, read_sets
 from infer.pages import write_page
@@ -189,8 +189,9 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         if wants_protocol:
             assert isinstance(sets, PreparedSets) and networks is not None
             scored = by_protocol(sets, columns, folder, count, flags, request.seed, networks)
-        print("\n\n".join([title(request, sets, count), table(evaluation), *map(predictions.table, scored.values())]))
-        _write(request, sets, columns, folder, evaluation, scored, size)
+        said = title(request, sets, columns, count)
+        print("\n\n".join([said, table(evaluation), *map(predictions.table, scored.values())]))
+        _write(request, said, sets, columns, folder, evaluation, scored, size)
 
 
 def _columns(request: Request) -> tuple[list[Arm], tuple[int, int]]:
@@ -198,7 +199,8 @@ def _columns(request: Request) -> tuple[list[Arm], tuple[int, int]]:
     if request.scores_pictures:
         folders = [Path(name) for name in request.drawn_by]
         truth = request.wardrobe not in (None, "drawn")
-        return picture_arms(folders, request.names, _count(request, None), truth=truth)
+        held = None if request.sets is None else len(read_sets(request.sets))
+        return picture_arms(folders, request.names, _count(request, None), truth=truth, sets=held)
     paired = request.folders.pairing == "paired"
     return make_arms(
         request.model,
@@ -255,26 +257,29 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
     return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": drawn_by}
 
 
-def title(request: Request, sets: Sets, count: int) -> str:
+def title(request: Request, sets: Sets, columns: Sequence[Arm], count: int) -> str:
     """What was scored, and what was not."""
     source = request.data or request.sets
     said = counted(count, f"{request.wardrobe} set") if source is None else f"{source}, {counted(count, 'set')}"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
-    if count < (held := _held(sets, count)):
+    if count < (held := _held(sets, columns, count)):
         said += f", A SUBSET of {held}"
     if isinstance(sets, PreparedSets) and sets.without_partner:
         said += f", {len(sets.without_partner)} left out that nobody can exchange garments with"
     return said
 
 
-def _held(sets: Sets, count: int) -> int:
-    """How many sets there are; of Wardrobe's there is no end."""
-    return len(sets) if isinstance(sets, PreparedSets | ListedSets) else count
+def _held(sets: Sets, columns: Sequence[Arm], count: int) -> int:
+    """How many sets there are; of Wardrobe's there is no end, but there may be pictures of more than are scored."""
+    if isinstance(sets, PreparedSets | ListedSets):
+        return len(sets)
+    return max([count, *(len(column.drawn) for column in columns)])
 
 
 def _write(
     request: Request,
+    said: str,
     sets: Sets,
     columns: Sequence[Arm],
     folder: Path,
@@ -285,8 +290,8 @@ def _write(
     count, main = len(evaluation.prompts), request.names[0]
     if request.json is not None:
         document = {
-            "title": title(request, sets, count),
-            "counts": {"scored": count, "of": _held(sets, count)},
+            "title": said,
+            "counts": {"scored": count, "of": _held(sets, columns, count)},
             **report(request, evaluation, size),
             "networks": digests([*request.dino, *([request.clip] if request.clip is not None else [])]),
             "protocols": {name: predictions.report(one) for name, one in scored.items()},
@@ -304,7 +309,7 @@ def _write(
     if request.html is not None:
         contests = [_contest(sets, columns, folder, index) for index in first if request.blind]
         shown = contests or [_row(sets, columns, folder, index) for index in first]
-        write_page(request, title(request, sets, count), evaluation, shown, scored)
+        write_page(request, said, evaluation, shown, scored)
     for path, chosen in ((request.sheet, first), (request.worst, worst(evaluation, main, request.rows))):
         if path is not None:
             sheet([_row(sets, columns, folder, index) for index in chosen]).save(path)
@@ -313,10 +318,16 @@ def _write(
         sheet([_swap_row(sets, columns, folder, index) for index in chosen]).save(request.swap_sheet)
     if request.pictures is not None:
         place = next(place for place, column in enumerate(columns) if column.name == main)
-        request.pictures.mkdir(parents=True, exist_ok=True)
-        for index in first:
-            path = picture_file(folder, place, index)
-            shutil.copyfile(path, request.pictures / path.name)
+        keep_pictures([picture_file(folder, place, index) for index in first], request.pictures)
+
+
+def keep_pictures(paths: Sequence[Path], folder: Path) -> None:
+    """Copies numbered pictures into a folder, in place of all that are there of an earlier run."""
+    for path in folder.iterdir():
+        if path.stem.isdecimal() and path.suffix.lower() in ENDINGS:
+            path.unlink()
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
 
 
 def _shown(column: Arm, folder: Path, place: int, index: int) -> UInt8[ndarray, "h w 3"]:

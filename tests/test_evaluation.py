@@ -4,15 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcjax.metrics import asset_palette, face_scores
-from infer.arms import Arm
+from infer.arms import Arm, picture_arms
 from infer.evaluation import Evaluation, Results
 from infer.evaluation_request import Request
-from infer.predictions import working_folder
+from infer.figures import prepare_pictures
+from infer.predictions import FolderFlags, working_folder
 from infer.prepared_sets import PreparedSets
-from infer.set_evaluation import score_drawn
-from infer.sets import WardrobeSets
+from infer.set_evaluation import keep_pictures, score_drawn, title
+from infer.sets import DrawnSets, WardrobeSets
 from train.prepare import WardrobeJob, prepare_wardrobe
 
 SIZE = (128, 96)
@@ -68,3 +70,34 @@ def test_what_is_done_lies_beside_the_first_output(names: tuple[str, ...], tmp_p
     with working_folder(None, outputs) as again:
         assert again == folder
     assert not folder.exists()
+
+
+def test_pictures_of_no_set_are_told(tmp_path: Path):
+    for name in ("0.png", "1.png", "2.jpg", "sheet.png"):
+        Image.new("RGB", (48, 64)).save(tmp_path / name)
+    (tmp_path / "odd.gif").touch()
+    with pytest.raises(ValueError, match=r"has 2 pictures of no set \(odd.gif, sheet.png\)"):
+        picture_arms([tmp_path], ["ours"], 2, truth=False)
+    for name in ("odd.gif", "sheet.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"has 1 picture of no set \(2.jpg\)"):
+        picture_arms([tmp_path], ["ours"], 2, truth=False, sets=2)
+    columns, size = picture_arms([tmp_path], ["ours"], 2, truth=False)
+    request = Request(split="drawn", count=2, folders=FolderFlags(predictions=tmp_path))
+    assert title(request, DrawnSets(0, *size), columns, 2) == "2 drawn sets, A SUBSET of 3"
+
+
+def test_pictures_of_two_runs_are_not_mixed(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, names in ((first, ("000000.png", "000007.jpg", "notes.txt")), (second, ("000000.png", "000001.png"))):
+        prepare_pictures(folder, overwrite=False)
+        for name in names:
+            (folder / name).write_text(folder.name)
+    with pytest.raises(
+        ValueError, match="first is not empty: name another folder for the pictures, or say --overwrite"
+    ):
+        prepare_pictures(first, overwrite=False)
+    prepare_pictures(first, overwrite=True)
+    keep_pictures(sorted(second.iterdir()), first)
+    found = {path.name: path.read_text() for path in first.iterdir()}
+    assert found == {"000000.png": "second", "000001.png": "second", "notes.txt": "first"}
