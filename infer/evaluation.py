@@ -1,6 +1,6 @@
 """Figures of the sets that several arms composed: what `infer.evaluate` says of models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Evaluation:
     faces: list[Palette | None] = field(default_factory=list)  # of the face assets
     prompts: list[str] = field(default_factory=list)
     poses: list[str] = field(default_factory=list)
+    samples: list[Mapping[str, Any]] = field(default_factory=list)  # of a data set, as `EvaluationSet` has them
     groups: list[int] = field(default_factory=list)  # whom sets show: those of one person are drawn as one
     swap_indices: list[int] = field(default_factory=list)
     swap_groups: list[int] = field(default_factory=list)
@@ -135,9 +136,12 @@ def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> d
                 "index": index,
                 "prompt": prompt,
                 "pose": pose,
+                **samples,
                 "figures": {arm: values[index] for arm, values in per_arm.items()},
             }
-            for index, (prompt, pose) in enumerate(zip(evaluation.prompts, evaluation.poses, strict=True))
+            for index, (prompt, pose, samples) in enumerate(
+                zip(evaluation.prompts, evaluation.poses, evaluation.samples, strict=True)
+            )
         ],
         "swaps": [
             {"index": index, **{arm: own.swaps[place] for arm, own in evaluation.results.items() if own.swaps}}

@@ -65,13 +65,13 @@ class PreparedSets:
         self.data.require("pose" if task == "compose" else "tryon")
         # So many samples in a row show one person in one outfit.
         self.together = POSES_PER_OUTFIT[settings["split"]] if self.data.index["source"] == "wardrobe" else 1
-        own = settings.get("paired", True)
-        if pairing == "paired" and not own:
+        self.own = settings.get("paired", True)
+        if pairing == "paired" and not self.own:
             raise ValueError(f"{folder} was prepared with unpaired garments (--no-paired): score it --pairing unpaired")
         self.indices = list(range(len(self.data)))
         self.donors: list[int] = self.indices
         self.without_partner: list[int] = []
-        if pairing == "unpaired" and own:
+        if pairing == "unpaired" and self.own:
             self._exchange(seed)
 
     def _exchange(self, seed: int) -> None:
@@ -137,7 +137,19 @@ class PreparedSets:
             person,
             # Choice: of an exchange by whose garments they are.
             group=self.donors[index] // self.together,
+            samples=self._samples(index, sample, donor),
         )
+
+    def _samples(self, index: int, sample: Mapping[str, Any], donor: Mapping[str, Any]) -> dict[str, Any]:
+        """Whom a set shows and whose garments, by their numbers and the data set's own names.
+
+        Of a set that was prepared with unpaired garments its own list says whose they are.
+        """
+        person, garments = (
+            {"sample": number, **({"name": record["name"]} if record.get("name") else {})}
+            for number, record in ((self.indices[index], sample), (self.donors[index], donor))
+        )
+        return {"person": person, "garments": garments} if self.own else {"person": person}
 
     def _regions(self, sample: Mapping[str, Any], donor: Mapping[str, Any]) -> Int8[ndarray, "h w"]:
         """Where the person wears, or would wear, which of the donor's assets."""

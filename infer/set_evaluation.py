@@ -100,6 +100,7 @@ def _score(
     results.groups.append(_group(one, index))
     results.prompts.append(one.prompt)
     results.poses.append(one.pose)
+    results.samples.append(one.samples)
 
 
 def _exchange(

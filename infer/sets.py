@@ -1,8 +1,9 @@
 """The sets that `infer.evaluate` composes: assets with their prompt and pose, and what the picture is held against."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -38,6 +39,8 @@ class EvaluationSet:
     """Of its picture, if the set has one of its own."""
     group: int | None = None
     """Sets of one number show one person, and their figures depend on each other; None: no other set does."""
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """Of a data set: which sample is the person, and whose the garments are, for JSON."""
 
     @property
     def swatches(self) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """What is said of sets that several arms drew: whom they show, which are the worst, and whose garments were put on."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,17 @@ from PIL import Image
 
 from fcjax.metrics import asset_palette, face_scores
 from infer.arms import Arm, picture_arms
-from infer.evaluation import Evaluation, Results
+from infer.evaluation import Evaluation, Results, report
 from infer.evaluation_request import Request
 from infer.figures import prepare_pictures
 from infer.predictions import FolderFlags, working_folder
 from infer.prepared_sets import PreparedSets
 from infer.set_evaluation import keep_pictures, score_drawn, title
 from infer.sets import DrawnSets, WardrobeSets
+from tests.miniatures import viton_hd
 from train.prepare import WardrobeJob, prepare_wardrobe
+from train.raw_records import RawOptions
+from train.source_jobs import VitonHDJob, prepare_source
 
 SIZE = (128, 96)
 TRUE = Arm("true", lambda one, assets, seed: one.target.truth, composes=False)
@@ -101,3 +105,30 @@ def test_pictures_of_two_runs_are_not_mixed(tmp_path: Path):
     keep_pictures(sorted(second.iterdir()), first)
     found = {path.name: path.read_text() for path in first.iterdir()}
     assert found == {"000000.png": "second", "000001.png": "second", "notes.txt": "first"}
+
+
+def test_a_set_tells_whose_garments_were_put_on(tmp_path: Path):
+    """By the data set's own names, so that any other method can be run on the same pairs; VITON-HD has no body maps."""
+    names = ("00001_00", "00002_00", "00003_00")
+    root, options = viton_hd(tmp_path / "source", names), RawOptions(height=64, width=48, need_pose=False)
+    shutil.rmtree(root / "test/image-densepose-iuv")
+    for out, paired in (("own", True), ("others", False)):
+        prepare_source(VitonHDJob(root, tmp_path / out, options, split="test", paired=paired, worn=False, workers=1))
+    sets = PreparedSets(tmp_path / "own", "tryon", "unpaired", 0, (64, 48))
+    for index, donor in enumerate(sets.donors):
+        garments = {"sample": donor, "name": names[donor]}
+        assert sets[index].samples == {"person": {"sample": index, "name": names[index]}, "garments": garments}
+        assert index != donor
+    arms = [Arm("person", lambda one, *_: one.person.image)]
+    paired = PreparedSets(tmp_path / "own", "tryon", "paired", 0, (64, 48))
+    assert paired[1].samples["person"] == paired[1].samples["garments"] == {"sample": 1, "name": names[1]}
+    figures = score_drawn(paired, arms, tmp_path / "paired", 2, quiet=True).summary("person")
+    assert figures["texture_correlation"].mean == pytest.approx(1) and "binding_accuracy" not in figures
+    evaluation = score_drawn(sets, arms, tmp_path / "drawn", 2, quiet=True)
+    told = report(Request(count=2, folders=FolderFlags(predictions=tmp_path), split="drawn"), evaluation, (64, 48))
+    assert told["sets"][1]["garments"] == {"sample": sets.donors[1], "name": names[sets.donors[1]]}
+    # The official list's garments, each on the next person.
+    listed = PreparedSets(tmp_path / "others", "tryon", "unpaired", 0, (64, 48))
+    assert len(listed) == 3 and listed[0].samples == {"person": {"sample": 0, "name": names[0]}}
+    colors = [np.median(listed[index].assets[0].image[..., 1]) for index in range(3)]
+    assert colors[2] < colors[0] < colors[1]

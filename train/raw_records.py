@@ -119,7 +119,7 @@ class RawJob:
         for index in shard_range(number, self.options.shard_size, self.samples):
             name = self.data.name(index)
             try:
-                yield raw_record(self.data[index], index, self.options)
+                yield raw_record(self.data[index], index, self.options, name)
             except MemoryError:
                 raise
             except Exception as error:
@@ -127,10 +127,11 @@ class RawJob:
                 yield LeftOut(name, kind + " ".join(str(error).split()))
 
 
-def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
+def raw_record(sample: Any, index: int, options: RawOptions, name: str = "") -> bytes:
     """One sample as a record like Wardrobe's, without where the person shows which place of a flat.
 
-    index: decides, of the sample's canvases, which asset lies where. ValueError for a sample that cannot be used.
+    index: decides, of the sample's canvases, which asset lies where. name: by which its data set knows the sample.
+    ValueError for a sample that cannot be used.
     """
     frame = Frame.of(sample.image.shape[:2], options.height, options.width, options.fit)
     body = None if sample.iuv is None else frame.labels(sample.iuv)
@@ -162,7 +163,7 @@ def raw_record(sample: Any, index: int, options: RawOptions) -> bytes:
         if not mask.any():
             raise ValueError("what is to be repainted lies outside its crop (--fit letterbox keeps all of it)")
         pictures |= {"agnostic": agnostic_image(image, mask), "mask": 255 * mask.astype(np.uint8)}
-    text = {"caption": caption, "phrases": phrases, "kinds": kinds, "layouts": options.layouts}
+    text = {"name": name, "caption": caption, "phrases": phrases, "kinds": kinds, "layouts": options.layouts}
     return encode_record(pictures, {}, text)
 
 
