@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from fcjax.metrics import FIGURES, Figure, Palette, Scores, Target, bootstrap, face_scores
+from fcjax.metrics.protocols import PAIRWISE
 from fcjax.metrics.scores import FACE
+from infer import predictions
 from infer.densepose import preview
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
+from infer.predictions import Scored
 from infer.request import weights_digest
 from infer.sets import EvaluationSet
 from infer.sheet import Panel
@@ -150,17 +153,29 @@ def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> d
     }
 
 
-def worst(evaluation: Evaluation, arm: str, count: int) -> list[int]:
-    """The sets with the lowest binding accuracy, among equals those with the lowest texture correlation."""
+def worst(evaluation: Evaluation, arm: str, count: int, scored: Scored | None = None) -> list[int]:
+    """The sets with the lowest binding accuracy, among equals those with the lowest texture correlation.
 
-    def mean(values: dict[str, list[float]], name: str) -> float:
-        return float(np.mean(values[name])) if name in values else 1.0
-
+    Where no set has either, those that a protocol finds worst (scored: the arm's pictures by it), or else those with
+    the greatest palette distance. ValueError where there is nothing of all that.
+    """
     figures = evaluation.figures(arm)
-    order = sorted(
-        range(len(figures)),
-        key=lambda index: (mean(figures[index], "binding_accuracy"), mean(figures[index], "texture_correlation")),
-    )
+    there = {name for one in figures for name in one}
+
+    def mean(index: int, name: str, otherwise: float) -> float:
+        return float(np.mean(figures[index].get(name, [otherwise])))
+
+    def likeness(index: int) -> tuple[float, float]:
+        return mean(index, "binding_accuracy", 1.0), mean(index, "texture_correlation", 1.0)
+
+    if there & {"binding_accuracy", "texture_correlation"}:
+        order = sorted(range(len(figures)), key=likeness)
+    elif scored is not None and any(metric in PAIRWISE for metric in scored.metrics):
+        return predictions.worst(scored, count)
+    elif "palette_distance" in there:
+        order = sorted(range(len(figures)), key=lambda index: -mean(index, "palette_distance", 0.0))
+    else:
+        raise ValueError("these sets have no figure that tells which are worst: leave --worst out")
     return order[:count]
 
 

@@ -311,9 +311,11 @@ def _write(
         contests = [_contest(sets, columns, folder, index) for index in first if request.blind]
         shown = contests or [_row(sets, columns, folder, index) for index in first]
         write_page(request, said, evaluation, shown, scored)
-    for path, chosen in ((request.sheet, first), (request.worst, worst(evaluation, main, request.rows))):
-        if path is not None:
-            sheet([_row(sets, columns, folder, index) for index in chosen]).save(path)
+    if request.sheet is not None:
+        sheet([_row(sets, columns, folder, index) for index in first]).save(request.sheet)
+    if request.worst is not None:
+        chosen = worst(evaluation, main, request.rows, scored.get(main))
+        sheet([_row(sets, columns, folder, index) for index in chosen]).save(request.worst)
     if request.swap_sheet is not None and evaluation.swap_indices:
         chosen = evaluation.swap_indices[: request.rows]
         sheet([_swap_row(sets, columns, folder, index) for index in chosen]).save(request.swap_sheet)

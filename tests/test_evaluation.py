@@ -2,14 +2,16 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fcjax.metrics import asset_palette, face_scores
+from fcjax.metrics import Scores, asset_palette, face_scores
 from infer.arms import Arm, picture_arms
-from infer.evaluation import Evaluation, Results, report
+from infer.evaluation import Evaluation, Results, report, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_pictures
 from infer.predictions import FolderFlags, working_folder
@@ -132,3 +134,21 @@ def test_a_set_tells_whose_garments_were_put_on(tmp_path: Path):
     assert len(listed) == 3 and listed[0].samples == {"person": {"sample": 0, "name": names[0]}}
     colors = [np.median(listed[index].assets[0].image[..., 1]) for index in range(3)]
     assert colors[2] < colors[0] < colors[1]
+
+
+def test_the_worst_sets_are_those_of_the_figures_that_there_are():
+    def evaluation(*figures: dict[str, list[float]]) -> Evaluation:
+        groups = list(range(len(figures)))
+        return Evaluation(
+            {"model": Results([Scores(one) for one in figures])}, faces=[None for _ in figures], groups=groups
+        )
+
+    far = evaluation(*({"palette_distance": values} for values in ([1.0], [5.0, 7.0], [3.0])))
+    assert worst(far, "model", 2) == [1, 2]
+    scored: Any = SimpleNamespace(metrics=("lpips", "fid"), figures=[{"lpips": value} for value in (0.1, 0.2, 0.9)])
+    assert worst(far, "model", 2, scored) == [2, 1]
+    assert worst(far, "model", 1, SimpleNamespace(metrics=("fid",))) == [1]
+    bound = evaluation({"binding_accuracy": [0.5]}, {"binding_accuracy": [1.0]}, {"texture_correlation": [0.1]})
+    assert worst(bound, "model", 2, scored) == [0, 2]
+    with pytest.raises(ValueError, match="no figure that tells which are worst: leave --worst out"):
+        worst(evaluation({"kept_outside": [1.0]}), "model", 1)
