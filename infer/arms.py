@@ -171,16 +171,15 @@ def _reconstructing(composer: "Composer") -> Draw:
     """The true picture, encoded and decoded."""
     import jax
 
-    from fcjax.models.composer import decode_latents, encode_images
+    from fcjax.generation import decode
+    from fcjax.models.composer import encode_images
 
     @jax.jit
-    def reconstruct(params: dict[str, Any], images: jax.Array) -> jax.Array:
-        latents = encode_images(params, composer.config, images / 127.5 - 1.0, dtype=composer.dtype)
-        return decode_latents(params, composer.config, latents, dtype=composer.dtype)
+    def encode(params: dict[str, Any], images: jax.Array) -> jax.Array:
+        return encode_images(params, composer.config, images / 127.5 - 1.0, dtype=composer.dtype)
 
     def draw(one: EvaluationSet, assets: Sequence[Placeable], seed: int) -> UInt8[ndarray, "h w 3"]:
-        picture = _truth(one, assets, seed)[None].astype(np.float32)
-        decoded = np.asarray(reconstruct(composer.params, picture), np.float32)[0]
-        return np.round((decoded + 1.0) * 127.5).astype(np.uint8)
+        latents = encode(composer.params, _truth(one, assets, seed)[None].astype(np.float32))
+        return np.asarray(decode(composer.params, latents, config=composer.config, dtype=composer.dtype))[0]
 
     return draw

@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcjax.composer import Composer
 from fcjax.metrics import Scores, asset_palette, face_scores
-from infer.arms import Arm, picture_arms
+from infer.arms import Arm, make_arms, picture_arms
 from infer.evaluation import Evaluation, Results, report, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_pictures
@@ -152,3 +154,15 @@ def test_the_worst_sets_are_those_of_the_figures_that_there_are():
     assert worst(bound, "model", 2, scored) == [0, 2]
     with pytest.raises(ValueError, match="no figure that tells which are worst: leave --worst out"):
         worst(evaluation({"kept_outside": [1.0]}), "model", 1)
+
+
+@pytest.mark.filterwarnings("ignore:the model never learnt")
+def test_a_truth_that_becomes_no_number_is_no_picture(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    composer = Composer.load(tiny_model_folder)
+    composer.params["vae"] = jax.tree.map(lambda leaf: leaf * np.nan, composer.params["vae"])
+    monkeypatch.setattr(Composer, "load", lambda name: composer)
+    (truth, through_vae, *_), _ = make_arms("large", (), {}, size=(64, 48), binding_off=False, truth=True)
+    one = WardrobeSets("heldout", 1, 64, 48)[0]
+    assert truth.draw(one, one.assets, 0) is one.target.truth
+    with pytest.raises(ValueError, match="drew NaN or infinite numbers"):
+        through_vae.draw(one, one.assets, 0)
