@@ -66,17 +66,19 @@ class Matched:
     """The pairs to score, in the order of their names, and what was left out (nothing unless a subset was asked).
 
     sizes: of either side, how many pictures have which, height x width. folders: those in the two that nobody searched.
+    origin: where the pictures come from, if that needs a word.
     """
 
     pairs: list[Pair]
     problems: Problems = field(default_factory=Problems)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def notes(self) -> list[str]:
         """Lines on what a reader of the figures should know."""
-        found = []
+        found = [self.origin] if self.origin else []
         if len({size for side in self.sizes.values() for size in side}) > 1:
             sides = (
                 f"{side} {', '.join(f'{size} ({count})' for size, count in own.items())}"

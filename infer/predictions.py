@@ -154,6 +154,19 @@ class Scored:
         return self.name or str(self.flags.predictions)
 
     @property
+    def notes(self) -> list[str]:
+        """Lines on what a reader of the figures should know, and at which size pictures of another one are compared."""
+        made, true = ([*self.matched.sizes.get(side, ())] for side in SIDES)
+        sizes = (self.protocol.size(tuple(map(int, size.split("x")))) for size in made)
+        compared = dict.fromkeys(f"{height}x{width}" for height, width in sizes)
+        others = dict.fromkeys(size for size in (*made, *true) if size not in compared)
+        as_stored = self.protocol.reference == "native" and not any(metric in PAIRWISE for metric in self.metrics)
+        if not others or as_stored:
+            return self.matched.notes
+        said = f"compared at {', '.join(compared)} (height x width), pictures are {', '.join(others)}"
+        return [*self.matched.notes, said]
+
+    @property
     def counts(self) -> dict[str, int]:
         """Of pictures on either side."""
         return {
@@ -290,7 +303,7 @@ def table(scored: Scored) -> str:
     """The figures as text, with what they rest on."""
     rows = [["", scored.called, "pictures"], *lines(scored)]
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return "\n".join([title(scored), *scored.matched.notes, aligned(rows), said])
+    return "\n".join([title(scored), *scored.notes, aligned(rows), said])
 
 
 def _kid_words(protocol: Protocol) -> str:
@@ -313,7 +326,7 @@ def report(scored: Scored) -> dict[str, Any]:
         "left_out": dataclasses.asdict(scored.matched.problems),
         "equal": scored.equal,
         "sizes": scored.matched.sizes,
-        "notes": scored.matched.notes,
+        "notes": scored.notes,
         "intervals": f"95 % percentile bootstrap over pairs, {RESAMPLES} resamples; none of FID",
         "kid": "every subset is of all pictures"
         if scored.kid_is_whole

@@ -33,7 +33,7 @@ from infer.listed_sets import ListedSets, read_sets
 from infer.pages import write_page
 from infer.predictions import FolderFlags, Scored, score_matched, working_folder, write_csv
 from infer.prepared_sets import PreparedSets
-from infer.scoring import Networks, claim
+from infer.scoring import SIDES, Networks, claim
 from infer.sets import DrawnSets, EvaluationSet, WardrobeSets
 from infer.sheet import Panel, sheet
 
@@ -144,9 +144,12 @@ def by_protocol(
                 for index in range(count)
             ]
             made, true = folder / str(place), folder / "people"
+            size = f"{sets.height}x{sets.width}"
+            origin = f"truth: the data set's pictures at {size} (height x width), not the files that it was made from"
+            matched = Matched(pairs, sizes={side: {size: count} for side in SIDES}, origin=origin)
             own = dataclasses.replace(flags, predictions=made, truth=true, csv=None, work=None)
             kept = folder / f"scores-{place}-of-{count}"
-            scored = score_matched(Matched(pairs), own, kept, nets, seed=seed)
+            scored = score_matched(matched, own, kept, nets, seed=seed)
             # The pictures' own folders may be gone when their figures are read.
             told = dataclasses.replace(own, predictions=None, truth=None)
             found[column.name] = dataclasses.replace(scored, name=column.name, flags=told)

@@ -188,6 +188,19 @@ def test_figures_are_those_of_the_protocol(folders: tuple[Path, Path], tmp_path:
     assert [name for name, *_ in lines(scored)] == ["KID, mean of 100 subsets", "KID, all pictures"]
 
 
+def test_pictures_of_another_size_than_the_protocols_are_told(folders: tuple[Path, Path], tmp_path: Path):
+    """Of both sides, too; what compares files as they are stored resizes none."""
+    said = "compared at 64x48 (height x width), pictures are 32x24"
+    for number, name in enumerate(NAMES):
+        (folders[1] / f"{name}.jpg").unlink()
+        save(folders[1] / f"{name}.png", picture(number))
+    larger = score_folders(flags_of(folders, protocol="promptdresser-1024"), tmp_path / "a", NETWORKS, quiet=True)
+    assert report(larger)["notes"] == [said] and f"\n{said}\n" in table(larger)
+    for number, changes in enumerate(({}, {"protocol": "promptdresser-1024", "metrics": ("fid",)})):
+        same = score_folders(flags_of(folders, **changes), tmp_path / str(number), NETWORKS, quiet=True)
+        assert same.notes == []
+
+
 @pytest.mark.parametrize(
     ("border", "said"), [("crop", "border cropped"), (None, "border cropped"), ("reflect", "border mirrored")]
 )

@@ -40,7 +40,9 @@ def test_the_program_writes_what_it_says(folders: tuple[Path, Path], tmp_path: P
         "predictions": 5, "truth": 5,
         "left out": {"missing": 1, "extra": 0, "unreadable": 0, "mis-sized": 0, "unread": 0}
     }  # fmt: skip
-    assert found["sizes"] == {"predictions": {"32x24": 5}, "truth": {"64x48": 5}} and len(found["notes"]) == 1
+    assert found["sizes"] == {"predictions": {"32x24": 5}, "truth": {"64x48": 5}}
+    assert len(found["notes"]) == 2
+    assert found["notes"][1] == "compared at 32x24 (height x width), pictures are 64x48"
     assert found["protocol"]["name"] == "ladi-512" and found["seeds"] == {"intervals": 0, "kid_subsets": 0}
     assert found["versions"]["numpy"] == np.__version__ and len(found["pairs"]) == 5
     assert found["figures"]["ssim"]["low"] <= found["figures"]["ssim"]["mean"] <= found["figures"]["ssim"]["high"]

@@ -217,6 +217,9 @@ def test_a_smaller_count_is_scored_alone_by_a_protocol(data: Path, tmp_path: Pat
         return by_protocol(sets, arms, folder, count, flags, 0, networks)["grey"]
 
     all_three, two, anew = scored(tmp_path / "a", 3), scored(tmp_path / "a", 2), scored(tmp_path / "b", 2)
+    assert two.notes == [
+        "truth: the data set's pictures at 64x48 (height x width), not the files that it was made from"
+    ]
     assert two.counts == {"predictions": 2, "truth": 2} and all_three.counts == {"predictions": 3, "truth": 3}
     assert two.figures == anew.figures == all_three.figures[:2]
     assert two.distances == anew.distances != all_three.distances
