@@ -99,6 +99,11 @@ class PreparedSets:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the data set says of itself: its source, and with which settings (split, paired ...) it was prepared."""
+        return {name: value for name, value in self.data.index.items() if name != "shards"}
+
     def picture(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """The person as the data set shows them."""
         image = self.data[self.indices[index]]["image"]

@@ -264,7 +264,9 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
 def title(request: Request, sets: Sets, columns: Sequence[Arm], count: int) -> str:
     """What was scored, and what was not."""
     source = request.data or request.sets
-    said = counted(count, f"{request.wardrobe} set") if source is None else f"{source}, {counted(count, 'set')}"
+    split = sets.data.index["settings"].get("split") if isinstance(sets, PreparedSets) else None
+    named = f"{source}, split {split}" if split else str(source)
+    said = counted(count, f"{request.wardrobe} set") if source is None else f"{named}, {counted(count, 'set')}"
     if request.data is not None:
         said += f", {request.task}, {request.folders.pairing}"
     if count < (held := _held(sets, columns, count)):
@@ -296,6 +298,7 @@ def _write(
         document = {
             "title": said,
             "counts": {"scored": count, "of": _held(sets, columns, count)},
+            **({"data": sets.made_from} if isinstance(sets, PreparedSets) else {}),
             **report(request, evaluation, size),
             "networks": digests([*request.dino, *([request.clip] if request.clip is not None else [])]),
             "protocols": {name: predictions.report(one) for name, one in scored.items()},

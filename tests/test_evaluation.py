@@ -51,6 +51,12 @@ def test_prepared_sets_of_one_person_are_one_group(people: Path):
     assert [unpaired[index].group for index in range(4)] == [int(donor == 3) for donor in unpaired.donors]
 
 
+def test_the_title_tells_the_split_of_a_data_set(people: Path):
+    request, sets = Request(data=people, task="compose"), PreparedSets(people, "compose", "paired", 0, (64, 48))
+    assert title(request, sets, [], 3) == f"{people}, split train, 3 sets, compose, paired, A SUBSET of 4"
+    assert sets.made_from["settings"]["split"] == "train" and "shards" not in sets.made_from
+
+
 def test_swaps_of_one_person_are_one_group():
     evaluation = Evaluation({"model": Results(swaps=[True, True, False])}, swap_groups=[0, 0, 4])
     assert evaluation.summary("model")["swap_test"][3:] == (3, 2)

@@ -275,6 +275,7 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
     assert "3 sets, compose, paired" in printed and "ladi-512, paired, 3 pictures" in printed
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["counts"] == {"scored": 3, "of": 3} and len(found["sets"]) == 3
+    assert found["data"]["source"] == "folder" and found["data"]["settings"]["labels"] == "viton-hd"
     assert found["arms"]["truth"]["figures"]["texture_correlation"]["mean"] == pytest.approx(1)
     own = found["protocols"][str(tiny_model_folder)]
     assert set(own["figures"]) == {"ssim", "lpips"} and set(own["distances"]) == {
@@ -309,18 +310,8 @@ def test_composing_a_prepared_set(data: Path, tiny_model_folder: Path, tmp_path:
 
 
 def test_trying_on_in_a_prepared_set(data: Path, tryon_model: Path, tmp_path: Path, capsys):
-    words = (
-        "--model",
-        tryon_model,
-        "--data",
-        data,
-        "--task",
-        "tryon",
-        "--pairing",
-        "unpaired",
-        "--protocol",
-        "ladi-512",
-    )
+    words = ("--model", tryon_model, "--data", data, "--task", "tryon", "--pairing", "unpaired")
+    words = (*words, "--protocol", "ladi-512")
     evaluated(*words, "--work", tmp_path / "work", "--json", tmp_path / "out.json")
     printed = capsys.readouterr().out
     assert "2 sets, tryon, unpaired, 1 left out that nobody can exchange" in printed
