@@ -36,9 +36,12 @@ def run(function: Callable[..., object], arguments: Sequence[str] | None = None)
     """
     module = inspect.getmodule(function)
     description = (module.__doc__ if module else None) or function.__doc__
+    # Run by its name, as `python -m infer.compose`, a module knows that name.
+    spec = getattr(module, "__spec__", None)
+    program = None if spec is None else f"python -m {spec.name}"
     kind = _request_type(function)
     with exit_codes():
-        request = tyro.cli(kind or _keywords(function), args=arguments, description=description)
+        request = tyro.cli(kind or _keywords(function), args=arguments, description=description, prog=program)
         if kind is None:
             function(**request)
         else:

@@ -1,6 +1,7 @@
 """Turn a model of others into a composer's folder, or a composer's folder into one of another precision.
 
 python -m infer.convert stable-diffusion-v1-5 outputs/sd15 --dtype bfloat16
+
 python -m infer.convert v1-5-pruned-emaonly.safetensors outputs/sd15 --tokenizer stable-diffusion-v1-5/tokenizer
 
 SRC: a Stable Diffusion 1.x or 2.x folder as diffusers writes it, an inpainting one, a single file of 1.x, a composer's

@@ -33,6 +33,7 @@ readable, or nothing is scored (--subset takes what fits, and says so). A killed
 folders are scored alike by --also DIR.
 
 python -m infer.evaluate --model FOLDER --also OTHER --html page.html --blind
+
 python -m infer.evaluate --votes votes-*.json --key page.key.json
 
 With --html an evaluation of models becomes a page of its own, with --blind one on which people vote without knowing

@@ -39,7 +39,7 @@ from infer.compose import prepare_output, save_png
 from infer.figures import aligned, cell, prepare_file, versions
 from infer.predictions import working_folder
 from infer.request import weights_digest
-from infer.sampling_request import flag
+from infer.sampling_request import OptionalPath, flag
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -92,9 +92,9 @@ class Request:
     """Of the people; album i has the seed SEED + i."""
     steps: int = 20
     guidance: float = 1.5
-    json: Annotated[Path | None, flag("PATH", "none")] = None
+    json: OptionalPath = None
     """All figures, and those of every album."""
-    sheet: Annotated[Path | None, flag("PATH", "none")] = None
+    sheet: OptionalPath = None
     """A PNG of the first albums, a row for each way."""
     rows: int = 4
     """Albums on the sheet."""

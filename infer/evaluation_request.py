@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from infer.predictions import FolderFlags
+from infer.sampling_request import OptionalPath, flag
 
 SHARED = ("json", "worst", "rows", "seed", "overwrite", "work", "csv", "html", "blind")
 """Flags that every kind of evaluation knows."""
@@ -33,54 +34,55 @@ class Request:
     """Score the model with its binding switched off as well; on Wardrobe's sets this is done wherever there is any."""
     no_without_binding: tyro.conf.FlagCreatePairsOff[bool] = False
     """Not even there."""
-    split: Split | None = None
-    """Of Wardrobe's sets (default: heldout)."""
-    count: int | None = None
-    """Number of sets (default: 100; all of --data or --sets)."""
-    data: Path | None = None
+    split: Annotated[Split | None, flag("heldout|train|alike|drawn", "heldout")] = None
+    """Of Wardrobe's sets."""
+    count: Annotated[int | None, flag("INT", "100; all of --data or --sets")] = None
+    """Number of sets."""
+    data: OptionalPath = None
     """A prepared data set whose people the model is to draw: what train.prepare wrote."""
-    task: Literal["compose", "tryon"] | None = None
+    task: Annotated[Literal["compose", "tryon"] | None, flag("compose|tryon", "none")] = None
     """What the model is to do with --data: draw them anew, or dress them."""
-    sets: Path | None = None
+    sets: OptionalPath = None
     """A list of sets to compose, which infer.table1 wrote. With --predictions, as with --split, DIR holds a picture of
     every set by its number (0.png, 000000.jpg), and these are scored."""
-    shard: tuple[int, int] | None = None
-    """I N: draw every Nth picture from the Ith (0 to N - 1) into --work and score nothing. Once all N are done, a run
+    shard: Annotated[tuple[int, int] | None, flag("I N", "none")] = None
+    """Draw every Nth picture from the Ith (0 to N - 1) into --work and score nothing. Once all N are done, a run
     without scores them (and draws the swap test's)."""
-    clip: str | None = None
+    clip: Annotated[str | None, flag("NAME", "none")] = None
     """CLIP-I and CLIP-T by this model, a folder of transformers or a name on the Hub (openai/clip-vit-base-patch32)."""
     dino: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """The same of DINO or DINOv2 (facebook/dino-vits16, facebook/dinov2-base); may be repeated."""
-    faces: str | None = None
-    """The same of faces, by MODULE:FUNCTION of yours: pictures uint8 (h, w, 3) to vectors, None without a face."""
-    swap_count: int | None = None
-    """Number of sets for the swap test; by default as --count, for drawn garments 0."""
+    faces: Annotated[str | None, flag("MODULE:FUNCTION", "none")] = None
+    """The same of faces, by a function of yours: pictures uint8 (h, w, 3) to vectors, None without a face."""
+    swap_count: Annotated[int | None, flag("INT", "as --count; 0 where there are no swatches")] = None
+    """Number of sets for the swap test."""
     seed: int = 0
     """Of the sets; the picture of set i has the seed SEED + i."""
     steps: int = 20
     sampler: str = "ddim"
     guidance: float = 1.5
-    size: tuple[int, int] | None = None
-    """Height and width in pixels, if not those of the model."""
-    json: Path | None = None
+    size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
+    """Of pictures, in pixels."""
+    json: OptionalPath = None
     """All figures, and those of every set."""
-    sheet: Path | None = None
+    sheet: OptionalPath = None
     """A PNG of the first sets: assets, pose, results, truth."""
-    worst: Path | None = None
+    worst: OptionalPath = None
     """The same of the sets that the model did worst."""
-    swap_sheet: Path | None = None
+    swap_sheet: OptionalPath = None
     """A PNG of the first sets of the swap test, before and after the exchange."""
-    pictures: Path | None = None
+    pictures: OptionalPath = None
     """A folder for the model's pictures of the first sets, by number."""
     rows: int = 12
     """Sets on each sheet and page."""
-    html: Path | None = None
+    html: OptionalPath = None
     """A page with all figures, charts and the pictures of the first sets, in one file."""
     blind: bool = False
     """--html is a comparison page instead; whose pictures it shows stands beside it, in the file .key.json."""
     votes: tuple[Path, ...] = ()
     """What comparison pages saved, to be counted by --key."""
-    key: Path | None = None
+    key: OptionalPath = None
+    """The key of the page that the votes are on."""
     overwrite: bool = False
     """Replace what is there of an earlier run: files of figures (--json, --csv), the key of a comparison page, numbered
     pictures in --pictures."""

@@ -1,6 +1,7 @@
 """Write a model's sampling function for machines without fcjax: one file for cpu, cuda and tpu, and its weights.
 
 python -m infer.export mini outputs/exported
+
 python outputs/exported/run.py --out picture.png
 
 From a request's arrays to pictures in one function: text, asset canvas and pose (or person and mask, for a model that

