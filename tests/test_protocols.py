@@ -9,6 +9,7 @@ from PIL import Image, ImageFilter
 
 from fcjax.metrics.lpips import LPIPS
 from fcjax.metrics.protocols import PROTOCOLS, Protocol, pasted, through_jpeg
+from fcjax.metrics.ssim import RADIUS
 from fcjax.pictures import open_rgb
 from tests.test_metrics_lpips import random_params, reference
 
