@@ -10,13 +10,9 @@ from jaxtyping import Array, Key
 
 from fcjax import presets, trees
 from fcjax.config import ComposerConfig
-from fcjax.models.parameters import Parameters, abstract_part, init_parameters
-from fcjax.network_config import ImageEncoderConfig
-from fcjax.part_config import parse_config
-from fcjax.pretrained import Pretrained, locate
-from fcjax.weights import Tensors, load_parts, read_json
-
-ENCODER_FILES = ("config.json", "model*.safetensors*")
+from fcjax.metrics.networks.vit import read_dinov2
+from fcjax.models.parameters import Parameters, init_parameters
+from fcjax.pretrained import Pretrained
 
 
 def begun(base: Parameters, config: ComposerConfig, key: Key[Array, ""]) -> Parameters:
@@ -48,27 +44,13 @@ def encoded(model: Pretrained, appearance: str, image_encoder: str | Path | None
             "an image encoder's weights belong to the appearance image_encoder, which needs them: a DINOv2 folder of "
             "transformers, or a name such as facebook/dinov2-base"
         )
-    dtype = model.params["unet"]["conv_in"]["kernel"].dtype
-    read, encoder = None, None
-    if image_encoder is not None:
-        encoder, read = _image_encoder(locate(image_encoder, ENCODER_FILES), dtype)
+    encoder, read = (None, None) if image_encoder is None else read_dinov2(image_encoder)
     config = presets.encoding_assets(model.config, appearance, encoder)
     params = begun(model.params, config, jax.random.key(0))
     if read is not None:
-        params["image_encoder"] = read
+        dtype = model.params["unet"]["conv_in"]["kernel"].dtype
+        params["image_encoder"] = jax.tree.map(lambda leaf: leaf.astype(dtype), read)
     return model._replace(config=config, params=params)
-
-
-def _image_encoder(root: Path, dtype: Any) -> tuple[ImageEncoderConfig, Parameters]:
-    """DINOv2 as transformers writes it. ValueError for another folder."""
-    if not (root / "config.json").is_file():
-        raise ValueError(f"{root} is no model folder of transformers: it has no config.json")
-    given = read_json(root / "config.json")
-    if given.get("model_type") != "dinov2":
-        raise ValueError(f"{root} holds a model of type {given.get('model_type')!r}; dinov2 is expected")
-    config = parse_config(ImageEncoderConfig, given, str(root / "config.json"))
-    part = {"image_encoder": (Tensors.of_part(root, "model"), abstract_part(config))}
-    return config, load_parts(part, dtype)["image_encoder"]
 
 
 def _copied(fresh: Parameters, source: Mapping[str, Any], shared: int | None = None) -> Parameters:

@@ -36,6 +36,7 @@ from fcjax.body import Body
 from fcjax.cli import run
 from infer.compose import prepare_folder, save_png
 from infer.densepose import parts
+from infer.flags import flag, flag_of
 from infer.request import (
     POSE_FILE,
     AssetFile,
@@ -45,10 +46,10 @@ from infer.request import (
     make_body,
     png_metadata,
     pose_words,
-    read_png_metadata,
+    read_request,
     weights_digest,
 )
-from infer.sampling_request import SamplingFlags, SamplingRequest, flag, flag_of
+from infer.sampling_request import SamplingFlags, SamplingRequest
 from infer.sheet import Panel, sheet
 from infer.values import changed, check, key_problems, tuples
 
@@ -136,16 +137,9 @@ class AlbumRequest(SamplingRequest):
     @classmethod
     def read(cls, path: Path) -> "AlbumRequest":
         """The request in a JSON file, in the album.json of an album, or inside one of its pages."""
-        if not path.is_file():
-            raise ValueError(f"no such request file: {path}")
-        if path.read_bytes().startswith(b"\x89PNG"):
-            return cls.from_dict(read_png_metadata(path)[0], str(path), path.parent)
-        try:
-            given = json.loads(path.read_text(encoding="utf-8-sig"))
-            made = isinstance(given, Mapping) and given.keys() == {"request", "matched"}
-            return cls.from_dict(given["request"] if made else given, str(path), path.parent)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
+        given, _ = read_request(path)
+        made = isinstance(given, Mapping) and given.keys() == {"request", "matched"}
+        return cls.from_dict(given["request"] if made else given, str(path), path.parent)
 
 
 def turntable(views: Any, body: Any) -> list[dict[str, Any]]:

@@ -28,9 +28,10 @@ from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.whole_files import written_whole
 from infer.densepose import parts
+from infer.flags import flag, flag_of
 from infer.parameters import read_parameters
 from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
-from infer.sampling_request import SamplingFlags, flag, flag_of
+from infer.sampling_request import SamplingFlags
 from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def make(
         dataclasses.replace(request, assets=sealed, seed=request.seed + index, num_images=1)
         for index in range(request.num_images)
     ]
-    for one in requests[:1]:
-        one.metadata(weights)  # which may be too large, to be told before the work
+    # Which may be too large; told before the work.
+    dataclasses.replace(request, assets=sealed).metadata(weights)
     with tqdm(total=request.steps * request.num_images, unit="step", desc="composing", disable=quiet) as bar:
         compositions = composer.compose(
             request.prompt, assets, request.body, **request.settings, progress=functools.partial(_show, bar)

@@ -34,8 +34,8 @@ from fcjax.body.rotations import as_rotation_matrices
 from fcjax.body.smpl import load_smpl
 from fcjax.cli import run
 from fcjax.pictures import open_rgb
+from infer.flags import flag
 from infer.parameters import Parameters, camera_of, read_parameters
-from infer.sampling_request import flag
 
 CHECKS = 10  # squares of the preview along u and along v of each chart
 SMALLEST, LARGEST = 16, 4096  # pixels on a side

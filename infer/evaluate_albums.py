@@ -37,9 +37,9 @@ from fcjax.whole_files import write_json
 from infer.album_scores import FIDELITY, FIGURES, PageSet, album_set, score_album
 from infer.compose import prepare_output, save_png
 from infer.figures import aligned, cell, prepare_file, versions
+from infer.flags import OptionalPath, flag
 from infer.predictions import working_folder
 from infer.request import weights_digest
-from infer.sampling_request import OptionalPath, flag
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -247,11 +247,10 @@ def main(request: Request) -> None:
     if request.sheet is not None:
         prepare_output(request.sheet)
     from fcjax.composer import Composer
-    from fcjax.pretrained import locate
 
     composer = Composer.load(request.model)
     size = (composer.config.height, composer.config.width)
-    weights = weights_digest(locate(request.model))
+    weights = weights_digest(request.model)
     wardrobe = Wardrobe("heldout", request.seed, *size, backgrounds=("plain",))
     values: dict[str, list[dict[str, list[float]]]] = {mode: [] for mode in (*MODES, TRUTH)}
     shown: list[list[Panel]] = []

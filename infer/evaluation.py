@@ -10,7 +10,7 @@ from fcjax.metrics import FIGURES, Figure, Palette, Scores, Target, bootstrap, f
 from fcjax.metrics.protocols import PAIRWISE
 from fcjax.metrics.scores import FACE
 from infer import predictions
-from infer.densepose import preview
+from infer.densepose import parts
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
 from infer.predictions import Scored
@@ -111,11 +111,9 @@ def _rows(words: dict[str, str], summaries: Sequence[dict[str, Figure]]) -> list
 
 def weights(request: Request) -> dict[str, str]:
     """The digests of what drew the columns, by their names; none of pictures that were there."""
-    from fcjax.pretrained import locate
-
     if request.scores_pictures:
         return {}
-    return {name: weights_digest(locate(model)) for name, model in zip(request.names, request.drawn_by, strict=True)}
+    return {name: weights_digest(model) for name, model in zip(request.names, request.drawn_by, strict=True)}
 
 
 def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:
@@ -181,7 +179,5 @@ def worst(evaluation: Evaluation, arm: str, count: int, scored: Scored | None = 
 
 def given(one: EvaluationSet) -> list[Panel]:
     """Assets and pose of a set, and the person whom they are put on."""
-    charts = preview(one.maps)
-    pose = np.ascontiguousarray(charts[:, : charts.shape[1] // 2])
     person: list[Panel] = [] if one.person is None else [("the person", one.person.image)]
-    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, pose), *person]
+    return [*((asset.phrase, asset.image) for asset in one.assets), (one.pose, parts(one.maps)), *person]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from infer.flags import OptionalPath, flag
 from infer.predictions import FolderFlags
-from infer.sampling_request import OptionalPath, flag
 
 SHARED = ("json", "worst", "rows", "seed", "overwrite", "work", "csv", "html", "blind")
 """Flags that every kind of evaluation knows."""

@@ -20,8 +20,8 @@ from fcjax.metrics.protocols import DISTRIBUTION, PAIRWISE, PROTOCOLS, Metric, P
 from fcjax.metrics.ssim import Border
 from fcjax.pictures import open_rgb
 from infer.figures import aligned, cell, counted, versions
+from infer.flags import OptionalPath, flag
 from infer.folders import Matched, Pair, match
-from infer.sampling_request import OptionalPath, flag
 from infer.scoring import SIDES, Networks, Scratch, score_pairs
 from infer.sheet import Panel
 

@@ -180,21 +180,9 @@ class ComposeRequest(SamplingRequest):
 
     @classmethod
     def read(cls, path: Path) -> tuple["ComposeRequest", str | None]:
-        """The request in a JSON file or inside a PNG, and the digest of the weights that made the PNG."""
-        if not path.exists():
-            raise ValueError(f"no such request file: {path}")
-        content = path.read_bytes()
-        if content.startswith(b"\x89PNG"):
-            return cls._read_png(path)
-        try:
-            return cls.from_dict(json.loads(content), str(path), path.parent), None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is neither JSON nor a PNG of fcjax: {error}") from error
-
-    @classmethod
-    def _read_png(cls, path: Path) -> tuple["ComposeRequest", str | None]:
-        request, weights = read_png_metadata(path)
-        return cls.from_dict(request, str(path)), weights
+        """The request in a file, as `read_request` finds it."""
+        given, weights = read_request(path)
+        return cls.from_dict(given, str(path), path.parent), weights
 
     def metadata(self, weights: str) -> PngImagePlugin.PngInfo:
         """The PNG text chunks from which `read` gets this request back."""
@@ -213,6 +201,22 @@ def png_metadata(request: Mapping[str, Any], weights: str) -> PngImagePlugin.Png
     info.add_text("Software", f"fcjax {fcjax.__version__}")
     info.add_text(KEY, content)
     return info
+
+
+def read_request(path: Path) -> tuple[Any, str | None]:
+    """The plain data of a request in a JSON file or inside a PNG, and the digest of the weights that made the PNG.
+
+    ValueError for another file.
+    """
+    if not path.is_file():
+        raise ValueError(f"no such request file: {path}")
+    content = path.read_bytes()
+    if content.startswith(b"\x89PNG"):
+        return read_png_metadata(path)
+    try:
+        return json.loads(content), None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither JSON nor a PNG of fcjax: {error}") from error
 
 
 def read_png_metadata(path: Path) -> tuple[Any, str | None]:

@@ -3,11 +3,9 @@
 import dataclasses
 import numbers
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
+from infer.flags import flag, flag_of
 from infer.values import check, check_whole_numbers
 
 
@@ -54,20 +52,6 @@ class SamplingRequest:
         from fcjax.samplers import check_sampler
 
         check_sampler(self.sampler, self.steps, self.eta)
-
-
-def flag(metavar: str, default: Any) -> Any:
-    """A flag that is None where it is not given, so that it leaves a request as it is; the help shows the default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-OptionalPath = Annotated[Path | None, flag("PATH", "none")]
-"""A file or folder that may be left out."""
-
-
-def flag_of(kind: type, metavar: str, name: str) -> Any:
-    """`flag` for a field of a dataclass, whose default the help shows."""
-    return flag(metavar, next(field.default for field in dataclasses.fields(kind) if field.name == name))
 
 
 def _of_request(metavar: str, name: str) -> Any:

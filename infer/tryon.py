@@ -43,9 +43,10 @@ from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
+from infer.flags import flag, flag_of
 from infer.mask import make_mask
 from infer.request import AssetFile, found, read_png_metadata, warn_of_other_weights, weights_digest
-from infer.sampling_request import SamplingFlags, flag, flag_of
+from infer.sampling_request import SamplingFlags
 from infer.sheet import sheet
 from infer.tryon_request import FILES, TryOnRequest
 from infer.values import changed

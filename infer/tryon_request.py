@@ -1,7 +1,6 @@
 """A request of try-on: what `Composer.try_on` is asked for, with pictures as files, from flags, lists and PNGs."""
 
 import dataclasses
-import json
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
 from fcjax.data.sources.sample import LABELS, Labels
-from infer.request import AssetFile, asset_files, asset_problems, png_metadata, read_png_metadata
+from infer.request import AssetFile, asset_files, asset_problems, png_metadata, read_request
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, key_problems, tuples
 
@@ -113,16 +112,7 @@ class TryOnRequest(SamplingRequest):
         """The plain data of a request in a JSON file or inside a PNG; of a PNG the SHA-256 of its files, and the digest
         of the weights that made it, as well. ValueError for another file.
         """
-        if not path.is_file():
-            raise ValueError(f"no such request file: {path}")
-        weights = None
-        if path.read_bytes().startswith(b"\x89PNG"):
-            given, weights = read_png_metadata(path)
-        else:
-            try:
-                given = json.loads(path.read_text(encoding="utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is neither JSON nor a PNG of infer.tryon: {error}") from error
+        given, weights = read_request(path)
         if not isinstance(given, Mapping) or "person" not in given:
             raise ValueError(f"{path} holds no request of infer.tryon: a JSON object with person, prompt and assets")
         return {name: value for name, value in given.items() if name != "sha256"}, given.get("sha256", {}), weights

@@ -136,7 +136,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         # CatVTON's eval.py and inference.py --repaint, whose table the paper's baselines equal: the truth is resized
         # by LANCZOS to the height of the predictions and saved as JPEG again, as the predictions are; torchmetrics of
-        # no named version (what its figures of July 2024 came from cropped the border: --ssim-border crop); LPIPS
+        # no named version (in July 2024, when its figures appeared, it left the border out: --ssim-border crop); LPIPS
         # squeeze; clean-fid on the resized truth; KID times 1000.
         Protocol(
             "catvton-512", 512, None, "lanczos", True, True, "rgb", "reflect", "squeeze", None, "resized", 1000.0,

@@ -192,9 +192,7 @@ def open_dino(source: str | Path) -> Encoder:
     """DINO or DINOv2 (ViTModel, Dinov2Model) of a folder or a name on the Hub: the token of the whole picture."""
     folder, config, state = _opened(source, ("vit", "dinov2"))
     if config["model_type"] == "dinov2":
-        encoder = parse_config(ImageEncoderConfig, {**config, "model_type": "dinov2"}, str(folder / "config.json"))
-        inner = {key.removeprefix("dinov2."): leaf for key, leaf in state.items()}
-        params = _matched("image_encoder", inner, abstract_part(encoder), folder)
+        encoder, params = _dinov2(folder, config, state)
 
         @jax.jit
         def later(pixels: Array) -> Array:
@@ -211,6 +209,17 @@ def open_dino(source: str | Path) -> Encoder:
         return _norm(arrays, vit.after, tokens_of(vit, arrays, pixels)[:, 0], vit.epsilon)
 
     return Encoder(_precise(first), None, config.get("image_size", 224), folder)
+
+
+def read_dinov2(source: str | Path) -> tuple[ImageEncoderConfig, dict[str, Any]]:
+    """The config and the parameters, in float32, of DINOv2 in a folder of transformers or by a name on the Hub."""
+    return _dinov2(*_opened(source, ("dinov2",)))
+
+
+def _dinov2(folder: Path, config: Mapping[str, Any], state: State) -> tuple[ImageEncoderConfig, dict[str, Any]]:
+    encoder = parse_config(ImageEncoderConfig, config, str(folder / "config.json"))
+    inner = {key.removeprefix("dinov2."): leaf for key, leaf in state.items()}
+    return encoder, _matched("image_encoder", inner, abstract_part(encoder), folder)
 
 
 def _precise(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
