@@ -28,7 +28,7 @@ from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.whole_files import written_whole
 from infer.densepose import parts
-from infer.flags import flag, flag_of
+from infer.flags import OptionalPath, flag, flag_of
 from infer.parameters import read_parameters
 from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
@@ -54,9 +54,9 @@ class Flags:
 
     out: Path = Path("outputs/compose.png")
     """The picture, a PNG; its folder is made."""
-    sheet: Annotated[Path | None, flag("PATH", "none")] = None
+    sheet: OptionalPath = None
     """Another picture that shows assets, pose and result side by side."""
-    request: Annotated[Path | None, flag("PATH", "none")] = None
+    request: OptionalPath = None
     """A JSON file, or a PNG of this program, that says what the flags below leave out."""
     embed_assets: bool = False
     """Keep the asset files themselves in the PNG."""
@@ -91,7 +91,7 @@ class Flags:
     distance: Annotated[float | None, flag("METRES", "no perspective")] = None
     """Of the camera."""
     framing: Annotated[Literal["full", "upper"] | None, _of_body("full|upper", "framing")] = None
-    params: Annotated[Path | None, flag("PATH", "none")] = None
+    params: OptionalPath = None
     """SMPL pose parameters, .npz or .pkl, instead of --pose."""
     frame: Annotated[int | None, flag("INT", "0")] = None
     """Which frame of --params."""

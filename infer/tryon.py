@@ -43,7 +43,7 @@ from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
-from infer.flags import flag, flag_of
+from infer.flags import OptionalPath, flag, flag_of
 from infer.mask import make_mask
 from infer.request import AssetFile, found, read_png_metadata, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
@@ -65,26 +65,26 @@ class Flags:
 
     out: Path = Path("outputs/tryon.png")
     """The picture, a PNG; with --pairs a folder."""
-    sheet: Path | None = None
+    sheet: OptionalPath = None
     """Another picture that shows assets, person, mask and result side by side."""
-    request: Path | None = None
+    request: OptionalPath = None
     """A JSON file, or a PNG of this program, that says what the flags below leave out."""
-    pairs: Path | None = None
+    pairs: OptionalPath = None
     """A file with one request a line."""
     model: Annotated[str | None, _of_request("FOLDER", "model")] = None
     """A model folder whose condition is tryon, or mini-tryon, the one in the package."""
-    person: str | None = None
+    person: Annotated[str | None, flag("PATH", "none")] = None
     """The person's picture, of any size."""
-    mask: str | None = None
+    mask: Annotated[str | None, flag("PATH", "none")] = None
     """Of the person's size; white is repainted."""
-    parse: str | None = None
+    parse: Annotated[str | None, flag("PATH", "none")] = None
     """A parse map of the person: a PNG of labels, from which a mask is made where there is none."""
     labels: Annotated[Labels | None, _of_request("NAME", "labels")] = None
     """Whose labels the parse map has: viton-hd, lip, atr or deepfashion."""
-    iuv: str | None = None
+    iuv: Annotated[str | None, flag("PATH", "none")] = None
     """The person's body map (part ids, u, v), from which a mask is made where there is none; of the picture as its EXIF
     turns it."""
-    keypoints: str | None = None
+    keypoints: Annotated[str | None, flag("PATH", "none")] = None
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
     estimate: bool = False
     """The body is guessed from the photograph alone."""
@@ -96,7 +96,7 @@ class Flags:
     """A made mask covers the feet as well."""
     hat: bool = False
     """A made mask covers the top of the head as well."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, flag("WORDS", "required")] = None
     """What the picture shows; it should contain every asset's phrase."""
     asset: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """A garment's picture and the phrase that describes it; once for every garment."""
