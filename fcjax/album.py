@@ -11,7 +11,7 @@ are put into the other's latents.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import jax
@@ -51,6 +51,8 @@ class Album:
 
     pictures: list[Composition]
     matched: Float[np.ndarray, "n l"]
+    joined: "dict[Sharing, Album]" = field(default_factory=dict)
+    """The two albums that alignment joined, by how their pages share, where they were asked for."""
 
 
 def make_album(
@@ -71,6 +73,7 @@ def make_album(
     size: tuple[int, int] | None = None,
     layout_seed: int = 0,
     batch_size: int = 4,
+    keep_joined: bool = False,
     progress: Progress | None = None,
 ) -> Album:
     """An album of one person.
@@ -80,6 +83,7 @@ def make_album(
       which alone it has a meaning.
     same_noise: all pages start from the noise of `seed`; else page i from that of `seed + i`.
     batch_size: pages sampled at once, the first included; it is part of every batch. Memory grows with it.
+    keep_joined: give the two albums that alignment joins, too (`Album.joined`), to see what it changed.
     progress(done, steps): after every step, all batches counted; returning False raises SamplingCancelledError.
 
     One page is what `Composer.compose` makes of it. Other arguments, warnings and errors as there; ValueError as well
@@ -118,7 +122,8 @@ def make_album(
     batches = [[0, *range(start, start + fresh)] for start in range(1, count, fresh)] or [[0]]
     whole = len(modes) * len(batches) * steps
     denoise = _Denoise(composer, config, sampling, whole, progress)
-    latents: dict[int, Array] = {}
+    # Of the album, then of those that it is joined of.
+    latents: list[dict[int, Array]] = [{} for _ in range(1 + len(modes))]
     for pages_of in batches:
         rows = [min(number, count - 1) for number in pages_of]
         conditions = denoise.conditions([prepared[row] for row in rows])
@@ -130,14 +135,21 @@ def make_album(
             faces = jnp.asarray(np.stack([face_tokens(config, prepared[row]) for row in rows]))
             # The first page is the same in both.
             clean = jnp.where(faces[..., None], made[0], made[1])
-        latents |= {row: clean[place] for place, row in reversed(list(enumerate(rows)))}
-    pictures = []
-    for number, given in enumerate(prepared):
-        image = decode(composer.params, latents[number][None], config=config, dtype=composer.dtype)
-        assert given.maps is not None
-        own = seed if same_noise else seed + number
-        pictures.append(Composition(Image.fromarray(np.asarray(image[0])), own, given.canvas, given.maps, given.tokens))
-    return Album(pictures, np.array([shares(sharing, match) for match in matches]))
+        for of_album, values in zip(latents, [clean, *made], strict=True):
+            of_album |= {row: values[place] for place, row in reversed(list(enumerate(rows)))}
+
+    def album(how: Sharing, clean: dict[int, Array]) -> Album:
+        pictures = []
+        for number, given in enumerate(prepared):
+            image = decode(composer.params, clean[number][None], config=config, dtype=composer.dtype)
+            assert given.maps is not None
+            drawn = Image.fromarray(np.asarray(image[0]))
+            own = seed if same_noise else seed + number
+            pictures.append(Composition(drawn, own, given.canvas, given.maps, given.tokens))
+        return Album(pictures, np.array([shares(how, match) for match in matches]))
+
+    joined = {how: album(how, clean) for how, clean in zip(modes, latents[1:], strict=True)} if keep_joined else {}
+    return replace(album(sharing, latents[0]), joined=joined if aligned else {})
 
 
 def check_sharing(sharing: str, align: bool | None) -> None:

@@ -46,12 +46,7 @@ from infer.sheet import Panel, sheet
 if TYPE_CHECKING:
     from fcjax.composer import Composer
 
-MODES: dict[str, dict[str, Any]] = {
-    "one by one": {"sharing": "none", "align": False},
-    "cross-frame": {"sharing": "cross_frame", "align": False},
-    "correspondence": {"sharing": "correspondence", "align": False},
-    "correspondence + alignment": {"sharing": "correspondence", "align": True},
-}
+MODES = ("one by one", "cross-frame", "correspondence", "correspondence + alignment")
 TRUTH = "truth"
 DISTANCES = ("face_palette", "garment_palette", "palette_distance")
 """Of these less is better."""
@@ -83,7 +78,7 @@ class Request:
     model: str = "mini"
     """A model folder that composes, or mini, the model in the package."""
     count: int = 100
-    """Number of albums, each of another person; one of four pages takes about 20 times as long as a picture."""
+    """Number of albums, each of another person; one of four pages takes about 12 times as long as a picture."""
     pages: int = 4
     """Pages of each."""
     changed: int = 2
@@ -125,14 +120,19 @@ def compose(composer: "Composer", given: Sequence[PageSet], request: Request, se
     from fcjax.album import Page, make_album
 
     pages = [Page(page.maps, page.prompt, page.assets) for page in given]
-    made = {}
-    for name, ways in MODES.items():
-        album = make_album(
-            composer, pages, **ways, seed=seed, steps=request.steps, guidance=request.guidance, batch_size=len(pages)
-        )
-        pictures = [np.asarray(picture.image) for picture in album.pictures]
-        made[name] = Made(pictures, album.matched[1:].mean(axis=1).tolist())
-    return made
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "batch_size": len(pages),
+    }
+    alone = make_album(composer, pages, sharing="none", **settings)
+    aligned = make_album(composer, pages, keep_joined=True, **settings)
+    albums = (alone, aligned.joined["cross_frame"], aligned.joined["correspondence"], aligned)
+    return {
+        name: Made([np.asarray(picture.image) for picture in album.pictures], album.matched[1:].mean(axis=1).tolist())
+        for name, album in zip(MODES, albums, strict=True)
+    }
 
 
 def drawn(

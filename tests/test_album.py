@@ -195,6 +195,19 @@ def test_ways_of_sharing_differ_and_leave_the_first_page_alone(composer: Compose
     assert not np.array_equal(*pictures(noises)) and noises.pictures[1].seed == 1
 
 
+def test_an_aligned_album_is_joined_of_those_that_are_made_by_themselves(composer: Composer):
+    given = pages(STANDING, WALKING)
+    aligned = make_album(composer, given, keep_joined=True, steps=2)
+    assert list(aligned.joined) == ["cross_frame", "correspondence"]
+    for sharing, part in aligned.joined.items():
+        alone = make_album(composer, given, sharing=sharing, align=False, keep_joined=True, steps=2)
+        for one, other in zip(pictures(part), pictures(alone), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(part.matched, alone.matched)
+        assert not alone.joined and not part.joined
+    assert not make_album(composer, given, steps=2).joined
+
+
 def test_alignment_changes_no_latent_outside_the_face(composer: Composer, monkeypatch: pytest.MonkeyPatch):
     """Latents decoded as colours, so that what is seen is what alignment put together."""
     seen: list[np.ndarray] = []
