@@ -24,7 +24,8 @@ LOOSE = 2.0
 """So many times the margin where only the body is known: garments stand off from it."""
 STROKE = 0.5  # width of an arm's stroke over the distance of the shoulders
 LEAST_CONFIDENCE = 0.1
-SHOULDERS, ELBOWS, WRISTS = (2, 5), (3, 6), (4, 7)  # of OpenPose's 18
+SHOULDERS, ELBOWS, WRISTS, HIPS = (2, 5), (3, 6), (4, 7), (8, 11)  # of OpenPose's 18
+_TRUNK = 0.75  # the shoulders' distance over that of shoulder and hip, where one shoulder is not seen
 _HAND = 0.8  # a hand's length at most, over the forearm's
 _HEM, _WAIST = 1.5, 0.5  # how far tops reach down the legs and trousers up the trunk, over the margin, by eye
 _CROWN, _FOOT = 0.35, 0.06  # of the head's height, and of the person's: where hat and shoes come if none are seen
@@ -83,6 +84,9 @@ def agnostic_mask(
     chart = None if iuv is None else iuv[..., 0]
     if parse is not None:
         parse = _limbs(parse, chart)
+        if chart is not None:
+            # Hands in pockets and feet below a long hem: the body's map knows them, but cloth is what one sees.
+            chart = np.where(np.isin(chart, _HANDS + _FEET) & np.isin(parse, _GARMENTS), np.uint8(0), chart)
     halves = [_covered(parse, keypoints, chart, half) for half in _HALVES[category]]
     covered = np.logical_or.reduce(halves)
     if not covered.any():
@@ -124,14 +128,16 @@ def agnostic_image(image: UInt8[ndarray, "h w 3"], mask: Bool[ndarray, "h w"]) -
 
 
 def _limbs(parse: UInt8[ndarray, "h w"], chart: UInt8[ndarray, "h w"] | None) -> UInt8[ndarray, "h w"]:
-    """Bare skin as arm or leg: by the body's charts, or else a piece below the garments is a leg."""
+    """Bare skin as arm or leg: by the body's charts, or else a piece below the garment of the legs is a leg."""
     skin = parse == Part.SKIN
     if not skin.any():
         return parse
     if chart is not None:
         legs, arms = (skin & np.isin(chart, charts) for charts in (_LEG_CHARTS + _FEET, _ARM_CHARTS + _HANDS))
         return np.select([legs, arms], [np.uint8(Part.LEFT_LEG), np.uint8(Part.LEFT_ARM)], parse)
-    worn = np.flatnonzero(np.isin(parse, _GARMENTS).any(axis=1))
+    # A coat may hang open before bare legs.
+    around = next((parts for parts in (_LOWER, _GARMENTS) if np.isin(parse, parts).any()), ())
+    worn = np.flatnonzero(np.isin(parse, around).any(axis=1))
     pieces = _pieces(skin)
     middles = np.bincount(pieces[skin], np.nonzero(skin)[0]) / np.bincount(pieces[skin])
     below = middles > (worn[-1] if len(worn) else len(parse))
@@ -212,10 +218,10 @@ def _strokes(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) -> Bool[
     """Both arms as thick lines."""
     picture = Image.new("1", (shape[1], shape[0]))
     draw = ImageDraw.Draw(picture)
-    right, left = keypoints[list(SHOULDERS)]
-    if min(right[2], left[2]) < LEAST_CONFIDENCE:
+    across = _shoulders(keypoints)
+    if across is None:
         return np.asarray(picture)
-    width = max(1, round(STROKE * float(np.linalg.norm(right[:2] - left[:2]))))
+    width = max(1, round(STROKE * across))
     for joints in zip(SHOULDERS, ELBOWS, WRISTS, strict=True):
         seen = [tuple(map(float, keypoints[joint, :2])) for joint in joints if keypoints[joint, 2] >= LEAST_CONFIDENCE]
         if len(seen) > 1:
@@ -223,6 +229,19 @@ def _strokes(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) -> Bool[
         for x, y in seen:
             draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=1)
     return np.asarray(picture)
+
+
+def _shoulders(keypoints: Float[ndarray, "18 3"]) -> float | None:
+    """Their distance, by the trunk's length where one alone is seen; None where that is not seen either."""
+    seen = keypoints[:, 2] >= LEAST_CONFIDENCE
+
+    def apart(one: int, other: int) -> float:
+        return float(np.linalg.norm(keypoints[one, :2] - keypoints[other, :2]))
+
+    if seen[list(SHOULDERS)].all():
+        return apart(*SHOULDERS)
+    sides = [(one, hip) for one, hip in zip(SHOULDERS, HIPS, strict=True) if seen[one] and seen[hip]]
+    return _TRUNK * apart(*sides[0]) if sides else None
 
 
 def _behind_wrists(keypoints: Float[ndarray, "18 3"], shape: tuple[int, ...]) -> Bool[ndarray, "h w"]:

@@ -114,6 +114,49 @@ def test_sleeves_that_the_person_does_not_wear(iuv: np.ndarray):
     np.testing.assert_array_equal(agnostic_mask(parse, unseen), without)
 
 
+def test_one_arm_is_seen_from_the_side(iuv: np.ndarray):
+    parse = np.where(np.isin(iuv[..., 0], TORSO), Part.UPPER, 0).astype(np.uint8)
+    both = keypoints_of(iuv)
+    rows, columns = np.nonzero(np.isin(iuv[..., 0], TORSO))
+    both[[8, 11]] = (both[2, 0], rows.max(), 1), (both[5, 0], rows.max(), 1)
+    one = both.copy()
+    one[[5, 6, 7, 11], 2] = 0
+    left, right = (19, 21), (20, 22)
+    mask = agnostic_mask(parse, one)
+    assert share(mask, iuv[..., 0], right) > 0.8 and share(mask, iuv[..., 0], left) < 0.3
+    # As thick as if both shoulders were seen, to a quarter.
+    arm = columns.mean() > np.arange(parse.shape[1])
+    thick = [np.median((agnostic_mask(parse, points) & arm)[160:200].sum(axis=1)) for points in (both, one)]
+    assert thick[1] == pytest.approx(thick[0], rel=0.25)
+
+
+@pytest.mark.parametrize("category", ["lower", "dress", "outfit"])
+def test_cloth_over_hands_and_feet_is_taken_off(iuv: np.ndarray, parse: np.ndarray, category: str):
+    """Hands in pockets, shoes below a hem: the body's map shows them, the picture does not."""
+    hidden = np.isin(iuv[..., 0], (3, 5))
+    parse = np.where(hidden, np.uint8(Part.DRESS if category == "dress" else Part.PANTS), parse)
+    mask = agnostic_mask(parse, iuv=iuv, category=category)
+    assert mask[hidden].mean() > 0.9
+    assert share(mask, iuv[..., 0], (4, 6)) < 0.35
+    # Those of the other half of the body stay on.
+    assert share(agnostic_mask(parse, iuv=iuv, category="upper"), iuv[..., 0], (5,)) == 0
+
+
+def test_legs_are_bare_below_an_open_coat(parse: np.ndarray, iuv: np.ndarray):
+    """By a parse map alone, with one label for bare skin."""
+    rows = np.arange(len(parse))[:, None]
+    legs, feet = np.isin(iuv[..., 0], LEGS), np.flatnonzero(np.isin(iuv[..., 0], FEET).any(axis=1))[0]
+    knee = (np.flatnonzero(legs.any(axis=1))[0] + feet) // 2
+    dressed = np.where(legs & (rows > knee - 10), np.uint8(Part.SKIN), parse)
+    columns = np.flatnonzero(legs.any(axis=0))
+    coat = (rows > knee - 40) & (rows < feet) & (dressed == 0)
+    coat[:, columns[0] : columns[-1] + 1] = False
+    dressed = np.where(coat & (np.arange(parse.shape[1]) < columns[-1] + 8), np.uint8(Part.COAT), dressed)
+    bare = legs & (dressed == Part.SKIN)
+    assert agnostic_mask(dressed, category="lower")[bare].mean() > 0.9
+    assert agnostic_mask(dressed, category="upper")[bare].mean() < 0.4
+
+
 @pytest.mark.parametrize("charts", [True, False])
 def test_bare_skin_is_arm_or_leg(iuv: np.ndarray, parse: np.ndarray, charts: bool):
     """DeepFashion's parse maps have one label for bare skin, VITON-HD's one for each limb."""
