@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcjax import folder, trees
+from fcjax import folder, presets, trees
 from fcjax.composer import Composer
 from fcjax.data import Prepared
 from fcjax.data.augment import Augmentation
@@ -26,7 +26,7 @@ from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, prepare_latents
 from train.step import initial_state
-from train.tasks import make_task
+from train.tasks import make_task, network_fields
 from train.watch import Watch
 
 KEY = jax.random.key(0)
@@ -183,8 +183,45 @@ def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
     assert trees.digest(started) == trees.digest(task.parameters)
     index["fcjax"]["attend_blank"] = True
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="holds a model of another configuration than 'tiny'"):
+    with pytest.raises(
+        ValueError, match=r"configuration than 'tiny'; these.*: attend_blank \(True there, False now\)$"
+    ):
         make_task(dataclasses.replace(config, start=tmp_path))
+
+
+def test_stable_diffusions_own_files_are_what_its_configuration_trains(tmp_path: Path):
+    """The keys of v1-5's text_encoder/config.json and unet/config.json, as they are given out."""
+    text = {
+        "_name_or_path": "openai/clip-vit-large-patch14", "architectures": ["CLIPTextModel"], "attention_dropout": 0.0,
+        "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2, "hidden_act": "quick_gelu", "hidden_size": 768,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 12,
+        "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 768, "torch_dtype": "float32",
+        "transformers_version": "4.22.0.dev0", "vocab_size": 49408,
+    }  # fmt: skip
+    blocks = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    unet = {
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+        "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False,
+        "cross_attention_dim": 768, "down_block_types": blocks, "downsample_padding": 1, "flip_sin_to_cos": True,
+        "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05,
+        "norm_num_groups": 32, "out_channels": 4, "sample_size": 32,
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    }  # fmt: skip
+    model = presets.sd15()
+    assert model.reference_unet is not None
+    parts = {}
+    for name, given in (("text_encoder", text), ("unet", unet)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(given))
+        parts[name] = folder.load_part_config(tmp_path, name)
+    read = dataclasses.replace(
+        model,
+        unet=dataclasses.replace(parts["unet"], in_channels=model.unet.in_channels),
+        reference_unet=parts["unet"],
+        text_encoder=parts["text_encoder"],
+    )
+    assert read != model and network_fields(read) == network_fields(model)
 
 
 def test_a_composing_run_shows_canvas_pose_truth_and_composition(composing, data: Path, tmp_path: Path):

@@ -22,6 +22,7 @@ from fcjax.samplers import sampler_table
 from fcjax.sampling import guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.tokenizer import Tokenizer
 from train.config import TrainConfig
+from train.documents import differing
 from train.examples import Transform, example_of, latent_sizes
 from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
@@ -157,9 +158,11 @@ def _compose(config: TrainConfig) -> Task:
         started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
         if (model.condition, started.condition) == ("tryon", "pose"):
             started, drawn = for_tryon(started, drawn)
-        # The networks do not depend on the picture's size: a run may go on from one on smaller pictures.
-        if dataclasses.replace(started, height=model.height, width=model.width) != model:
-            raise ValueError(f"{config.start} holds a model of another configuration than {config.name!r}")
+        if differ := differing(*map(network_fields, (started, model))):
+            raise ValueError(
+                f"{config.start} holds a model of another configuration than {config.name!r}; these fields differ: "
+                f"{', '.join(differ)}"
+            )
     else:
         drawn = init_parameters(model, jax.random.key(config.seed))
     params = {part: drawn[part] for part in drawn if part != "vae"}
@@ -208,6 +211,20 @@ def _compose(config: TrainConfig) -> Task:
     loss = composing_loss(model, config.loss, _dtype(config), channel_weights(vae), config.remat)
     transform = example_of(model, tokenizer, data.index, config.augment)
     return Task(params, data, transform, example_of(model, tokenizer, data.index), loss, export, columns)
+
+
+def network_fields(model: ComposerConfig) -> Tree:
+    """A configuration's fields but for those that no network depends on, so that a run may go on where they differ.
+
+    These are the sizes of pictures, and the token ids of the text encoder's file, which the tokenizer has of its own:
+    Stable Diffusion's files name ids (0, 2 and 1) that are not its tokenizer's.
+    """
+    fields = dataclasses.asdict(model)
+    for part in (fields, *fields.values()):
+        for name in ("height", "width", "sample_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+            if isinstance(part, dict):
+                part.pop(name, None)
+    return fields
 
 
 def check_sizes(index: Mapping[str, Any], where: Any, model: ComposerConfig, name: str) -> None:
