@@ -1,6 +1,7 @@
 """The one attention: every kernel equals the equation, gradients included, and which one is picked."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,28 @@ def test_which_kernel_is_picked(name: str, queries: int, keys: int, size: int, d
     with attention_kernel(name):
         jax.eval_shape(pick, query, key)
     assert picked == [expected, "portable"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "expected"),
+    [
+        ("gpu", "8.0", "cudnn"),
+        ("gpu", "10.0", "cudnn"),
+        ("gpu", "7.5", "portable"),
+        ("gpu", "gfx90a", "portable"),
+        ("gpu", None, "portable"),
+        ("tpu", None, "pallas"),
+        ("cpu", None, "portable"),
+    ],
+)
+def test_what_suits_the_default_device(
+    monkeypatch: pytest.MonkeyPatch, backend: str, capability: str | None, expected: str
+) -> None:
+    device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    tokens = jax.ShapeDtypeStruct((2, 3072, 8, 40), jnp.bfloat16)
+    assert kernels.kernel_of(tokens, tokens, None) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ FOOTPRINT = 1.0
 """Places match within so many times the distance from a token to its neighbours on the body."""
 
 
+_WITHIN_CELL = 1e-5
+"""The weight of (u, v), so little that it tells apart nothing but places of one cell."""
+
+
 def token_places(
     iuv: UInt8[ndarray, "H W 3"], height: int, width: int
 ) -> tuple[UInt8[ndarray, "h w"], Float[ndarray, "h w 3"]]:
@@ -17,13 +21,17 @@ def token_places(
 
     ValueError for a map that is smaller than the grid.
     """
+    seen = _at_tokens(iuv, height, width)
+    return seen[..., 0], rest_places(atlas_uv(seen))
+
+
+def _at_tokens(iuv: UInt8[ndarray, "H W 3"], height: int, width: int) -> UInt8[ndarray, "h w 3"]:
     rows, columns = iuv.shape[:2]
     if rows < height or columns < width:
         raise ValueError(f"a body map of {rows}x{columns} pixels is smaller than its grid of {height}x{width} tokens")
     row = (np.arange(height) * 2 + 1) * rows // (2 * height)
     column = (np.arange(width) * 2 + 1) * columns // (2 * width)
-    seen = iuv[row][:, column]
-    return seen[..., 0], rest_places(atlas_uv(seen))
+    return iuv[row][:, column]
 
 
 def match_tokens(
@@ -33,8 +41,8 @@ def match_tokens(
 
     iuv: part ids 0..24, u and v in 255ths. Two tokens match where both lie in the same chart and their places on a
     resting body are no farther apart than FOOTPRINT times the token's own size there: the distance to the farthest of
-    its neighbours in the same chart (of a token without such, the picture's median). The nearest is taken, of equals
-    the first.
+    its neighbours in the same chart (of a token without such, the picture's median). The nearest is taken; places
+    are known to 1/32 of a chart, and of those in one such cell it is the one with the nearest (u, v), then the first.
     """
     # Choice: places on the body at rest rather than (u, v), whose scale differs from chart to chart.
     part, place = token_places(iuv, height, width)
@@ -42,11 +50,15 @@ def match_tokens(
     size = _sizes(part, place).reshape(-1)
     part, first_part = part.reshape(-1), first_part.reshape(-1)
     place, first_place = place.reshape(-1, 3), first_place.reshape(-1, 3)
+    uv, first_uv = (_at_tokens(maps, height, width)[..., 1:].reshape(-1, 2) / 255 for maps in (iuv, first))
     found = np.full(height * width, -1)
     for number in np.intersect1d(part[part > 0], first_part):
         here, there = np.flatnonzero(part == number), np.flatnonzero(first_part == number)
-        distance = np.linalg.norm(place[here][:, None] - first_place[there][None], axis=-1)
-        nearest = distance.argmin(axis=1)
+        distance, within = (
+            np.linalg.norm(ours[here][:, None] - theirs[there][None], axis=-1)
+            for ours, theirs in ((place, first_place), (uv, first_uv))
+        )
+        nearest = (distance + _WITHIN_CELL * within).argmin(axis=1)
         near = distance[np.arange(len(here)), nearest] <= FOOTPRINT * size[here]
         found[here[near]] = there[nearest[near]]
     return found

@@ -2,7 +2,7 @@
 
 "portable"  products and a softmax in plain JAX, chunk by chunk of the queries where all scores at once would be large;
             on a CPU one head at a time, whose scores then stay in the cache. With a backward pass of its own
-"cudnn"     cuDNN's flash attention: NVIDIA GPUs, half precision, heads of at most 128 numbers
+"cudnn"     cuDNN's flash attention: NVIDIA GPUs from Ampere on, half precision, heads of at most 128 numbers
 "pallas"    our flash attention for TPUs, `fcjax.models.tpu_attention`
 "auto"      cuDNN's or ours for TPUs where the default device has it and the shapes suit it, else the portable form
 
@@ -18,6 +18,7 @@ Flash kernels take no mask of (queries x keys), which would cost its memory. A h
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -41,6 +42,7 @@ _SCORES_ELSEWHERE = 2**26
 # With fewer keys (the prompt's) the scores take little, and there is nothing that cuDNN could save. A TPU's own layouts
 # of those scores cost more than they.
 _CUDNN_KEYS = 256
+_CUDNN_CAPABILITY = 8.0
 _CUDNN_LARGEST_HEAD = 128  # 256 from Hopper on; wider heads stand where tokens are few
 _PALLAS_LARGEST_HEAD = 1024  # bytes: the VAE's in half precision
 _PALLAS_ONE_BLOCK = 1024
@@ -77,7 +79,8 @@ def kernel_of(query: Any, key: Any, mask: Any) -> str:
     if name not in KERNELS:
         raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}")
     if name == "auto":
-        name = {"gpu": "cudnn", "tpu": "pallas"}.get(jax.default_backend(), "portable")
+        backend = jax.default_backend()
+        name = "pallas" if backend == "tpu" else "cudnn" if backend == "gpu" and _has_cudnn() else "portable"
     queries, keys, size = query.shape[1], key.shape[1], query.shape[3]
     suits = {
         # A hidden key's further number brings heads to a multiple of 8, which cuDNN needs.
@@ -92,6 +95,12 @@ def kernel_of(query: Any, key: Any, mask: Any) -> str:
     }
     by_query = mask is not None and mask.ndim == 4
     return name if not by_query and suits.get(name, False) else "portable"
+
+
+def _has_cudnn() -> bool:
+    """Whether the GPU has cuDNN's flash attention: NVIDIA's from Ampere on. AMD's say "gfx90a" and the like."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= _CUDNN_CAPABILITY
 
 
 # ---------------------------------------------------------------------------------------------------------------------
