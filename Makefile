@@ -19,6 +19,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(PY) -m pip install --quiet --editable ".[test,lint]"
 	# Oracles that declare torchvision, which would bring another torch and which is not needed of them.
 	$(PY) -m pip install --quiet --no-deps clean-fid==0.1.35 lpips==0.1.4 torch-fidelity==0.4.0
+	# The body model that --estimate runs lies in this package, of which nothing is imported.
+	$(PY) -m pip install --quiet --no-deps "mediapipe==0.10.14; python_version < '3.13'"
 	touch $@
 
 demo: $(VENV)/.run  ## a full look on two poses, and an album, into outputs/demo/
