@@ -23,7 +23,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(PY) -m pip install --quiet --no-deps "mediapipe==0.10.14; python_version < '3.13'"
 	touch $@
 
-demo: $(VENV)/.run  ## a full look on two poses, and an album, into outputs/demo/
+demo: $(VENV)/.run  ## a full look on two poses, a try-on and an album, into outputs/demo/
 	$(PY) -m infer.demo --out outputs/demo
 
 TRAINED = outputs/train-demo
