@@ -98,15 +98,7 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
 
     Raises ValueError for keys, shapes and numbers that are no SMPL parameters.
     """
-    try:
-        arrays: Mapping[Any, Any] = load_arrays(path)
-    except ValueError as error:
-        if "joblib" not in str(error):
-            raise
-        raise ValueError(
-            f"{path} was written by joblib, which is not read here: write it as a plain pickle first, python -c "
-            f"\"import joblib, pickle; pickle.dump(joblib.load('{path}'), open('plain.pkl', 'wb'))\""
-        ) from error
+    arrays: Mapping[Any, Any] = load_arrays(path)
     try:
         arrays = _of_subject(arrays, subject)
         # 4D-Humans keeps them together, as a dictionary or under names with a point.

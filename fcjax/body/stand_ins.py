@@ -1,12 +1,12 @@
 """What the pickles of body models and poses may name, as inert stand-ins that only keep what is said of them.
 
-`fcjax.body.pickles` lets a pickle call nothing else. No code of NumPy, SciPy or chumpy runs, nor is any of theirs
-needed but NumPy's arrays: `resolve` makes those of what was kept.
+`fcjax.body.pickles` lets a pickle call nothing else. No code of NumPy, SciPy, joblib or chumpy runs, nor is any of
+theirs needed but NumPy's arrays: `resolve` makes those of what was kept.
 """
 
 import math
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy import ndarray
@@ -72,6 +72,28 @@ class _BufferArray(_Record):
     def value(self) -> ndarray:
         content, dtype, shape, order = self.arguments
         return _array(content, dtype, shape, order)
+
+
+class JoblibArray(_Record):
+    """`joblib.numpy_pickle.NumpyArrayWrapper`: type, shape and order of an array whose bytes follow in the file."""
+
+    __slots__ = ("array",)
+
+    def read(self, file: BinaryIO, end: int) -> None:
+        """Takes the array's bytes out of a file of `end` bytes."""
+        dtype, shape, order, alignment = (
+            self.state.get(key) for key in ("dtype", "shape", "order", "numpy_array_alignment_bytes")
+        )
+        kind, shape = _number_type(dtype), _shape(shape)
+        if alignment is not None:  # joblib 1.2 and later: how many bytes fill up to the alignment, then those
+            file.read(file.read(1)[0])
+        size, left = math.prod(shape) * kind.itemsize, end - file.tell()
+        if size > left:  # before memory is asked for
+            raise ValueError(f"an array of {size} bytes, of which {left} are there; is the file complete?")
+        self.array = _array(file.read(size), dtype, shape, order)
+
+    def value(self) -> ndarray:
+        return self.array
 
 
 class _Scalar(_Record):
@@ -173,6 +195,9 @@ class _Mapping(dict[Any, Any]):
     def __init__(self, content: Any = None) -> None:
         super().__init__(content if isinstance(content, list) else ())
 
+    def __setstate__(self, state: Any) -> None:
+        """Attributes are left out; on the class for the reason of `_Record`'s."""
+
 
 class _Encoder(_Record):
     """`_codecs.encode(text, "latin1")`, Python 3's way to write bytes in the old protocols."""
@@ -236,19 +261,31 @@ def resolve(value: Any) -> Any:
     return value
 
 
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> ndarray:
+def _number_type(dtype: Any) -> np.dtype:
     if not isinstance(dtype, _DType):
         raise ValueError("an array without a type")
     kind = dtype.value()
     if kind.hasobject:
         raise ValueError("an array of objects")
+    return kind
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in sizes)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array of shape {shape}")
+    return shape
+
+
+def _array(content: Any, dtype: Any, shape: Any, order: Any) -> ndarray:
+    kind = _number_type(dtype)
     if isinstance(content, str):  # Python 2 wrote the bytes as a string, read here as latin1
         content = content.encode("latin1")
     if not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise ValueError("an array whose contents are not bytes")
     numbers = np.frombuffer(content, kind)
-    shape = tuple(int(size) for size in shape)
-    if min(shape, default=0) < 0 or math.prod(shape) != numbers.size:
+    shape = _shape(shape)
+    if math.prod(shape) != numbers.size:
         raise ValueError(f"an array of shape {shape} with {numbers.size} numbers")
     return numbers.reshape(shape, order=order).copy()  # writable, and free of the file's bytes
 
