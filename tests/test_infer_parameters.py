@@ -263,6 +263,86 @@ def test_the_camera_of_4d_humans(tmp_path):
         camera_in(tmp_path, {"pred_cam": [0, x, y], "box_center": [across, down], "box_size": np.array(size)})
 
 
+TWO = {
+    "poses": np.stack([WALKING, WALKING]),
+    "pred_cam": np.array([[0.9, 0.1, -0.2], [0.8, 0.0, 0.1]]),
+    "box_center": np.array([[500.0, 300.0], [700.0, 350.0]]),
+    "box_size": np.array([400.0, 250.0]),
+}
+"""4D-Humans' batch of two people."""
+
+
+@pytest.mark.parametrize("frame", [0, 1])
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_each_person_of_4d_humans_has_a_box(shape, frame, tmp_path):
+    np.savez(tmp_path / "pose.npz", **{**TWO, "box_size": TWO["box_size"].reshape(shape)})
+    camera = camera_of(read_parameters(tmp_path / "pose.npz", frame), HEIGHT, WIDTH)
+    (scale, x, y), (across, down) = TWO["pred_cam"][frame], TWO["box_center"][frame]
+    focal, box = 5000 / 256 * WIDTH, TWO["box_size"][frame] * scale
+    translation = x + 2 * (across - WIDTH / 2) / box, y + 2 * (down - HEIGHT / 2) / box, 2 * focal / box
+    np.testing.assert_allclose(camera.project(POINTS)[:, :2], seen(POINTS, focal, translation), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("box_size", (3,), "box_size is of 3 frames, the pose of 2: expected one for each, or one for all"),
+        ("box_size", (3, 1), "box_size is of 3 frames"),
+        ("box_size", (2, 2), r"box_size has shape \(2, 2\); expected one number, or one number for each frame"),
+        ("pred_cam", (3, 3), "pred_cam is of 3 frames, the pose of 2"),
+        ("pred_cam", (4,), r"pred_cam has shape \(4,\); expected 3 numbers, or 3 numbers for each frame"),
+        ("box_center", (3, 2), "box_center is of 3 frames"),
+        ("focal_length", (3,), "focal_length is of 3 frames"),
+        ("focal_length", (3, 2), "focal_length is of 3 frames"),
+        ("focal_length", (2, 3), r"focal_length has shape \(2, 3\)"),
+        ("camera_rotation", (3, 3, 3), "camera_rotation is of 3 frames"),
+    ],
+)
+def test_cameras_of_another_number_of_frames_are_refused(key, shape, message, tmp_path):
+    given = np.broadcast_to(np.eye(3), shape) if key == "camera_rotation" else np.ones(shape)
+    np.savez(tmp_path / "pose.npz", **{**TWO, key: given})
+    for frame in (0, 1):
+        with pytest.raises(ValueError, match=message):
+            read_parameters(tmp_path / "pose.npz", frame)
+
+
+@pytest.mark.parametrize(
+    ("focal_length", "expected"),
+    [
+        (np.array(900.0), [900, 900]),
+        ([900.0], [900, 900]),
+        ([[900.0]], [900, 900]),
+        ([900.0, 700.0], [900, 700]),
+        ([[900.0], [700.0]], [900, 700]),
+        ([[900.0, 900.0]], [900, 900]),
+        ([[900.0, 900.0], [700.0, 700.0]], [900, 700]),
+    ],
+)
+def test_focal_lengths_of_two_frames(focal_length, expected, tmp_path):
+    """One for all or each, or x and y of all or each."""
+    translations = np.array([[0.1, 0.3, 12.0], [0.2, 0.1, 9.0]])
+    arrays = {"poses": TWO["poses"], "camera_translation": translations, "camera_rotation": np.eye(3)}
+    np.savez(tmp_path / "pose.npz", focal_length=focal_length, **arrays)
+    for frame in (0, 1):
+        camera = camera_of(read_parameters(tmp_path / "pose.npz", frame), HEIGHT, WIDTH)
+        points = seen(POINTS, expected[frame], translations[frame])
+        np.testing.assert_allclose(camera.project(POINTS)[:, :2], points, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_a_camera_has_one_focal_length(shape, tmp_path):
+    arrays = {"camera_translation": np.array([0.1, 0.3, 12.0])}
+    np.testing.assert_allclose(
+        camera_in(tmp_path, {**arrays, "focal_length": np.full(shape, 900.0)}).project(POINTS)[:, :2],
+        seen(POINTS, 900, arrays["camera_translation"]),
+        atol=1e-2,
+    )
+    arrays["focal_length"] = np.reshape([900.0, 700.0], shape)
+    with pytest.raises(ValueError, match="focal_length is 900 along x and 700 along y, .* give it as focal"):
+        camera_in(tmp_path, arrays)
+    camera_in(tmp_path, arrays, focal=800.0)
+
+
 def test_parameters_of_4d_humans_lie_under_a_name(tmp_path):
     under = {"global_orient": MATRICES[None, :1], "body_pose": MATRICES[None, 1:], "betas": np.arange(10.0)[None]}
     np.savez(tmp_path / "flat.npz", **{f"pred_smpl_params.{key}": array for key, array in under.items()})
