@@ -38,6 +38,8 @@ UPRIGHT = {
 }
 SMPLIFYX_FOCAL = 5000.0
 HUMANS_FOCAL, HUMANS_CROP = 5000.0, 256.0
+HUMANS_KEY = "pred_smpl_params"
+"""4D-Humans keeps parameters under it, as a dictionary or behind a point."""
 CAMERA_KEYS = {"pred_cam": 3, "box_center": 2, "box_size": 1, "camera_translation": 3, "cam_t": 3}
 """How many numbers a frame has of each; of focal_length it has one, or two along x and y."""
 
@@ -103,11 +105,11 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
     arrays: Mapping[Any, Any] = load_arrays(path)
     try:
         arrays = _of_subject(arrays, subject)
-        # 4D-Humans keeps them together, as a dictionary or under names with a point.
-        nested = arrays.get("pred_smpl_params")
+        of_humans = any(key.split(".")[0] == HUMANS_KEY for key in arrays)
+        nested = arrays.get(HUMANS_KEY)
         if isinstance(nested, Mapping):
             arrays = {**arrays, **nested}
-        arrays = {key.removeprefix("pred_smpl_params."): array for key, array in arrays.items()}
+        arrays = {key.removeprefix(f"{HUMANS_KEY}."): array for key, array in arrays.items()}
         if "frame_ids" in arrays:
             frame = _tracked(_numbers(arrays, "frame_ids"), frame)
         key = next((key for key in ("poses", "pose", "body_pose") if key in arrays), None)
@@ -121,7 +123,7 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
             root = _joints(arrays, "global_orient", (1,), frame) if "global_orient" in arrays else np.eye(3)[None]
             joints = np.concatenate([root, joints])
         joints, source = joints.copy(), _source(arrays, frame, frames)
-        upright = UPRIGHT[up or _upward(arrays, source)]
+        upright = UPRIGHT[up or ("-y" if of_humans else _upward(arrays, source))]
         joints[0] = upright @ joints[0]
         where = next((key for key in ("transl", "trans") if key in arrays), None)
         return Parameters(
@@ -140,7 +142,7 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
 
 def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, Any]:
     """The arrays of one person. ValueError where it is not told whose, and where there is no such person."""
-    nested = "pred_smpl_params" in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
+    nested = HUMANS_KEY in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
     if nested or not arrays:
         if subject is not None:
             raise ValueError(f"it holds parameters of one person alone: leave the subject {subject} out")

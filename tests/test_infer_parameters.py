@@ -348,9 +348,21 @@ def test_parameters_of_4d_humans_lie_under_a_name(tmp_path):
     np.savez(tmp_path / "flat.npz", **{f"pred_smpl_params.{key}": array for key, array in under.items()})
     (tmp_path / "nested.pkl").write_bytes(pickle.dumps({"pred_smpl_params": under}, 2))
     for name in ("flat.npz", "nested.pkl"):
+        np.testing.assert_allclose(read_parameters(tmp_path / name, up="y").rotations, MATRICES, atol=1e-9)
         read = read_parameters(tmp_path / name)
-        np.testing.assert_allclose(read.rotations, MATRICES, atol=1e-9)
         np.testing.assert_array_equal(read.betas, np.arange(10))
+
+
+def test_parameters_of_4d_humans_stand_upright_without_their_camera(tmp_path):
+    """Its bodies are in a camera's axes, whether or not that camera was saved with them."""
+    under = {"global_orient": np.diag([1.0, -1, -1])[None, None], "body_pose": MATRICES[None, 1:]}
+    camera = {"pred_cam": np.array([[0.9, 0.1, -0.2]])}
+    flat = {f"pred_smpl_params.{key}": array for key, array in under.items()}
+    np.savez(tmp_path / "flat.npz", **flat)
+    np.savez(tmp_path / "camera.npz", **flat, **camera)
+    (tmp_path / "nested.pkl").write_bytes(pickle.dumps({"pred_smpl_params": under}, 2))
+    for name in ("flat.npz", "camera.npz", "nested.pkl"):
+        np.testing.assert_allclose(read_parameters(tmp_path / name).rotations[0], np.eye(3), atol=1e-9)
 
 
 def test_the_camera_of_smplify_x(tmp_path):
