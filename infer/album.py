@@ -37,15 +37,16 @@ from fcjax.cli import run
 from infer.compose import prepare_folder, save_png
 from infer.densepose import parts
 from infer.flags import flag, flag_of
+from infer.parameters import Parameters, warn_of_betas
 from infer.request import (
     POSE_FILE,
     AssetFile,
     asset_files,
     asset_problems,
     body_problems,
-    make_body,
     png_metadata,
     pose_words,
+    read_body,
     read_request,
     weights_digest,
 )
@@ -128,11 +129,14 @@ class AlbumRequest(SamplingRequest):
             problems += _page_problems(page, f"pages[{number}].")
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
-        made = tuple(_page(common, page, f"{source}: pages[{number}]", beside) for number, page in enumerate(pages))
+        read = [_page(common, page, f"{source}: pages[{number}]", beside) for number, page in enumerate(pages)]
+        made = tuple(page for page, _ in read)
         try:
-            return cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
+            request = cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        warn_of_betas(*(parameters for _, parameters in read))
+        return request
 
     @classmethod
     def read(cls, path: Path) -> "AlbumRequest":
@@ -159,14 +163,17 @@ def _page_problems(given: Mapping[str, Any], prefix: str) -> Iterator[str]:
     yield from body_problems(given, prefix)
 
 
-def _page(common: Mapping[str, Any], given: Mapping[str, Any], place: str, beside: Path | None) -> PageRequest:
-    """A page with what the album says for all."""
+def _page(
+    common: Mapping[str, Any], given: Mapping[str, Any], place: str, beside: Path | None
+) -> tuple[PageRequest, Parameters | None]:
+    """A page with what the album says for all, and the file's parameters that gave its pose."""
     whole = {**common, **given, "body": _merged(common.get("body", {}), given.get("body", {}))}
     prompt = whole.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{place} has no prompt, nor has the album")
     try:
-        return PageRequest(prompt, asset_files(whole), make_body(whole["body"], beside))
+        body, parameters = read_body(whole["body"], beside)
+        return PageRequest(prompt, asset_files(whole), body), parameters
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 

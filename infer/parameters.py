@@ -5,6 +5,7 @@ Read are AMASS, 4D-Humans, WHAM, SMPLify-X, and whatever has the same keys: `pos
 `transl` or `trans`. Rotations may be axis-angle or matrices, with or without a leading axis of frames.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,16 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def warn_of_betas(*read: Parameters | None) -> None:
+    """Warns, once for all that were read, that their shape is not taken over where fcjax's own body is drawn."""
+    if any(one and one.betas is not None and np.abs(one.betas).max(initial=0) > 0 for one in read):
+        warnings.warn(
+            "betas belong to SMPL and are not used: the body of fcjax takes its shape from height, weight, gender, "
+            "age, muscle and proportions",
+            stacklevel=2,
+        )
 
 
 def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, Any]:

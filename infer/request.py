@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin
 import fcjax
 from fcjax.assets import Asset
 from fcjax.body import Body
-from infer.parameters import UPRIGHT, read_parameters
+from infer.parameters import UPRIGHT, Parameters, read_parameters, warn_of_betas
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, check_whole_numbers, key_problems, tuples
 
@@ -171,12 +171,15 @@ class ComposeRequest(SamplingRequest):
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         try:
-            values = {**given, "assets": asset_files(given), "body": make_body(given.get("body", {}), beside)}
+            body, parameters = read_body(given.get("body", {}), beside)
+            values = {**given, "assets": asset_files(given), "body": body}
             for name in ("size", "boxes"):
                 values[name] = tuples(values.get(name))
-            return cls(**values)
+            request = cls(**values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        warn_of_betas(parameters)
+        return request
 
     @classmethod
     def read(cls, path: Path) -> tuple["ComposeRequest", str | None]:
@@ -288,15 +291,15 @@ def body_problems(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}body must be an object such as {{'pose': 'walking'}}"
 
 
-def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
+def read_body(given: Mapping[str, Any], beside: Path | None = None) -> tuple[Body, Parameters | None]:
     """A request's body, which has no `body_problems`; its pose may be one frame of a file. ValueError for wrong values.
 
-    beside: a folder where the file may lie as well.
+    The parameters of that file are given too, to `warn_of_betas`. beside: a folder where the file may lie as well.
     """
     file = {name: given[name] for name in POSE_FILE if name in given}
     fields = {name: value for name, value in given.items() if name not in file}
     if not file:
-        return Body(**fields)
+        return Body(**fields), None
     if "params" not in file:
         raise ValueError(f"{' and '.join(file)}: of a file of SMPL parameters, which must be named as params")
     others = [name for name in ("pose", "joint_rotations") if name in fields]
@@ -309,7 +312,8 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")
-    return Body(**fields, joint_rotations=read_parameters(found(path, beside), frame, up, subject).rotations)
+    parameters = read_parameters(found(path, beside), frame, up, subject)
+    return Body(**fields, joint_rotations=parameters.rotations), parameters
 
 
 def pose_words(body: Body) -> str:

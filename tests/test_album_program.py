@@ -105,6 +105,14 @@ def test_pages_take_frames_of_a_file(tmp_path: Path):
         program.AlbumRequest.from_dict(given, "it", tmp_path)
 
 
+def test_betas_that_shape_nothing_are_told_once(tmp_path: Path):
+    np.savez(tmp_path / "walk.npz", poses=np.zeros((3, 72)), betas=np.array([0, 1.5]))
+    given = {"prompt": PROMPT, "body": {"params": "walk.npz"}, "pages": [{"body": {"frame": n}} for n in range(3)]}
+    with pytest.warns(UserWarning, match="betas belong to SMPL and are not used: .* from height, weight") as told:
+        program.AlbumRequest.from_dict(given, "it", tmp_path)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
