@@ -88,9 +88,10 @@ class AlbumRequest(SamplingRequest):
         check("batch_size", self.batch_size, numbers.Integral, "a whole number")
         for name in ("same_noise", *(["align"] if self.align is not None else [])):
             check(name, getattr(self, name), bool, "true or false")
-        from fcjax.album import check_sharing
+        from fcjax.album import check_batch_size, check_sharing
 
         check_sharing(self.sharing, self.align)
+        check_batch_size(self.batch_size, len(self.pages))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,7 +121,10 @@ class AlbumRequest(SamplingRequest):
         if "turntable" in own:
             if "pages" in own:
                 raise ValueError(f"{source}: turntable makes the pages; leave one of the two out")
-            own["pages"] = turntable(own.pop("turntable"), common.get("body"))
+            try:
+                own["pages"] = turntable(own.pop("turntable"), common.get("body"))
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
         pages = own.get("pages")
         if not isinstance(pages, list) or not pages or not all(isinstance(page, Mapping) for page in pages):
             raise ValueError(f"{source}: pages must be a list of objects, one at least, such as {{'body': {{...}}}}")
@@ -220,9 +224,12 @@ def read_pages(request: AlbumRequest, beside: Path) -> "tuple[AlbumRequest, list
     from fcjax.album import Page
 
     sealed, opened = [], []
-    for page in request.pages:
-        files = [file.found(beside) for file in page.assets]
-        opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
+    for number, page in enumerate(request.pages):
+        try:
+            files = [file.found(beside) for file in page.assets]
+            opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
+        except ValueError as error:
+            raise ValueError(f"pages[{number}]: {error}") from error
         assets = tuple(file.sealed(content, embed=False) for file, content in files)
         sealed.append(dataclasses.replace(page, assets=assets))
     return dataclasses.replace(request, pages=tuple(sealed)), opened

@@ -85,10 +85,9 @@ class AssetFile:
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            places = [*([beside / self.path] if beside is not None else []), Path(self.path)]
-            there = [place for place in places if _exists(place)]
+            there = [place for place in _places(self.path, beside) if _exists(place)]
             if not there:
-                raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
+                raise ValueError(f"no such asset file: {_in_words(self.path, beside)}")
             contents = [(place, _content(place)) for place in there]
             place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
@@ -312,7 +311,13 @@ def read_body(given: Mapping[str, Any], beside: Path | None = None) -> tuple[Bod
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")
-    parameters = read_parameters(found(path, beside), frame, up, subject)
+    place = found(path, beside)
+    if not _exists(place):
+        raise ValueError(f"no such file of SMPL parameters: {_in_words(path, beside)}")
+    try:
+        parameters = read_parameters(place, frame, up, subject)
+    except OSError as error:
+        raise ValueError(f"cannot read the SMPL parameters {place}: {error.strerror}") from error
     return Body(**fields, joint_rotations=parameters.rotations), parameters
 
 
@@ -324,6 +329,15 @@ def pose_words(body: Body) -> str:
 def found(name: str, beside: Path | None) -> Path:
     """The file, in the folder `beside` where it is there."""
     return beside / name if beside is not None and _exists(beside / name) else Path(name)
+
+
+def _places(name: str, beside: Path | None) -> list[Path]:
+    """Where the file may lie, once each."""
+    return list(dict.fromkeys([*([beside / name] if beside is not None else []), Path(name)]))
+
+
+def _in_words(name: str, beside: Path | None) -> str:
+    return " or ".join(map(str, _places(name, beside)))
 
 
 def _exists(path: Path) -> bool:
