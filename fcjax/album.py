@@ -103,8 +103,7 @@ def make_album(
     config = composer.config.sized(size)
     check_whole(layout_seed=layout_seed)
     count = len(pages)
-    if count > 1 and batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, the first page and another, got {batch_size}")
+    check_batch_size(batch_size, count)
     sampling = sampling_of(
         config, seed, steps, sampler, guidance, reference_guidance, guidance_rescale, 1 if same_noise else count,
         batch_size, eta,
@@ -161,6 +160,14 @@ def check_sharing(sharing: str, align: bool | None) -> None:
         raise ValueError(
             f"align puts faces into an album that is made by correspondence; with sharing {sharing!r} leave it out"
         )
+
+
+def check_batch_size(batch_size: int, pages: int) -> None:
+    """ValueError where a batch has no room for the first page, and for another if there are several."""
+    if pages > 1 and batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2, the first page and another, got {batch_size}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _prepared(

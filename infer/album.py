@@ -37,15 +37,16 @@ from fcjax.cli import run
 from infer.compose import prepare_folder, save_png
 from infer.densepose import parts
 from infer.flags import flag, flag_of
+from infer.parameters import Parameters, warn_of_betas
 from infer.request import (
     POSE_FILE,
     AssetFile,
     asset_files,
     asset_problems,
     body_problems,
-    make_body,
     png_metadata,
     pose_words,
+    read_body,
     read_request,
     weights_digest,
 )
@@ -87,9 +88,10 @@ class AlbumRequest(SamplingRequest):
         check("batch_size", self.batch_size, numbers.Integral, "a whole number")
         for name in ("same_noise", *(["align"] if self.align is not None else [])):
             check(name, getattr(self, name), bool, "true or false")
-        from fcjax.album import check_sharing
+        from fcjax.album import check_batch_size, check_sharing
 
         check_sharing(self.sharing, self.align)
+        check_batch_size(self.batch_size, len(self.pages))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,7 +121,10 @@ class AlbumRequest(SamplingRequest):
         if "turntable" in own:
             if "pages" in own:
                 raise ValueError(f"{source}: turntable makes the pages; leave one of the two out")
-            own["pages"] = turntable(own.pop("turntable"), common.get("body"))
+            try:
+                own["pages"] = turntable(own.pop("turntable"), common.get("body"))
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
         pages = own.get("pages")
         if not isinstance(pages, list) or not pages or not all(isinstance(page, Mapping) for page in pages):
             raise ValueError(f"{source}: pages must be a list of objects, one at least, such as {{'body': {{...}}}}")
@@ -128,11 +133,14 @@ class AlbumRequest(SamplingRequest):
             problems += _page_problems(page, f"pages[{number}].")
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
-        made = tuple(_page(common, page, f"{source}: pages[{number}]", beside) for number, page in enumerate(pages))
+        read = [_page(common, page, f"{source}: pages[{number}]", beside) for number, page in enumerate(pages)]
+        made = tuple(page for page, _ in read)
         try:
-            return cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
+            request = cls(**{**own, "pages": made, "size": tuples(own.get("size"))})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        warn_of_betas(*(parameters for _, parameters in read))
+        return request
 
     @classmethod
     def read(cls, path: Path) -> "AlbumRequest":
@@ -159,14 +167,17 @@ def _page_problems(given: Mapping[str, Any], prefix: str) -> Iterator[str]:
     yield from body_problems(given, prefix)
 
 
-def _page(common: Mapping[str, Any], given: Mapping[str, Any], place: str, beside: Path | None) -> PageRequest:
-    """A page with what the album says for all."""
+def _page(
+    common: Mapping[str, Any], given: Mapping[str, Any], place: str, beside: Path | None
+) -> tuple[PageRequest, Parameters | None]:
+    """A page with what the album says for all, and the file's parameters that gave its pose."""
     whole = {**common, **given, "body": _merged(common.get("body", {}), given.get("body", {}))}
     prompt = whole.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{place} has no prompt, nor has the album")
     try:
-        return PageRequest(prompt, asset_files(whole), make_body(whole["body"], beside))
+        body, parameters = read_body(whole["body"], beside)
+        return PageRequest(prompt, asset_files(whole), body), parameters
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
@@ -213,9 +224,12 @@ def read_pages(request: AlbumRequest, beside: Path) -> "tuple[AlbumRequest, list
     from fcjax.album import Page
 
     sealed, opened = [], []
-    for page in request.pages:
-        files = [file.found(beside) for file in page.assets]
-        opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
+    for number, page in enumerate(request.pages):
+        try:
+            files = [file.found(beside) for file in page.assets]
+            opened.append(Page(page.body, page.prompt, [file.open(content) for file, content in files]))
+        except ValueError as error:
+            raise ValueError(f"pages[{number}]: {error}") from error
         assets = tuple(file.sealed(content, embed=False) for file, content in files)
         sealed.append(dataclasses.replace(page, assets=assets))
     return dataclasses.replace(request, pages=tuple(sealed)), opened

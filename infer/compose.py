@@ -29,7 +29,7 @@ from fcjax.cli import run
 from fcjax.whole_files import written_whole
 from infer.densepose import parts
 from infer.flags import OptionalPath, flag, flag_of
-from infer.parameters import read_parameters
+from infer.parameters import read_parameters, warn_of_betas
 from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
 from infer.sheet import Panel, sheet
@@ -120,7 +120,9 @@ def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
     if flags.params is not None:
         if flags.pose is not None:
             raise ValueError("--pose and --params both give a pose; leave one out")
-        shape["joint_rotations"] = read_parameters(flags.params, flags.frame or 0, flags.up, flags.subject).rotations
+        parameters = read_parameters(flags.params, flags.frame or 0, flags.up, flags.subject)
+        warn_of_betas(parameters)
+        shape["joint_rotations"] = parameters.rotations
     elif unused := [f"--{name}" for name in ("frame", "subject", "up") if getattr(flags, name) is not None]:
         raise ValueError(f"{', '.join(unused)} tell how --params are to be read: give --params, too, or leave them out")
     elif flags.pose is not None:

@@ -35,7 +35,7 @@ from fcjax.body.smpl import load_smpl
 from fcjax.cli import run
 from fcjax.pictures import open_rgb
 from infer.flags import flag
-from infer.parameters import Parameters, camera_of, read_parameters
+from infer.parameters import Parameters, camera_of, read_parameters, warn_of_betas
 
 CHECKS = 10  # squares of the preview along u and along v of each chart
 SMALLEST, LARGEST = 16, 4096  # pixels on a side
@@ -121,8 +121,7 @@ def render(request: Request) -> BodyMaps:
         raise ValueError("--image shows your SMPL body through its estimator's camera: give --smpl and --params, too")
     if request.smpl is not None:
         return _smpl_maps(request, parameters)
-    if parameters is not None and parameters.betas is not None and np.abs(parameters.betas).max(initial=0) > 0:
-        print("betas belong to SMPL and are not used: the body of fcjax takes its shape from --gender to --proportions")
+    warn_of_betas(parameters)
     body = Body(
         pose=request.pose or "standing",
         gender=request.gender,

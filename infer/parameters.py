@@ -5,13 +5,14 @@ Read are AMASS, 4D-Humans, WHAM, SMPLify-X, and whatever has the same keys: `pos
 `transl` or `trans`. Rotations may be axis-angle or matrices, with or without a leading axis of frames.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from fcjax.body.camera import Camera
@@ -38,6 +39,10 @@ UPRIGHT = {
 }
 SMPLIFYX_FOCAL = 5000.0
 HUMANS_FOCAL, HUMANS_CROP = 5000.0, 256.0
+HUMANS_KEY = "pred_smpl_params"
+"""4D-Humans keeps parameters under it, as a dictionary or behind a point."""
+CAMERA_KEYS = {"pred_cam": 3, "box_center": 2, "box_size": 1, "camera_translation": 3, "cam_t": 3}
+"""How many numbers a frame has of each; of focal_length it has one, or two along x and y."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,37 +103,28 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
 
     Raises ValueError for keys, shapes and numbers that are no SMPL parameters.
     """
-    try:
-        arrays: Mapping[Any, Any] = load_arrays(path)
-    except ValueError as error:
-        if "joblib" not in str(error):
-            raise
-        raise ValueError(
-            f"{path} was written by joblib, which is not read here: write it as a plain pickle first, python -c "
-            f"\"import joblib, pickle; pickle.dump(joblib.load('{path}'), open('plain.pkl', 'wb'))\""
-        ) from error
+    arrays: Mapping[Any, Any] = load_arrays(path)
     try:
         arrays = _of_subject(arrays, subject)
-        # 4D-Humans keeps them together, as a dictionary or under names with a point.
-        nested = arrays.get("pred_smpl_params")
+        of_humans = any(key.split(".")[0] == HUMANS_KEY for key in arrays)
+        nested = arrays.get(HUMANS_KEY)
         if isinstance(nested, Mapping):
             arrays = {**arrays, **nested}
-        arrays = {key.removeprefix("pred_smpl_params."): array for key, array in arrays.items()}
+        arrays = {key.removeprefix(f"{HUMANS_KEY}."): array for key, array in arrays.items()}
         if "frame_ids" in arrays:
             frame = _tracked(_numbers(arrays, "frame_ids"), frame)
-        whole = next((key for key in ("poses", "pose") if key in arrays), None)
-        if whole is not None:
-            joints = _joints(arrays, whole, tuple(POSE_JOINTS), frame)
-        elif "body_pose" in arrays:
-            joints = _joints(arrays, "body_pose", BODY_JOINTS, frame)
-            root = _joints(arrays, "global_orient", (1,), frame) if "global_orient" in arrays else np.eye(3)[None]
-            joints = np.concatenate([root, joints])
-        else:
+        key = next((key for key in ("poses", "pose", "body_pose") if key in arrays), None)
+        if key is None:
             raise ValueError(
                 f"expected poses, or body_pose and global_orient; it holds {', '.join(arrays) or 'nothing'}"
             )
-        joints, source = joints.copy(), _source(arrays, frame)
-        upright = UPRIGHT[up or _upward(arrays, source)]
+        counts = BODY_JOINTS if key == "body_pose" else tuple(POSE_JOINTS)
+        joints, frames = _joints(arrays, key, counts, frame), len(_poses(arrays, key, counts)[0])
+        if key == "body_pose":
+            root = _joints(arrays, "global_orient", (1,), frame) if "global_orient" in arrays else np.eye(3)[None]
+            joints = np.concatenate([root, joints])
+        joints, source = joints.copy(), _source(arrays, frame, frames)
+        upright = UPRIGHT[up or ("-y" if of_humans else _upward(arrays, source))]
         joints[0] = upright @ joints[0]
         where = next((key for key in ("transl", "trans") if key in arrays), None)
         return Parameters(
@@ -145,9 +141,19 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
         raise ValueError(f"{path}: {error}") from error
 
 
+def warn_of_betas(*read: Parameters | None) -> None:
+    """Warns, once for all that were read, that their shape is not taken over where fcjax's own body is drawn."""
+    if any(one and one.betas is not None and np.abs(one.betas).max(initial=0) > 0 for one in read):
+        warnings.warn(
+            "betas belong to SMPL and are not used: the body of fcjax takes its shape from height, weight, gender, "
+            "age, muscle and proportions",
+            stacklevel=2,
+        )
+
+
 def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, Any]:
     """The arrays of one person. ValueError where it is not told whose, and where there is no such person."""
-    nested = "pred_smpl_params" in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
+    nested = HUMANS_KEY in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
     if nested or not arrays:
         if subject is not None:
             raise ValueError(f"it holds parameters of one person alone: leave the subject {subject} out")
@@ -193,26 +199,39 @@ def _hands(arrays: Mapping[str, Any], frame: int) -> tuple[ndarray, ndarray] | N
 # Cameras
 
 
-def _source(arrays: Mapping[str, Any], frame: int) -> dict[str, ndarray]:
-    """What tells the camera of this frame."""
-    sizes = {
-        "pred_cam": 3,
-        "box_center": 2,
-        "box_size": None,
-        "camera_translation": 3,
-        "cam_t": 3,
-        "focal_length": None,
+def _source(arrays: Mapping[str, Any], frame: int, frames: int) -> dict[str, ndarray]:
+    """What tells the camera of this frame. frames: how many the pose has."""
+    found = {
+        key: _camera_numbers(arrays, key, size, frame, frames) for key, size in CAMERA_KEYS.items() if key in arrays
     }
-    found = {}
-    for key, size in sizes.items():
-        if key in arrays:
-            array = _numbers(arrays, key)
-            found[key] = _vector({key: array.reshape(1) if array.ndim == 0 else array}, key, frame, size)
+    if "focal_length" in arrays:
+        shape = _numbers(arrays, "focal_length").shape
+        # Choice: two numbers beside two frames are one for each.
+        both = shape[-1:] == (2,) and (len(shape) == 2 or frames != 2)
+        found["focal_length"] = _camera_numbers(arrays, "focal_length", 2 if both else 1, frame, frames)
     if "camera_rotation" in arrays:
-        found["camera_rotation"] = _joints(arrays, "camera_rotation", (1,), frame)[0]
+        rotations, _ = _poses(arrays, "camera_rotation", (1,))
+        rotation = _of_camera(rotations, "camera_rotation", frame, frames)
+        found["camera_rotation"] = as_rotation_matrices(rotation, 1)[0]
     if "trans_world" in arrays or "pose_world" in arrays:
         found["wham"] = np.ones(1)
     return found
+
+
+def _camera_numbers(arrays: Mapping[str, Any], key: str, size: int, frame: int, frames: int) -> Float[ndarray, "n"]:
+    array = _numbers(arrays, key)
+    rows = array.reshape(-1, 1) if size == 1 and array.ndim < 2 else np.atleast_2d(array)
+    if rows.ndim != 2 or rows.shape[1] != size:
+        what = "one number" if size == 1 else f"{size} numbers"
+        raise ValueError(f"{key} has shape {array.shape}; expected {what}, or {what} for each frame")
+    return _of_camera(rows, key, frame, frames)
+
+
+def _of_camera(rows: Shaped[ndarray, "n *s"], key: str, frame: int, frames: int) -> Shaped[ndarray, "*s"]:
+    """This frame's, or what is said once for all. ValueError where another number of frames has it than the pose."""
+    if len(rows) not in (1, frames):
+        raise ValueError(f"{key} is of {len(rows)} frames, the pose of {frames}: expected one for each, or one for all")
+    return rows[frame] if len(rows) > 1 else rows[0]
 
 
 def _upward(arrays: Mapping[str, Any], source: Mapping[str, ndarray]) -> str:
@@ -245,7 +264,7 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
         translation = x + 2 * (across - width / 2) / box, y + 2 * (down - height / 2) / box, 2 * length / box
         return Camera.pinhole(length, (width / 2, height / 2), translation)
     if "camera_translation" in source:
-        length = focal or float(source.get("focal_length", [SMPLIFYX_FOCAL])[0])
+        length = focal or _focal_of(source)
         x, y, z = map(float, source["camera_translation"])
         return Camera.pinhole(length, (width / 2, height / 2), (x, y, z), source.get("camera_rotation"))
     if "wham" in source:
@@ -256,6 +275,16 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
         "the parameters tell no camera: expected pred_cam, box_center and box_size (4D-Humans), camera_translation "
         "(SMPLify-X), or pose_world and trans_world beside pose and trans (WHAM)"
     )
+
+
+def _focal_of(source: Mapping[str, ndarray]) -> float:
+    across, *down = source.get("focal_length", np.array([SMPLIFYX_FOCAL]))
+    if down and not np.isclose(across, down[0]):
+        raise ValueError(
+            f"focal_length is {across:g} along x and {down[0]:g} along y, and the camera here has one for both: give "
+            "it as focal"
+        )
+    return float(across)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,16 +303,21 @@ def _numbers(arrays: Mapping[str, Any], key: str) -> ndarray:
 
 def _joints(arrays: Mapping[str, Any], key: str, counts: tuple[int, ...], frame: int) -> Float[ndarray, "j 3 3"]:
     """One frame of a pose of any of these joint counts, as matrices."""
+    frames, count = _poses(arrays, key, counts)
+    return as_rotation_matrices(_frame(frames, frame, key), count)
+
+
+def _poses(arrays: Mapping[str, Any], key: str, counts: tuple[int, ...]) -> tuple[ndarray, int]:
+    """All frames of such a pose as they are written, one at least, and how many joints they have."""
     array = _numbers(arrays, key)
     if counts == (1,) and array.ndim == 3 and array.shape[1:] == (3, 3):
         array = array[:, None]
     for count in counts:
         for form in ((count, 3, 3), (count, 3), (count * 3,)):
             if array.shape[-len(form) :] == form and array.ndim - len(form) <= 1 and not _one_matrix(array, count):
-                frames = array.reshape(-1, *form)
-                return as_rotation_matrices(_frame(frames, frame, key), count)
+                return array.reshape(-1, *form), count
         if _one_matrix(array, count):
-            return as_rotation_matrices(array[None], 1)
+            return array[None, None], 1
     if key == "body_pose" and array.shape[-1:] == (VPOSER_CODE,):
         raise ValueError(
             f"body_pose holds {VPOSER_CODE} numbers a frame, which are VPoser's code of a pose, not the pose: decode "

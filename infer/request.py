@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin
 import fcjax
 from fcjax.assets import Asset
 from fcjax.body import Body
-from infer.parameters import UPRIGHT, read_parameters
+from infer.parameters import UPRIGHT, Parameters, read_parameters, warn_of_betas
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, check_whole_numbers, key_problems, tuples
 
@@ -85,10 +85,9 @@ class AssetFile:
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            places = [*([beside / self.path] if beside is not None else []), Path(self.path)]
-            there = [place for place in places if _exists(place)]
+            there = [place for place in _places(self.path, beside) if _exists(place)]
             if not there:
-                raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
+                raise ValueError(f"no such asset file: {_in_words(self.path, beside)}")
             contents = [(place, _content(place)) for place in there]
             place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
@@ -171,12 +170,15 @@ class ComposeRequest(SamplingRequest):
         if problems:
             raise ValueError(f"{source}: {'; '.join(problems)}")
         try:
-            values = {**given, "assets": asset_files(given), "body": make_body(given.get("body", {}), beside)}
+            body, parameters = read_body(given.get("body", {}), beside)
+            values = {**given, "assets": asset_files(given), "body": body}
             for name in ("size", "boxes"):
                 values[name] = tuples(values.get(name))
-            return cls(**values)
+            request = cls(**values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        warn_of_betas(parameters)
+        return request
 
     @classmethod
     def read(cls, path: Path) -> tuple["ComposeRequest", str | None]:
@@ -288,15 +290,15 @@ def body_problems(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}body must be an object such as {{'pose': 'walking'}}"
 
 
-def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
+def read_body(given: Mapping[str, Any], beside: Path | None = None) -> tuple[Body, Parameters | None]:
     """A request's body, which has no `body_problems`; its pose may be one frame of a file. ValueError for wrong values.
 
-    beside: a folder where the file may lie as well.
+    The parameters of that file are given too, to `warn_of_betas`. beside: a folder where the file may lie as well.
     """
     file = {name: given[name] for name in POSE_FILE if name in given}
     fields = {name: value for name, value in given.items() if name not in file}
     if not file:
-        return Body(**fields)
+        return Body(**fields), None
     if "params" not in file:
         raise ValueError(f"{' and '.join(file)}: of a file of SMPL parameters, which must be named as params")
     others = [name for name in ("pose", "joint_rotations") if name in fields]
@@ -309,7 +311,14 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")
-    return Body(**fields, joint_rotations=read_parameters(found(path, beside), frame, up, subject).rotations)
+    place = found(path, beside)
+    if not _exists(place):
+        raise ValueError(f"no such file of SMPL parameters: {_in_words(path, beside)}")
+    try:
+        parameters = read_parameters(place, frame, up, subject)
+    except OSError as error:
+        raise ValueError(f"cannot read the SMPL parameters {place}: {error.strerror}") from error
+    return Body(**fields, joint_rotations=parameters.rotations), parameters
 
 
 def pose_words(body: Body) -> str:
@@ -320,6 +329,15 @@ def pose_words(body: Body) -> str:
 def found(name: str, beside: Path | None) -> Path:
     """The file, in the folder `beside` where it is there."""
     return beside / name if beside is not None and _exists(beside / name) else Path(name)
+
+
+def _places(name: str, beside: Path | None) -> list[Path]:
+    """Where the file may lie, once each."""
+    return list(dict.fromkeys([*([beside / name] if beside is not None else []), Path(name)]))
+
+
+def _in_words(name: str, beside: Path | None) -> str:
+    return " or ".join(map(str, _places(name, beside)))
 
 
 def _exists(path: Path) -> bool:

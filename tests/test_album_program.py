@@ -82,8 +82,8 @@ def test_a_turntable_goes_around_the_body():
     )
     assert [page.body.view for page in request.pages] == [30, 120, 210, 300]
     assert all(page.body.pose == "walking" and page.body.weight == 0.9 for page in request.pages)
-    for views in (0, 1.5):
-        with pytest.raises(ValueError, match="turntable"):
+    for views in (0, 1.5, True, "8"):
+        with pytest.raises(ValueError, match="it: turntable"):
             program.AlbumRequest.from_dict({"turntable": views, "prompt": PROMPT}, "it")
 
 
@@ -105,6 +105,14 @@ def test_pages_take_frames_of_a_file(tmp_path: Path):
         program.AlbumRequest.from_dict(given, "it", tmp_path)
 
 
+def test_betas_that_shape_nothing_are_told_once(tmp_path: Path):
+    np.savez(tmp_path / "walk.npz", poses=np.zeros((3, 72)), betas=np.array([0, 1.5]))
+    given = {"prompt": PROMPT, "body": {"params": "walk.npz"}, "pages": [{"body": {"frame": n}} for n in range(3)]}
+    with pytest.warns(UserWarning, match="betas belong to SMPL and are not used: .* from height, weight") as told:
+        program.AlbumRequest.from_dict(given, "it", tmp_path)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -117,17 +125,44 @@ def test_pages_take_frames_of_a_file(tmp_path: Path):
         ({"colour": 1}, "unknown key colour"),
         ({"pages": [{"body": {}}], "prompt": ""}, "pages[0] has no prompt"),
         ({"turntable": 4}, "turntable makes the pages"),
+        ({"batch_size": 0}, "album.json: batch_size must be at least 2, the first page and another, got 0"),
+        ({"batch_size": 1}, "album.json: batch_size must be at least 2"),
+        ({"batch_size": 0, "pages": [{}]}, "album.json: batch_size must be at least 1, got 0"),
         ({"reference_guidance": "2"}, "reference_guidance is '2'; expected a number"),
     ],
 )
 def test_wrong_requests_end_in_one_line(
     request_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, expected: str
 ):
-    request_file.write_text(json.dumps({**json.loads(request_file.read_text()), **changed}))
+    # No model is looked for.
+    request = {**json.loads(request_file.read_text()), "model": "nowhere", **changed}
+    request_file.write_text(json.dumps(request))
     with pytest.raises(SystemExit) as ended:
         run(program.main, ["--request", str(request_file), "--out", str(tmp_path / "album")])
     assert ended.value.code == 2 and expected in capsys.readouterr().err
     assert not (tmp_path / "album").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ({"body": {"params": "walk.npz"}}, "no such file of SMPL parameters: {folder}/walk.npz or walk.npz"),
+        ({"body": {"params": "/no/walk.npz"}}, "no such file of SMPL parameters: /no/walk.npz\n"),
+        ({"body": {"params": "folder.npz"}}, "{folder}/folder.npz is a folder"),
+        ({"assets": [{"path": "coat.png", "phrase": "a coat"}]}, "no such asset file: {folder}/coat.png or coat.png"),
+    ],
+)
+def test_files_that_are_missing_are_told_with_their_page(
+    request_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], page: dict, expected: str
+):
+    (tmp_path / "folder.npz").mkdir()
+    request_file.write_text(json.dumps({**json.loads(request_file.read_text()), "pages": [{}, page]}))
+    with pytest.raises(SystemExit) as ended:
+        run(program.main, ["--request", str(request_file), "--out", str(tmp_path / "album")])
+    told = capsys.readouterr().err
+    place = "pages[1]: " if "assets" in page else f"{request_file}: pages[1]: "
+    assert ended.value.code == 2 and told.startswith(f"error: {place}") and told.count("\n") == 1
+    assert expected.format(folder=tmp_path) in told
 
 
 def test_a_folder_that_cannot_be_is_told_before_any_work(request_file: Path, capsys: pytest.CaptureFixture[str]):

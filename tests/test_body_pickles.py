@@ -1,13 +1,19 @@
 """The restricted unpickler: real model pickles are read, hostile ones are refused by name and nothing in them runs."""
 
+import io
+import os
 import pickle
 import sys
 import types
+import zlib
 from collections import OrderedDict, defaultdict
 
+import joblib
 import numpy as np
 import pytest
+from joblib.numpy_pickle import NumpyArrayWrapper
 
+from fcjax.body import pickles, stand_ins
 from fcjax.body.pickles import RefusedGlobalError, load_pickle
 from fcjax.body.smpl import load_arrays, load_smpl
 
@@ -86,6 +92,15 @@ def test_broken_pickles_give_one_value_error(content, stored):
     path = stored(content)
     with pytest.raises(ValueError, match=r"model\.pkl is not a readable pickle of arrays"):
         load_pickle(path)
+
+
+@pytest.mark.parametrize("name", ["chumpy.ch.Ch", "collections.OrderedDict", "collections.defaultdict"])
+def test_a_pickle_cannot_change_a_stand_in_for_those_after_it(name, stored):
+    module, _, kind = name.rpartition(".")
+    content = f"c{module}\n{kind}\n(N(dS'value'\nI1\nstb.".encode()
+    with pytest.raises(ValueError, match=r"model\.pkl is not a readable pickle of arrays"):
+        load_pickle(stored(content))
+    assert "value" not in vars(stand_ins.STAND_INS[name]) or callable(vars(stand_ins.STAND_INS[name])["value"])
 
 
 def test_a_truncated_pickle(stored):
@@ -222,3 +237,151 @@ def test_sparse_matrices_as_scipy_writes_them(kind, stored):
 def test_npz_objects_are_left_out_never_unpickled(tmp_path):
     np.savez(tmp_path / "model.npz", numbers=np.arange(3), objects=np.array([{"a": 1}], dtype=object))
     assert list(load_arrays(tmp_path / "model.npz")) == ["numbers"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# joblib's files: arrays' bytes between the opcodes
+
+
+CONTENT = {
+    "c": np.arange(12.0).reshape(3, 4),
+    "fortran": np.asfortranarray(np.arange(12).reshape(3, 4)),
+    "big": np.arange(5, dtype=">f4"),
+    "scalar": np.float32(0.5),
+    "whole": np.array(2.0),
+    "empty": np.zeros((0, 3)),
+    "flags": np.array([True, False]),
+    "text": np.array(["ab", "c"]),
+    "people": defaultdict(dict, {0: {"pose": np.ones(3, np.float32), "frame_ids": np.arange(4)}}),
+    "after": [1, "two"],
+}
+
+
+def assert_content(read):
+    assert list(read) == list(CONTENT)
+    for key in ("c", "fortran", "big", "scalar", "whole", "empty", "flags", "text"):
+        np.testing.assert_array_equal(read[key], CONTENT[key])
+        assert np.shape(read[key]) == np.shape(CONTENT[key]) and read[key].dtype == CONTENT[key].dtype
+    assert read["c"].flags.writeable and read["after"] == [1, "two"]
+    np.testing.assert_array_equal(read["people"][0]["pose"], np.ones(3))
+    np.testing.assert_array_equal(read["people"][0]["frame_ids"], np.arange(4))
+
+
+@pytest.mark.parametrize("compress", [0, 1, 3, 9, ("gzip", 3)])
+@pytest.mark.parametrize("protocol", [None, *range(6)])
+def test_files_of_joblib(protocol, compress, tmp_path):
+    joblib.dump(CONTENT, tmp_path / "out.pkl", compress=compress, protocol=protocol)
+    assert_content(load_pickle(tmp_path / "out.pkl"))
+
+
+def test_files_of_joblib_before_it_aligned_arrays(stored):
+    class Pipe(io.BytesIO):
+        """Where joblib cannot tell the place of an array, it writes as it did before 1.2."""
+
+        def tell(self):
+            raise io.UnsupportedOperation
+
+    pipe = Pipe()
+    joblib.dump(CONTENT, pipe)
+    assert_content(load_pickle(stored(pipe.getvalue())))
+
+
+class Touching:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch touched",)
+
+
+@pytest.mark.parametrize("compress", [0, 3])
+@pytest.mark.parametrize("protocol", [None, *range(6)])
+def test_a_file_of_joblib_runs_nothing(protocol, compress, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = {"pose": np.zeros(3), "more": np.ones(3)}
+    for name, content in (("before", {"evil": Touching(), **arrays}), ("after", {**arrays, "evil": Touching()})):
+        joblib.dump(content, f"{name}.pkl", compress=compress, protocol=protocol)
+        for read in (load_pickle, load_smpl, load_arrays):
+            with pytest.raises(RefusedGlobalError, match=r"asks for posix\.system, which is refused"):
+                read(f"{name}.pkl")
+    # joblib pickles such an array by itself, behind the wrapper.
+    joblib.dump({"pose": np.array([Touching()], dtype=object)}, "objects.pkl", compress=compress, protocol=protocol)
+    with pytest.raises(ValueError, match="objects.pkl is not a readable pickle of arrays: an array of objects"):
+        load_pickle("objects.pkl")
+    assert not (tmp_path / "touched").exists()
+    joblib.load("before.pkl")
+    assert (tmp_path / "touched").exists(), "joblib itself runs it"
+
+
+@pytest.mark.parametrize("name", ["joblib.numpy_pickle.NDArrayWrapper", "joblib.numpy_pickle.load", "joblib.load"])
+def test_nothing_else_of_joblib_is_called(name, stored, tmp_path):
+    joblib.dump({"x": np.zeros(3)}, tmp_path / "whole.pkl", protocol=2)
+    module, _, kind = name.rpartition(".")
+    # Behind an array, so that the file is taken for joblib's.
+    whole = (tmp_path / "whole.pkl").read_bytes()
+    assert whole.endswith(b"s.")
+    with pytest.raises(RefusedGlobalError, match=f"asks for {name}, which is refused"):
+        load_pickle(stored(whole[:-1] + f"0c{module}\n{kind}\n(S'whole.pkl'\ntR.".encode()))
+
+
+def test_a_file_of_joblib_that_breaks_off(stored, tmp_path):
+    joblib.dump({"x": np.zeros(50), "y": np.ones(2)}, tmp_path / "whole.pkl")
+    whole = (tmp_path / "whole.pkl").read_bytes()
+    for length in range(1, len(whole)):
+        with pytest.raises(ValueError, match="is not a readable pickle of arrays"):
+            load_pickle(stored(whole[:length]))
+    with pytest.raises(ValueError, match=r"an array of 400 bytes, of which \d+ are there; is the file complete"):
+        load_pickle(stored(whole[: whole.index(bytes(400)) + 300]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((10**12,), "an array of 8000000000000 bytes, of which"),
+        ((2**40, 2**40), "an array of 9671406556917033397649408 bytes, of which"),
+        ((-1,), r"an array of shape \(-1,\)"),
+        (None, "TypeError"),
+    ],
+)
+def test_shapes_that_no_file_of_joblib_has(shape, expected, stored):
+    """Told without asking for the memory."""
+    content = pickle.dumps({"x": NumpyArrayWrapper(np.ndarray, shape, "C", np.dtype("f8"))}) + bytes(100)
+    with pytest.raises(ValueError, match=expected):
+        load_pickle(stored(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n.",  # the class itself
+        b"(S'x'\ncjoblib.numpy_pickle\nNumpyArrayWrapper\n(tRd.",  # without a state
+        b"(S'x'\ncjoblib.numpy_pickle\nNumpyArrayWrapper\n(tR(dbd.",  # with an empty one
+        b"(S'x'\ncjoblib.numpy_pickle\nNumpyArrayWrapper\n(tRNbd.",
+        b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n(dS'value'\nI1\nsb.",  # writing to the stand-in
+        b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n(N(dS'value'\nI1\nstb.",
+    ],
+)
+def test_broken_files_of_joblib_give_one_value_error(content, stored):
+    with pytest.raises(ValueError, match=r"model\.pkl is not a readable pickle of arrays"):
+        load_pickle(stored(content))
+    assert callable(stand_ins.JoblibArray.value)
+
+
+@pytest.mark.parametrize("method", ["bz2", "xz", "lzma", "lz4"])
+def test_other_compression_is_refused_with_what_to_do(method, stored, tmp_path):
+    if method == "lz4":  # for which joblib needs a package
+        path = stored(b"\x04\x22\x4d\x18" + bytes(50))
+    else:
+        path = tmp_path / "out.pkl"
+        joblib.dump({"x": np.zeros(50)}, path, compress=(method, 3))
+    with pytest.raises(ValueError, match=f"compressed by {method}, .* save it without compression") as error:
+        load_pickle(path)
+    assert "load" not in str(error.value), "nobody is sent to an unpickler that runs what the file holds"
+
+
+def test_compressed_files_that_grow_too_large_or_break_off(stored, monkeypatch):
+    packed = zlib.compress(pickle.dumps({"x": np.zeros(1000)}))
+    with pytest.raises(ValueError, match="compressed content breaks off"):
+        load_pickle(stored(packed[:-20]))
+    monkeypatch.setattr(pickles, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="or is more than"):
+        load_pickle(stored(packed))

@@ -183,10 +183,24 @@ def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
         ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
         ({"params": "pose.npz", "subject": 0}, "subject is 0; expected a name"),
         ({"params": 3}, "params is 3; expected a file's name"),
-        ({"params": "none.npz"}, "none.npz"),
+        ({"params": "none.npz"}, f"request.json: no such file of SMPL parameters: {files}/none.npz or none.npz"),
     ):
-        with pytest.raises((ValueError, OSError), match=expected):
+        with pytest.raises(ValueError, match=expected):
             read(**body)
+
+
+def test_betas_that_shape_nothing_are_told(files: Path) -> None:
+    """A PNG's own request has no file any more, and says nothing of them."""
+    np.savez(files / "pose.npz", poses=np.zeros((1, 72)), betas=np.array([0, 1.5]))
+    np.savez(files / "average.npz", poses=np.zeros((1, 72)), betas=np.zeros(10))
+    (files / "request.json").write_text(json.dumps({"prompt": "a woman", "body": {"params": "pose.npz"}}))
+    for words in (["--params", str(files / "pose.npz")], ["--request", str(files / "request.json")]):
+        flags = _flags(["--prompt", "a woman", *words])
+        with pytest.warns(UserWarning, match="betas belong to SMPL and are not used: .* from height, weight") as told:
+            request, _ = compose.requested(flags)
+        assert len(told) == 1
+        ComposeRequest.from_dict(request.asdict())
+    compose.requested(_flags(["--prompt", "a woman", "--params", str(files / "average.npz")]))
 
 
 def _flags(words: list[str]) -> compose.Flags:

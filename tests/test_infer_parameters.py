@@ -3,6 +3,7 @@
 import pickle
 from collections import defaultdict
 
+import joblib
 import numpy as np
 import pytest
 
@@ -63,11 +64,13 @@ def test_frames(tmp_path):
 
 
 def test_people_of_one_file(tmp_path):
-    """WHAM's own file: a dictionary for each person, by number."""
+    """WHAM's own file: a dictionary for each person, by number, written by joblib."""
     rng = np.random.default_rng(0)
-    people = {number: {"pose": rng.normal(size=(2, 72)) * 0.3, "betas": np.full(10, number)} for number in (0, 3)}
+    people = defaultdict(dict)
+    for number in (0, 3):
+        people[number] |= {"pose": rng.normal(size=(2, 72)) * 0.3, "betas": np.full(10, number)}
     path = tmp_path / "wham_output.pkl"
-    path.write_bytes(pickle.dumps(people, 2))
+    joblib.dump(people, path)
     read = read_parameters(path, 1, subject="3")
     np.testing.assert_allclose(read.rotations, rotation_matrices(people[3]["pose"][1].reshape(24, 3)), atol=1e-12)
     for subject, expected in (
@@ -76,7 +79,7 @@ def test_people_of_one_file(tmp_path):
     ):
         with pytest.raises(ValueError, match=expected):
             read_parameters(path, subject=subject)
-    path.write_bytes(pickle.dumps({0: people[0]}, 2))
+    joblib.dump({0: people[0]}, path)
     np.testing.assert_array_equal(read_parameters(path).betas, np.zeros(10))
     path.write_bytes(pickle.dumps(people[0], 2))
     with pytest.raises(ValueError, match="of one person alone: leave the subject 0 out"):
@@ -88,7 +91,7 @@ def test_frames_are_those_of_the_video(tmp_path):
     path = tmp_path / "wham.pkl"
     people = defaultdict(dict)
     people[2] |= {"pose": np.arange(3 * 72).reshape(3, 72) * 1e-3, "frame_ids": np.arange(40, 43)}
-    path.write_bytes(pickle.dumps(people))
+    joblib.dump(people, path)
     expected = rotation_matrices(people[2]["pose"][1].reshape(24, 3))
     np.testing.assert_allclose(read_parameters(path, 41).rotations, expected, atol=1e-12)
     with pytest.raises(ValueError, match="the person is not in frame 0 of the video, but in 3 from 40 to 42"):
@@ -107,13 +110,6 @@ def test_vposers_code_is_no_pose(shape, tmp_path):
         ValueError, match=r"VPoser's code .* decode them .* vposer.decode\(body_pose, output_type='aa'\)"
     ):
         read_parameters(tmp_path / "fit.npz")
-
-
-def test_a_file_of_joblib_says_how_to_save_it(tmp_path):
-    path = tmp_path / "wham_output.pkl"
-    path.write_bytes(b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81.")
-    with pytest.raises(ValueError, match="was written by joblib, which is not read here: write it as a plain pickle"):
-        read_parameters(path)
 
 
 @pytest.mark.parametrize(("up", "axis"), [("z", (0, 0, 1)), ("-y", (0, -1, 0)), ("y", (0, 1, 0))])
@@ -267,14 +263,106 @@ def test_the_camera_of_4d_humans(tmp_path):
         camera_in(tmp_path, {"pred_cam": [0, x, y], "box_center": [across, down], "box_size": np.array(size)})
 
 
+TWO = {
+    "poses": np.stack([WALKING, WALKING]),
+    "pred_cam": np.array([[0.9, 0.1, -0.2], [0.8, 0.0, 0.1]]),
+    "box_center": np.array([[500.0, 300.0], [700.0, 350.0]]),
+    "box_size": np.array([400.0, 250.0]),
+}
+"""4D-Humans' batch of two people."""
+
+
+@pytest.mark.parametrize("frame", [0, 1])
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_each_person_of_4d_humans_has_a_box(shape, frame, tmp_path):
+    np.savez(tmp_path / "pose.npz", **{**TWO, "box_size": TWO["box_size"].reshape(shape)})
+    camera = camera_of(read_parameters(tmp_path / "pose.npz", frame), HEIGHT, WIDTH)
+    (scale, x, y), (across, down) = TWO["pred_cam"][frame], TWO["box_center"][frame]
+    focal, box = 5000 / 256 * WIDTH, TWO["box_size"][frame] * scale
+    translation = x + 2 * (across - WIDTH / 2) / box, y + 2 * (down - HEIGHT / 2) / box, 2 * focal / box
+    np.testing.assert_allclose(camera.project(POINTS)[:, :2], seen(POINTS, focal, translation), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("box_size", (3,), "box_size is of 3 frames, the pose of 2: expected one for each, or one for all"),
+        ("box_size", (3, 1), "box_size is of 3 frames"),
+        ("box_size", (2, 2), r"box_size has shape \(2, 2\); expected one number, or one number for each frame"),
+        ("pred_cam", (3, 3), "pred_cam is of 3 frames, the pose of 2"),
+        ("pred_cam", (4,), r"pred_cam has shape \(4,\); expected 3 numbers, or 3 numbers for each frame"),
+        ("box_center", (3, 2), "box_center is of 3 frames"),
+        ("focal_length", (3,), "focal_length is of 3 frames"),
+        ("focal_length", (3, 2), "focal_length is of 3 frames"),
+        ("focal_length", (2, 3), r"focal_length has shape \(2, 3\)"),
+        ("camera_rotation", (3, 3, 3), "camera_rotation is of 3 frames"),
+    ],
+)
+def test_cameras_of_another_number_of_frames_are_refused(key, shape, message, tmp_path):
+    given = np.broadcast_to(np.eye(3), shape) if key == "camera_rotation" else np.ones(shape)
+    np.savez(tmp_path / "pose.npz", **{**TWO, key: given})
+    for frame in (0, 1):
+        with pytest.raises(ValueError, match=message):
+            read_parameters(tmp_path / "pose.npz", frame)
+
+
+@pytest.mark.parametrize(
+    ("focal_length", "expected"),
+    [
+        (np.array(900.0), [900, 900]),
+        ([900.0], [900, 900]),
+        ([[900.0]], [900, 900]),
+        ([900.0, 700.0], [900, 700]),
+        ([[900.0], [700.0]], [900, 700]),
+        ([[900.0, 900.0]], [900, 900]),
+        ([[900.0, 900.0], [700.0, 700.0]], [900, 700]),
+    ],
+)
+def test_focal_lengths_of_two_frames(focal_length, expected, tmp_path):
+    """One for all or each, or x and y of all or each."""
+    translations = np.array([[0.1, 0.3, 12.0], [0.2, 0.1, 9.0]])
+    arrays = {"poses": TWO["poses"], "camera_translation": translations, "camera_rotation": np.eye(3)}
+    np.savez(tmp_path / "pose.npz", focal_length=focal_length, **arrays)
+    for frame in (0, 1):
+        camera = camera_of(read_parameters(tmp_path / "pose.npz", frame), HEIGHT, WIDTH)
+        points = seen(POINTS, expected[frame], translations[frame])
+        np.testing.assert_allclose(camera.project(POINTS)[:, :2], points, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_a_camera_has_one_focal_length(shape, tmp_path):
+    arrays = {"camera_translation": np.array([0.1, 0.3, 12.0])}
+    np.testing.assert_allclose(
+        camera_in(tmp_path, {**arrays, "focal_length": np.full(shape, 900.0)}).project(POINTS)[:, :2],
+        seen(POINTS, 900, arrays["camera_translation"]),
+        atol=1e-2,
+    )
+    arrays["focal_length"] = np.reshape([900.0, 700.0], shape)
+    with pytest.raises(ValueError, match="focal_length is 900 along x and 700 along y, .* give it as focal"):
+        camera_in(tmp_path, arrays)
+    camera_in(tmp_path, arrays, focal=800.0)
+
+
 def test_parameters_of_4d_humans_lie_under_a_name(tmp_path):
     under = {"global_orient": MATRICES[None, :1], "body_pose": MATRICES[None, 1:], "betas": np.arange(10.0)[None]}
     np.savez(tmp_path / "flat.npz", **{f"pred_smpl_params.{key}": array for key, array in under.items()})
     (tmp_path / "nested.pkl").write_bytes(pickle.dumps({"pred_smpl_params": under}, 2))
     for name in ("flat.npz", "nested.pkl"):
+        np.testing.assert_allclose(read_parameters(tmp_path / name, up="y").rotations, MATRICES, atol=1e-9)
         read = read_parameters(tmp_path / name)
-        np.testing.assert_allclose(read.rotations, MATRICES, atol=1e-9)
         np.testing.assert_array_equal(read.betas, np.arange(10))
+
+
+def test_parameters_of_4d_humans_stand_upright_without_their_camera(tmp_path):
+    """Its bodies are in a camera's axes, whether or not that camera was saved with them."""
+    under = {"global_orient": np.diag([1.0, -1, -1])[None, None], "body_pose": MATRICES[None, 1:]}
+    camera = {"pred_cam": np.array([[0.9, 0.1, -0.2]])}
+    flat = {f"pred_smpl_params.{key}": array for key, array in under.items()}
+    np.savez(tmp_path / "flat.npz", **flat)
+    np.savez(tmp_path / "camera.npz", **flat, **camera)
+    (tmp_path / "nested.pkl").write_bytes(pickle.dumps({"pred_smpl_params": under}, 2))
+    for name in ("flat.npz", "camera.npz", "nested.pkl"):
+        np.testing.assert_allclose(read_parameters(tmp_path / name).rotations[0], np.eye(3), atol=1e-9)
 
 
 def test_the_camera_of_smplify_x(tmp_path):

@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from fcjax.agnostic import CATEGORIES
+from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.data import decode_record
 from fcjax.data.sources import LABELS, Part, VitonHD
 from fcjax.data.sources.files import read_iuv, read_labels
+from fcjax.data.sources.sample import SampleError
 from fcjax.person import Person
 from fcjax.pictures import open_mask, open_rgb
 from fcjax.wardrobe import Wardrobe
@@ -114,6 +118,44 @@ def test_parts_alone_as_dresscode_stores_them(root: Path):
     Image.fromarray(read_labels(root / FILES["parse"]) > 0).save(root / FILES["parse"])
     mask = made(root, "--labels", "deepfashion", "--category", "upper", maps=("parse",))
     assert mask.any() and not mask.all()
+
+
+@pytest.mark.parametrize("share", [1, 0.6, 0.4, 0.3, 0.2, 0.15])
+def test_a_photograph_is_no_map_however_dark(tmp_path: Path, share: float):
+    """The rocket's is nearly black at a fifth of its light, but for its flames."""
+    save(tmp_path / "photo.png", (skimage.data.rocket() * share).astype(np.uint8))
+    with pytest.raises(SampleError, match="photo.png is no DensePose map"):
+        read_iuv(tmp_path / "photo.png", (427, 640), parts_alone=True)
+
+
+@pytest.mark.parametrize("chart", [1, 20])
+def test_a_map_has_several_charts(tmp_path: Path, chart: int):
+    charts = np.zeros((HEIGHT, WIDTH), np.uint8)
+    charts[20:90, 30:60] = chart
+    save(tmp_path / "one.png", miniatures.rendered(charts))
+    with pytest.raises(SampleError, match="one.png is no DensePose map"):
+        read_iuv(tmp_path / "one.png", charts.shape, parts_alone=True)
+
+
+@pytest.mark.parametrize(
+    ("framing", "rows", "columns", "height", "least"),
+    [
+        ("full", slice(None), slice(None), 1024, 0.98),
+        ("full", slice(None), slice(None), 256, 0.95),
+        ("full", slice(None), slice(None), 128, 0.9),
+        ("upper", slice(0, 400), slice(200, 500), 400, 0.95),  # head and shoulders
+        ("upper", slice(100, 250), slice(320, 440), 150, 0.98),  # a face
+    ],
+)
+def test_rendered_maps_are_taken_as_blurred_jpegs_and_near(
+    tmp_path: Path, framing: Literal["full", "upper"], rows: slice, columns: slice, height: int, least: float
+):
+    charts = Body(framing=framing).render(1024, 768).part[rows, columns]
+    size = height, height * charts.shape[1] // charts.shape[0]
+    picture = Image.fromarray(miniatures.rendered(charts)).resize(size[::-1], Image.Resampling.BILINEAR)
+    picture.save(tmp_path / "map.jpg", quality=75)
+    read = read_iuv(tmp_path / "map.jpg", charts.shape, parts_alone=True)[..., 0]
+    assert (read == charts).mean() > least and len(np.unique(charts)) > 2
 
 
 def test_a_preview_shows_person_mask_and_what_stays(root: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,245 +1,104 @@
 """Reading the pickles in which body models and poses are published, without running what they hold.
 
 A pickle is a program: it may import any function and call it. Here a global can only become one of the inert stand-ins
-below (arrays, sparse matrices, chumpy's wrappers, sets); any other is refused by name before anything is called. The
-reconstruction code of NumPy and SciPy does not run either, so neither chumpy nor SciPy is needed.
+of `fcjax.body.stand_ins` (arrays, sparse matrices, chumpy's wrappers, sets); any other is refused by name before
+anything is called. The reconstruction code of NumPy, SciPy and joblib does not run either, so neither chumpy, SciPy nor
+joblib is needed.
 """
 
-import math
+import io
 import pickle
-import re
+import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy import ndarray
-
-# SMPL's largest array (pose blend shapes) has 4.3 M numbers, SMPL-X's 15 M; more than this is no body model.
-MOST_NUMBERS = 200_000_000
-
-
-class _Record:
-    """What a pickle says about one object: kept, never interpreted while unpickling.
-
-    `__setstate__` lives on the class so that a pickle that tries to change the class itself only raises TypeError.
-    """
-
-    __slots__ = ("arguments", "state")
-
-    def __new__(cls, *arguments: Any) -> "_Record":
-        record = super().__new__(cls)
-        record.arguments = arguments
-        record.state = None
-        return record
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _DType(_Record):
-    __slots__ = ()
-
-    def value(self) -> np.dtype:
-        """`dtype("f8", False, True)` with state (version, byte order, ...)."""
-        code = self.arguments[0] if self.arguments else None
-        if not isinstance(code, str) or not re.fullmatch(r"[fiub][1248]|[SU]\d{1,6}|O8?", code):
-            raise ValueError(f"an array of type {code!r}; expected numbers or text")
-        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
-        if order not in ("<", ">", "|", "="):
-            raise ValueError(f"unknown byte order {order!r}")
-        return np.dtype(("" if order == "|" else order) + code)
-
-
-class _Array(_Record):
-    """`numpy.core.multiarray._reconstruct`; the state is (version, shape, dtype, Fortran order, bytes)."""
-
-    __slots__ = ()
-
-    def value(self) -> ndarray | list:
-        if not isinstance(self.state, tuple) or len(self.state) != 5:
-            raise ValueError("an array without contents")
-        _, shape, dtype, fortran, content = self.state
-        if isinstance(content, list):  # an array of objects: its items, in order
-            return _resolve(content)
-        return _array(content, dtype, shape, "F" if fortran else "C")
-
-
-class _BufferArray(_Record):
-    """`numpy._core.numeric._frombuffer`: how pickle protocol 5 writes an array."""
-
-    __slots__ = ()
-
-    def value(self) -> ndarray:
-        content, dtype, shape, order = self.arguments
-        return _array(content, dtype, shape, order)
-
-
-class _Scalar(_Record):
-    """`numpy.core.multiarray.scalar`: a dtype and its bytes."""
-
-    __slots__ = ()
-
-    def value(self) -> Any:
-        dtype, content = self.arguments
-        return _array(content, dtype, (), "C")[()]
-
-
-class _Chumpy(_Record):
-    """`chumpy.ch.Ch`: its value is the state's `x`."""
-
-    __slots__ = ()
-
-    def value(self) -> Any:
-        return _resolve(self.state["x"])
-
-
-class _ChumpySelect(_Record):
-    """`chumpy.reordering.Select`: entries `idxs` of the flattened `a`."""
-
-    __slots__ = ()
-
-    def value(self) -> ndarray:
-        state = self.state
-        selected = np.asarray(_resolve(state["a"])).ravel()[np.asarray(_resolve(state["idxs"]), np.int64)]
-        shape = _resolve(state["preferred_shape"]) if "preferred_shape" in state else (-1,)
-        return selected.reshape(tuple(int(size) for size in shape))
-
-
-class _Sparse(_Record):
-    """A scipy.sparse matrix; its value is the dense array."""
-
-    __slots__ = ()
-
-    def parts(self) -> tuple[tuple[int, int], ndarray]:
-        shape = self.state.get("_shape", self.state.get("shape"))
-        rows, columns = (int(size) for size in _resolve(shape))
-        if rows < 0 or columns < 0 or rows * columns > MOST_NUMBERS:
-            raise ValueError(f"a sparse matrix of {rows} x {columns} is too large for a body model")
-        return (rows, columns), np.asarray(_resolve(self.state["data"]))
-
-    def value(self) -> ndarray:
-        shape, data = self.parts()
-        if "coords" in self.state:
-            row, column = (np.asarray(_resolve(part), np.int64) for part in self.state["coords"])
-        else:
-            row, column = (np.asarray(_resolve(self.state[part]), np.int64) for part in ("row", "col"))
-        return _dense(shape, data, row, column)
-
-
-class _SparseColumns(_Sparse):
-    __slots__ = ()
-
-    def value(self) -> ndarray:
-        shape, data = self.parts()
-        minor, major = self.indices(shape[1])
-        return _dense(shape, data, minor, major)
-
-    def indices(self, count: int) -> tuple[ndarray, ndarray]:
-        starts = np.asarray(_resolve(self.state["indptr"]), np.int64)
-        if starts.shape != (count + 1,) or (np.diff(starts) < 0).any():
-            raise ValueError("a sparse matrix whose index pointers do not fit its shape")
-        return np.asarray(_resolve(self.state["indices"]), np.int64), np.repeat(np.arange(count), np.diff(starts))
-
-
-class _SparseRows(_SparseColumns):
-    __slots__ = ()
-
-    def value(self) -> ndarray:
-        shape, data = self.parts()
-        minor, major = self.indices(shape[0])
-        return _dense(shape, data, major, minor)
-
-
-class _Type(_Record):
-    """A class that a pickle names only to pass it on (`numpy.ndarray`, `object`)."""
-
-    __slots__ = ()
-
-
-class _Reconstructor(_Record):
-    """`copy_reg._reconstructor(class, object, None)`, the old protocols' way to make an empty instance."""
-
-    __slots__ = ()
-
-    def __new__(cls, kind: type, base: Any = None, state: Any = None) -> Any:
-        if not (isinstance(kind, type) and issubclass(kind, _Record)) or kind is _Reconstructor:
-            raise ValueError(f"copy_reg._reconstructor of {kind!r}")
-        return kind()
-
-
-class _Mapping(dict[Any, Any]):
-    """`collections.OrderedDict`, made of pairs or of none, and `defaultdict`, whose factory is left out."""
-
-    def __init__(self, content: Any = None) -> None:
-        super().__init__(content if isinstance(content, list) else ())
-
-
-class _Encoder(_Record):
-    """`_codecs.encode(text, "latin1")`, Python 3's way to write bytes in the old protocols."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: str, encoding: str = "latin1") -> Any:
-        if encoding not in ("latin1", "latin-1", "iso-8859-1") or not isinstance(text, str):
-            raise ValueError(f"_codecs.encode with encoding {encoding!r}")
-        return text.encode("latin1")
-
-
-class _EmptyBytes(_Record):
-    """`bytes()`, Python 3's way to write empty bytes in the old protocols."""
-
-    __slots__ = ()
-
-    def __new__(cls) -> Any:
-        return b""
-
-
-_STAND_INS: dict[str, type] = {
-    "chumpy.ch.Ch": _Chumpy,
-    "chumpy.reordering.Select": _ChumpySelect,
-    "_codecs.encode": _Encoder,
-    "collections.OrderedDict": _Mapping,
-    "collections.defaultdict": _Mapping,
-}
-for _module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
-    _STAND_INS |= {f"{_module}.ndarray": _Type, f"{_module}.dtype": _DType}
-    _STAND_INS |= {f"{_module}._reconstruct": _Array, f"{_module}.scalar": _Scalar}
-for _module in ("numpy.core.numeric", "numpy._core.numeric"):
-    _STAND_INS[f"{_module}._frombuffer"] = _BufferArray
-for _format, _stand_in in (("csc", _SparseColumns), ("csr", _SparseRows), ("coo", _Sparse)):
-    for _module in (f"scipy.sparse.{_format}", f"scipy.sparse._{_format}"):
-        _STAND_INS |= {f"{_module}.{_format}_matrix": _stand_in, f"{_module}.{_format}_array": _stand_in}
-for _module in ("builtins", "__builtin__"):
-    _STAND_INS |= {f"{_module}.set": set, f"{_module}.object": _Type, f"{_module}.bytes": _EmptyBytes}
-    # The factory of a defaultdict.
-    _STAND_INS |= {f"{_module}.{name}": _Type for name in ("dict", "list")}
-for _module in ("copyreg", "copy_reg"):
-    _STAND_INS[f"{_module}._reconstructor"] = _Reconstructor
+from typing import Any, BinaryIO, ClassVar
+
+from fcjax.body.stand_ins import STAND_INS, JoblibArray, kind_of, resolve
+
+_JOBLIB_ARRAY = "joblib.numpy_pickle.NumpyArrayWrapper"
+MOST_BYTES = 2**30
+"""What a compressed file may grow to."""
+_INFLATED = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b")  # zlib at its levels, gzip
+_OTHERS = {b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x5d\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
 
 
 class RefusedGlobalError(ValueError):
     """The pickle wants to import something that reading numbers does not need."""
 
 
+class _JoblibFileError(Exception):
+    """The file is no pickle alone: arrays' bytes stand between its opcodes."""
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> type:
-        try:
-            return _STAND_INS[f"{module}.{name}"]
-        except KeyError:
-            raise RefusedGlobalError(
-                f"the pickle asks for {module}.{name}, which is refused because it could run code; only arrays, sparse "
-                "matrices and chumpy values are read. Use the publisher's own file, or save the arrays as .npz"
-            ) from None
+        if f"{module}.{name}" == _JOBLIB_ARRAY:
+            raise _JoblibFileError
+        return _stand_in(module, name)
+
+
+class _JoblibUnpickler(pickle._Unpickler):
+    """The same for a file that joblib wrote: in Python, as the other cannot be stopped where an array's bytes are."""
+
+    stack: list[Any]
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+        self.file = file
+        self.end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+    def find_class(self, module: str, name: str, /) -> type:
+        return JoblibArray if f"{module}.{name}" == _JOBLIB_ARRAY else _stand_in(module, name)
+
+    def load_build(self) -> None:
+        super().load_build()  # type: ignore[misc]  # the stubs leave it out
+        if isinstance(self.stack[-1], JoblibArray):
+            self.stack[-1].read(self.file, self.end)
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
+
+def _stand_in(module: str, name: str) -> type:
+    try:
+        return STAND_INS[f"{module}.{name}"]
+    except KeyError:
+        raise RefusedGlobalError(
+            f"the pickle asks for {module}.{name}, which is refused because it could run code; only arrays, sparse "
+            "matrices and chumpy values are read. Use the publisher's own file, or save the arrays as .npz"
+        ) from None
+
+
+def _unpickled(file: BinaryIO) -> Any:
+    """What the file says, in stand-ins."""
+    start = file.read(8)
+    file.seek(0)
+    other = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), None)
+    if other is not None:
+        raise ValueError(
+            f"it is compressed by {other}, and only zlib and gzip are read: where it was made, save it without "
+            "compression (joblib.dump(results, path)) or as .npz"
+        )
+    if start.startswith(_INFLATED):
+        file = io.BytesIO(_inflated(file.read()))
+    try:
+        return _RestrictedUnpickler(file, encoding="latin1").load()
+    except _JoblibFileError:
+        return _JoblibUnpickler(file).load()
+
+
+def _inflated(content: bytes) -> bytes:
+    inflating = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either header
+    plain = inflating.decompress(content, MOST_BYTES)
+    if not inflating.eof:
+        raise ValueError(f"its compressed content breaks off, or is more than {MOST_BYTES / 2**20:.0f} MiB")
+    return plain
 
 
 def load_pickle(path: str | Path) -> dict[str, Any]:
     """Read a pickled dict of arrays, numbers and strings (Python 2 or 3, chumpy and SciPy objects become dense arrays).
 
-    No code in the file runs: a global beyond arrays, sparse matrices, chumpy's `Ch` and `Select`, `set` and the
-    dictionaries of `collections` is refused.
+    So is what `joblib.dump` wrote, as it is or compressed by zlib or gzip. No code in the file runs: a global beyond
+    arrays, sparse matrices, chumpy's `Ch` and `Select`, `set` and the dictionaries of `collections` is refused.
 
     Raises:
         ValueError: the file is not such a pickle; for a refused global the message names it.
@@ -248,10 +107,10 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     with path.open("rb") as file:
         try:
-            content = _RestrictedUnpickler(file, encoding="latin1").load()
+            content = _unpickled(file)
             if not isinstance(content, dict):
-                raise ValueError(f"expected a pickled dict of arrays, got {_kind(content)}")
-            return {str(key): _resolve(value) for key, value in content.items()}
+                raise ValueError(f"expected a pickled dict of arrays, got {kind_of(content)}")
+            return {str(key): resolve(value) for key, value in content.items()}
         except RefusedGlobalError as error:
             raise RefusedGlobalError(f"{path}: {error}") from None
         except ValueError as error:
@@ -260,49 +119,3 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is not a readable pickle of arrays ({type(error).__name__}: {error}); is the file complete?"
             ) from error
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__.lstrip("_")
-
-
-def _resolve(value: Any) -> Any:
-    """Turn stand-ins, also inside containers, into arrays."""
-    if isinstance(value, type):
-        raise ValueError(f"{_kind(value)} is no value")
-    if isinstance(value, _Record):
-        if not hasattr(value, "value"):
-            raise ValueError(f"{_kind(value)} is no value")
-        return value.value()  # type: ignore[attr-defined]
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_resolve(item) for item in value)
-    return value
-
-
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> ndarray:
-    if not isinstance(dtype, _DType):
-        raise ValueError("an array without a type")
-    kind = dtype.value()
-    if kind.hasobject:
-        raise ValueError("an array of objects")
-    if isinstance(content, str):  # Python 2 wrote the bytes as a string, read here as latin1
-        content = content.encode("latin1")
-    if not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
-        raise ValueError("an array whose contents are not bytes")
-    numbers = np.frombuffer(content, kind)
-    shape = tuple(int(size) for size in shape)
-    if min(shape, default=0) < 0 or math.prod(shape) != numbers.size:
-        raise ValueError(f"an array of shape {shape} with {numbers.size} numbers")
-    return numbers.reshape(shape, order=order).copy()  # writable, and free of the file's bytes
-
-
-def _dense(shape: tuple[int, int], data: ndarray, row: ndarray, column: ndarray) -> ndarray:
-    if not data.shape == row.shape == column.shape or data.ndim != 1:
-        raise ValueError("a sparse matrix whose data and indices differ in length")
-    if data.size and (min(row.min(), column.min()) < 0 or row.max() >= shape[0] or column.max() >= shape[1]):
-        raise ValueError(f"a sparse matrix of shape {shape} with entries outside it")
-    dense = np.zeros(shape, data.dtype)
-    np.add.at(dense, (row, column), data)
-    return dense

@@ -23,7 +23,10 @@ CHART_COLOURS = (
     (251, 220, 36), (250, 235, 25), (249, 251, 14),
 )  # fmt: skip
 """Of charts 1 to 24 in VITON-HD's renderings on black: colour floor(255 i / 24) of MATLAB's map parula."""
-_FAR_COLOUR, _FEW = 40, 0.1
+_FAR_COLOUR = 40
+# Shares of what is not black. In renderings of 128 x 96 as blurred JPEGs up to 0.25 have the colour of no chart, in
+# photographs 0.95 and more, however dark.
+_MOST_FAR, _LEAST_CHART = 0.3, 0.01
 _BEYOND = 0.1  # keypoints may lie so far outside a picture, over its longer side
 # Where OpenPose's 25 have its 18: the 9th is the middle of the hips.
 _OF_25 = (*range(8), *range(9, 19))
@@ -166,16 +169,20 @@ def _charts(parts: Shaped[ndarray, "h w"], size: tuple[int, ...], path: Path) ->
 
 
 def _rendered_charts(pixels: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w"] | None:
-    """The charts whose colours those are; None where many pixels have the colour of none.
+    """The charts whose colours those are; None where many pixels that are not black have the colour of none, and where
+    they are fewer than two: even the picture of a face shows both halves of the head, or a part beside one.
 
     JPEG blurs the edges, so that a pixel there may be taken for another chart.
     """
-    colours = np.array(((0, 0, 0), *CHART_COLOURS), np.int32)
-    nearest, least = np.zeros(pixels.shape[:2], np.uint8), np.full(pixels.shape[:2], np.iinfo(np.int32).max, np.int32)
-    for chart, colour in enumerate(colours):
+    nearest, least = np.zeros(pixels.shape[:2], np.uint8), (pixels.astype(np.int32) ** 2).sum(-1)
+    shown = (least > _FAR_COLOUR**2).sum()
+    for chart, colour in enumerate(np.array(CHART_COLOURS, np.int32), 1):
         away = ((pixels - colour) ** 2).sum(-1)
         nearest, least = np.where(away < least, np.uint8(chart), nearest), np.minimum(away, least)
-    return nearest if (least > _FAR_COLOUR**2).mean() < _FEW else None
+    far = least > _FAR_COLOUR**2
+    counts = np.bincount(nearest[~far], minlength=CHARTS + 1)[1:]
+    several = (counts > _LEAST_CHART * shown).sum() > 1
+    return nearest if several and far.sum() < _MOST_FAR * shown else None
 
 
 def read_uv(path: Path, size: tuple[int, ...]) -> UInt8[ndarray, "h w 2"]:
