@@ -8,8 +8,8 @@ Both run in processes of their own, one after the other and so again for --round
 text and timestep, a batch of 2 (the two branches of guidance). Printed are the fastest and the median of all calls
 behind the first, which compiles, and the ratio of the medians: above 1 ours is faster. Outputs are compared, too.
 Needs torch and diffusers (`pip install -e ".[test]"`); on a GPU that torch sees, theirs is compiled by torch.compile
-(max-autotune). "dual" is ours with one asset image's keys and values, which diffusers does not have, by default at 512x384 pixels; on
-a GPU `--size 64 64` gives the other two the 512x512 that Stable Diffusion is timed at.
+(max-autotune). "dual" is ours with one asset image's keys and values, which diffusers does not have, by default at
+512x384 pixels; `--size 64 64` gives the other two the 512x512 that Stable Diffusion is timed at.
 """
 
 import json

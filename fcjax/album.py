@@ -86,8 +86,8 @@ def make_album(
     keep_joined: give the two albums that alignment joins, too (`Album.joined`), to see what it changed.
     progress(done, steps): after every step, all batches counted; returning False raises SamplingCancelledError.
 
-    One page is what `Composer.compose` makes of it, which is equal to the last bit where that is given a `progress`, too
-    (else it runs all steps as one program). Other arguments, warnings and errors as there; ValueError as well
+    One page is what `Composer.compose` makes of it, to the last bit where that is given a `progress`, too (else it runs
+    all steps as one program). Other arguments, warnings and errors as there; ValueError as well
     for a composer that was spread over several devices.
     """
     if not pages:
