@@ -4,11 +4,14 @@ python -m infer.tryon --person person.png --mask mask.png --prompt "a woman in a
 --asset top.png="a striped shirt" --out out.png
 
 The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted.
-Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) or --parse (a parse map), and --category say
-what to repaint, as infer.mask does; with nothing but the photograph, --estimate guesses the body, which is second best
-(fcjax.estimate says what to install). The result has the size of the person's own picture, which is read as its EXIF
-turns it. Masks and maps must be of the turned picture: one of the picture as the camera stored it is told by its shape,
-but not where the turn is by half or the picture square. Turn such a picture for good before its maps are made.
+Without a mask, one is made as infer.mask makes it, of --iuv (a DensePose map, or the body map of infer.densepose) or
+--parse (a parse map); with nothing but the photograph, --estimate guesses the body, which is second best
+(fcjax.estimate says what to install). It covers what the garments' phrases name, such as the upper body for a shirt, or
+the whole outfit where no garment is named that is known; --category says another, --shoes and --hat add feet and head.
+
+The result has the size of the person's own picture, which is read as its EXIF turns it. Masks and maps must be of the
+turned picture: one of the picture as the camera stored it is told by its shape, but not where the turn is by half or
+the picture square. Turn such a picture for good before its maps are made.
 
 The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
 makes it again.
@@ -88,7 +91,7 @@ class Flags:
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
     estimate: bool = False
     """The body is guessed from the photograph alone."""
-    category: Annotated[Category | None, _of_request("upper|lower|dress|outfit", "category")] = None
+    category: Annotated[Category | None, flag("upper|lower|dress|outfit", "as the garments' phrases say")] = None
     """What a made mask covers."""
     margin: Annotated[float | None, _of_request("FLOAT", "margin")] = None
     """How far a made mask reaches beyond what it must cover, as a share of the picture's height."""
@@ -124,7 +127,7 @@ def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     image = open_rgb(found(request.person, beside))
     if request.mask is not None:
         return Person(image, open_mask(found(request.mask, beside)))
-    for problem in request.uncovered():
+    for problem in request.oddities():
         warnings.warn(problem, stacklevel=2)
     made = request.made
     files = {name: found(made[name], beside) for name in FILES if made.get(name) is not None}
