@@ -14,7 +14,8 @@ turned picture: one of the picture as the camera stored it is told by its shape,
 the picture square. Turn such a picture for good before its maps are made.
 
 The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
-makes it again.
+makes it again. Flags change what a request says: --no-shoes and its like take it back, --mask stands for all that a
+mask was made of, a map for a mask, --feather for --raw, and the other way round.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -46,12 +47,12 @@ from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
-from infer.flags import OptionalPath, flag, flag_of
+from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
 from infer.request import AssetFile, found, read_png_metadata, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
 from infer.sheet import sheet
-from infer.tryon_request import FILES, TryOnRequest
+from infer.tryon_request import FILES, TryOnRequest, put_over
 from infer.values import changed
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ class Flags:
     turns it."""
     keypoints: Annotated[str | None, flag("PATH", "none")] = None
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
-    estimate: bool = False
+    estimate: Switch = None
     """The body is guessed from the photograph alone."""
     category: Annotated[Category | None, flag("upper|lower|dress|outfit", "as the garments' phrases say")] = None
     """What a made mask covers."""
     margin: Annotated[float | None, _of_request("FLOAT", "margin")] = None
     """How far a made mask reaches beyond what it must cover, as a share of the picture's height."""
-    shoes: bool = False
+    shoes: Switch = None
     """A made mask covers the feet as well."""
-    hat: bool = False
+    hat: Switch = None
     """A made mask covers the top of the head as well."""
     prompt: Annotated[str | None, flag("WORDS", "required")] = None
     """What the picture shows; it should contain every asset's phrase."""
@@ -107,7 +108,7 @@ class Flags:
     """The same for a picture that is its asset from edge to edge, such as fabric."""
     feather: Annotated[int | None, flag("PIXELS", "the longer side / 128")] = None
     """Pixels inside the mask over which old becomes new."""
-    raw: bool = False
+    raw: Switch = None
     """The model's own picture everywhere, not only inside the mask."""
     sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
@@ -116,7 +117,7 @@ def given_by(flags: Flags) -> dict[str, Any]:
     """What the flags say of a request, as plain data."""
     given = vars(flags) | vars(flags.sampling)
     names = [field.name for field in dataclasses.fields(TryOnRequest) if field.name in given]
-    said = {name: given[name] for name in names if given[name] is not None and given[name] is not False}
+    said = {name: given[name] for name in names if given[name] is not None}
     files = [AssetFile.parse(words) for words in flags.asset]
     files += [AssetFile.parse(words, whole=True) for words in flags.swatch]
     return {**said, "assets": [changed(file) for file in files]} if files else said
@@ -172,7 +173,7 @@ def requested(flags: Flags) -> tuple[TryOnRequest, str | None]:
         return TryOnRequest.from_dict(given, "the request"), None
     beside = flags.request.parent
     held, hashes, weights = TryOnRequest.read(flags.request)
-    request = TryOnRequest.from_dict({**held, **given}, str(flags.request))
+    request = TryOnRequest.from_dict(put_over(held, given), str(flags.request))
     anew = {*(given.get(name) for name in FILES), *(file["path"] for file in given.get("assets", ()))}
     others = [
         name
@@ -218,7 +219,7 @@ def read_pairs(path: Path, flags: Mapping[str, Any]) -> Iterator[tuple[str, Call
         if name in seen:
             raise ValueError(f"{place}: the name {name} stands in the list twice")
         seen.add(name)
-        yield name, lambda given=given, place=place: TryOnRequest.from_dict({**flags, **given}, place)
+        yield name, lambda given=given, place=place: TryOnRequest.from_dict(put_over(flags, given), place)
     if not seen:
         raise ValueError(f"{path} holds no pair")
 

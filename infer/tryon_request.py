@@ -18,6 +18,15 @@ TRYON_MODEL = "mini-tryon"
 FILES = ("person", "mask", "parse", "iuv", "keypoints")
 MADE = ("labels", "estimate", "category", "margin", "shoes", "hat")
 """What a mask is made by, beside files."""
+REPLACED = {
+    "mask": ("parse", "iuv", "keypoints", *MADE),
+    "parse": ("mask", "estimate"),
+    "iuv": ("mask", "estimate"),
+    "estimate": ("mask", "parse", "iuv", "keypoints"),
+    "feather": ("raw",),
+    "raw": ("feather",),
+}
+"""What of an older request cannot stand beside what a newer one says."""
 PLACES = {"the upper body": "upper", "the legs": "lower"}
 """What of the body categories cover; a dress or an outfit covers both."""
 ENDS = (("shoes", "the feet"), ("hat", "the head"))
@@ -160,6 +169,13 @@ def as_made(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """A request's plain data, which in a picture of before masks followed from garments covers the outfit."""
     made = "sha256" in request and request.get("mask") is None
     return {"category": "outfit", **request} if made else request
+
+
+def put_over(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's plain data with what is given put over it, and without what that replaces."""
+    said = [name for name in REPLACED if given.get(name) is not None and given[name] is not False]
+    gone = {other for name in said for other in REPLACED[name]}
+    return {**{name: value for name, value in held.items() if name not in gone}, **given}
 
 
 def _places(kinds: Iterable[str]) -> set[str]:

@@ -122,3 +122,75 @@ def test_a_picture_of_before_masks_followed_from_garments_keeps_its_mask(files: 
     (files / "new.json").write_text(json.dumps(held))
     request, _ = tryon.requested(tryon.Flags(request=files / "new.json"))
     assert request.covered == "upper"
+
+
+HELD = {
+    "masked": {"mask": "mask.png", "raw": True},
+    "mapped": {"parse": "parse.png", "keypoints": "k.json", "iuv": "iuv.png", "labels": "atr", "category": "upper",
+               "margin": 0.1, "shoes": True, "hat": True, "feather": 3},
+    "guessed": {"estimate": True, "shoes": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("held", "words", "expected"),
+    [
+        ("masked", "--no-raw", {"mask": "mask.png"}),
+        ("masked", "--feather 3", {"mask": "mask.png", "feather": 3}),
+        ("masked", "--feather 0 --no-raw", {"mask": "mask.png", "feather": 0}),
+        ("masked", "--iuv iuv.png", {"iuv": "iuv.png", "raw": True}),
+        ("masked", "--parse parse.png --hat", {"parse": "parse.png", "hat": True, "raw": True}),
+        ("masked", "--estimate --category lower", {"estimate": True, "category": "lower", "raw": True}),
+        ("mapped", "--mask mask.png", {"mask": "mask.png", "feather": 3}),
+        ("mapped", "--raw", {**HELD["mapped"], "raw": True, "feather": None}),
+        ("mapped", "--no-raw", HELD["mapped"]),
+        ("mapped", "--no-shoes --no-hat", {**HELD["mapped"], "shoes": False, "hat": False}),
+        ("mapped", "--estimate", {**HELD["mapped"], "estimate": True, "parse": None, "iuv": None, "keypoints": None}),
+        ("guessed", "--iuv iuv.png", {"iuv": "iuv.png", "shoes": True}),
+        ("guessed", "--no-estimate --mask mask.png", {"mask": "mask.png"}),
+    ],
+)
+def test_flags_take_back_what_a_request_says(
+    files: Path, monkeypatch: pytest.MonkeyPatch, held: str, words: str, expected: dict[str, Any]
+):
+    """And in a list lines what the flags say."""
+    monkeypatch.chdir(files)
+    for name in ("parse.png", "k.json"):
+        (files / name).touch()
+    common = {"prompt": "a woman", "person": "person.png", "assets": [{"path": "shirt.png", "phrase": "a red shirt"}]}
+    (files / "r.json").write_text(json.dumps({**common, **HELD[held]}))
+    given = flags_of(["--request", "r.json", *words.split()])
+    request, _ = tryon.requested(given)
+    assert request == TryOnRequest.from_dict({**common, **expected}, "here")
+    (files / "list.jsonl").write_text(json.dumps(tryon.given_by(given)))
+    [(_, make)] = tryon.read_pairs(files / "list.jsonl", {**common, **HELD[held]})
+    assert make() == request
+
+
+def test_what_flags_say_together_is_not_replaced(files: Path):
+    (files / "r.json").write_text(json.dumps({"prompt": "a woman", "person": "person.png"}))
+    shirt = f"{files / 'shirt.png'}=a red shirt"
+    for words, expected in (
+        (["--mask", "m.png", "--iuv", "i.png"], "mask and iuv each say what to repaint"),
+        (["--mask", "m.png", "--hat"], "the mask says what to repaint: hat are for masks"),
+        (["--mask", "m.png", "--raw", "--feather", "0"], "leave one out"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            tryon.requested(flags_of(["--request", str(files / "r.json"), "--asset", shirt, *words]))
+
+
+def flags_of(words: list[str]) -> tryon.Flags:
+    found = []
+
+    def take(flags: tryon.Flags) -> None:
+        found.append(flags)
+
+    run(take, words)
+    return found[0]
+
+
+def test_the_help_shows_switches_as_they_are_typed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run(tryon.main, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "{None" not in said and "--no-raw" in said and "--no-estimate" in said
