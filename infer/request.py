@@ -85,10 +85,7 @@ class AssetFile:
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            places = [*([beside / self.path] if beside is not None else []), Path(self.path)]
-            there = [place for place in places if _exists(place)]
-            if not there:
-                raise ValueError(f"no such asset file: {' or '.join(dict.fromkeys(map(str, places)))}")
+            there = places(self.path, beside, "asset file")
             contents = [(place, _content(place)) for place in there]
             place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
@@ -317,9 +314,21 @@ def pose_words(body: Body) -> str:
     return body.pose if body.joint_rotations is None else "own pose"
 
 
-def found(name: str, beside: Path | None) -> Path:
-    """The file, in the folder `beside` where it is there."""
-    return beside / name if beside is not None and _exists(beside / name) else Path(name)
+def found(name: str, beside: Path | None, what: str = "file") -> Path:
+    """The file, in the folder `beside` if it is there, else in the working one. ValueError where it is in neither."""
+    return places(name, beside, what)[0]
+
+
+def places(name: str, beside: Path | None, what: str) -> list[Path]:
+    """Where a file of this name is: in the folder `beside`, in the working one, or in both.
+
+    ValueError names them where it is in neither.
+    """
+    tried = [*([beside / name] if beside is not None else []), Path(name)]
+    there = [place for place in tried if _exists(place)]
+    if not there:
+        raise ValueError(f"no such {what}: {' or '.join(dict.fromkeys(map(str, tried)))}")
+    return there
 
 
 def _exists(path: Path) -> bool:

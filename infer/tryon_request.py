@@ -10,12 +10,13 @@ from typing import Any
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
 from fcjax.data.kinds import CATEGORY_OF, category_of, kinds_in
 from fcjax.data.sources.sample import LABELS, Labels
-from infer.request import AssetFile, asset_files, asset_problems, png_metadata, read_request
+from infer.request import AssetFile, asset_files, asset_problems, found, png_metadata, read_request
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, key_problems, tuples
 
 TRYON_MODEL = "mini-tryon"
-FILES = ("person", "mask", "parse", "iuv", "keypoints")
+FILES = {"person": "picture", "mask": "mask", "parse": "parse map", "iuv": "body map", "keypoints": "keypoints"}
+"""The files of a request but for its assets, and what errors call them."""
 MADE = ("labels", "estimate", "category", "margin", "shoes", "hat")
 """What a mask is made by, beside files."""
 REPLACED = {
@@ -59,7 +60,7 @@ class TryOnRequest(SamplingRequest):
             check(name, getattr(self, name), str, "text")
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty")
-        for name in FILES[1:]:
+        for name in [*FILES][1:]:
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
         self.check_values()
@@ -131,6 +132,16 @@ class TryOnRequest(SamplingRequest):
 
     def _worn(self) -> list[str]:
         return [kind for asset in self.assets for kind in kinds_in(asset.phrase)]
+
+    def file(self, name: str, beside: Path | None = None) -> Path:
+        """Where one of `FILES` lies, looked for in the folder `beside` first. ValueError where it is not found."""
+        return found(getattr(self, name), beside, f"{FILES[name]} file")
+
+    def found(self, beside: Path | None) -> "TryOnRequest":
+        """The same with all files by the places where they lie, see `file`."""
+        files = {name: str(self.file(name, beside)) for name in FILES if getattr(self, name) is not None}
+        assets = tuple(asset.found(beside)[0] for asset in self.assets)
+        return dataclasses.replace(self, **files, assets=assets)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":

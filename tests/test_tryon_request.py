@@ -179,6 +179,21 @@ def test_what_flags_say_together_is_not_replaced(files: Path):
             tryon.requested(flags_of(["--request", str(files / "r.json"), "--asset", shirt, *words]))
 
 
+@pytest.mark.parametrize(
+    ("role", "named"),
+    [("person", "picture"), ("mask", "mask"), ("parse", "parse map"), ("iuv", "body map"), ("keypoints", "keypoints")],
+)
+def test_files_that_are_nowhere_are_told_with_the_places_searched(
+    files: Path, monkeypatch: pytest.MonkeyPatch, role: str, named: str
+):
+    monkeypatch.chdir(files.parent)
+    request = {"prompt": "a woman", "person": "person.png", "assets": [{"path": "shirt.png", "phrase": "a red shirt"}]}
+    request |= {"iuv": "iuv.png"} if role in ("person", "keypoints") else {}
+    (files / "r.json").write_text(json.dumps({**request, role: "nowhere.png"}))
+    with pytest.raises(ValueError, match=f"^no such {named} file: {files / 'nowhere.png'} or nowhere.png$"):
+        tryon.requested(tryon.Flags(request=files / "r.json"))
+
+
 def flags_of(words: list[str]) -> tryon.Flags:
     found = []
 
