@@ -230,6 +230,11 @@ def try_on_pairs(flags: Flags) -> None:
         raise ValueError(f"with --pairs, --out is a folder; got {flags.out}")
     if flags.sheet is not None:
         raise ValueError("--sheet shows one request; leave it out with --pairs")
+    if flags.request is not None:
+        raise ValueError(
+            "--request says what one picture shows, with --pairs the list does: leave it out, and say by flags what "
+            "the lines have in common"
+        )
     # All names first, so that a mistake in the list is told before any work.
     pairs = list(read_pairs(flags.pairs, given_by(flags)))
     flags.out.mkdir(parents=True, exist_ok=True)

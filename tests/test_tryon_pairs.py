@@ -149,6 +149,15 @@ def test_files_beside_a_list_go_before_those_of_the_working_folder(
     np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
 
 
+@pytest.mark.parametrize("flag", ["--request", "--sheet"])
+def test_flags_of_one_picture_are_refused_beside_a_list(
+    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str], flag: str
+):
+    (files / "r.json").write_text('{"person": "person.png", "steps": 7}')
+    refused([*listed(files, tryon_model), flag, str(files / "r.json")], f"{flag} s", capsys)
+    assert not (files / "made").exists()
+
+
 def test_a_list_in_another_encoding_is_told(files: Path, capsys: pytest.CaptureFixture[str]):
     (files / "pairs.jsonl").write_bytes('{"prompt": "été"}'.encode("latin-1"))
     refused(
