@@ -331,7 +331,7 @@ def _by_name(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """A request's plain data with files by their names alone and without digests, and each file's path by its role."""
     assets = said.get("assets", [])
     paths = {role: said[role] for role in FILES if said.get(role) is not None}
-    names = {role: Path(path).name for role, path in paths.items()}
+    names: dict[str, Any] = {role: Path(path).name for role, path in paths.items()}
     names["assets"] = [{**asset, "path": Path(asset["path"]).name} for asset in assets]
     paths |= {f"asset {number}": asset["path"] for number, asset in enumerate(assets)}
     return {name: value for name, value in said.items() if name != "sha256"} | names, paths
