@@ -7,8 +7,9 @@ The PNG holds its own request, with the SHA-256 of every asset file (or, with --
 
 python -m infer.compose --request out.png --out again.png
 
-makes it again. A request may also be a JSON file (infer/request.py shows one); flags change what it says. Several
-images become out_0.png, out_1.png ..., each with its own seed in its request.
+makes it again. A request may also be a JSON file (infer/request.py shows one); flags change what it says, and its boxes
+for assets are left out with --layout-seed or another number of assets. Several images become out_0.png, out_1.png ...,
+each with its own seed in its request.
 """
 
 import dataclasses
@@ -28,9 +29,9 @@ from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.whole_files import written_whole
 from infer.densepose import parts
-from infer.flags import OptionalPath, flag, flag_of
+from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.parameters import read_parameters, warn_of_betas
-from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
+from infer.request import AssetFile, ComposeRequest, found, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
 from infer.sheet import Panel, sheet
 
@@ -58,7 +59,7 @@ class Flags:
     """Another picture that shows assets, pose and result side by side."""
     request: OptionalPath = None
     """A JSON file, or a PNG of this program, that says what the flags below leave out."""
-    embed_assets: bool = False
+    embed_assets: Annotated[Switch, flag(None, "as in the request, else False")] = None
     """Keep the asset files themselves in the PNG."""
 
     model: Annotated[str | None, _of_request("FOLDER", "model")] = None
@@ -116,6 +117,10 @@ def requested(flags: Flags) -> tuple[ComposeRequest, str | None]:
     if flags.asset or flags.swatch:
         files = [AssetFile.parse(words) for words in flags.asset]
         over["assets"] = (*files, *(AssetFile.parse(words, whole=True) for words in flags.swatch))
+    fewer_or_more = "assets" in over and len(over["assets"]) != len(held.get("assets", ()))
+    if fewer_or_more or flags.sampling.layout_seed is not None:
+        # Boxes are those of the request's own assets, and go before any layout.
+        over["boxes"] = None
     shape = {field.name: given[field.name] for field in dataclasses.fields(Body) if field.name in given}
     if flags.params is not None:
         if flags.pose is not None:
@@ -148,7 +153,7 @@ def make(
     composer: "Composer | None" = None,
     *,
     beside: Path | None = None,
-    embed_assets: bool = False,
+    embed_assets: bool | None = None,
     expected_weights: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -157,6 +162,7 @@ def make(
     Args:
         composer: the request's model, where it is loaded already.
         beside: a folder where asset files may lie as well.
+        embed_assets: into the pictures' requests; None leaves those embedded that are.
         expected_weights: the digest of the weights that made the picture before; others are warned of.
         quiet: no progress bar on stderr.
     """
@@ -170,7 +176,9 @@ def make(
         composer = Composer.load(request.model, dtype=request.dtype)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
-    sealed = tuple(file.sealed(content, embed_assets) for file, content in files)
+    if embed_assets is False:
+        files = [(dataclasses.replace(file, data=None), content) for file, content in files]
+    sealed = tuple(file.sealed(content, bool(embed_assets)) for file, content in files)
     requests = [
         dataclasses.replace(request, assets=sealed, seed=request.seed + index, num_images=1)
         for index in range(request.num_images)
@@ -248,8 +256,9 @@ def main(flags: Flags) -> None:
     """Compose the pictures that the flags ask for and write them."""
     request, weights = requested(flags)
     pictures = files_of(flags.out, request.num_images)
-    prepare_outputs([*pictures, flags.sheet], [asset.path for asset in request.assets if asset.data is None])
     beside = flags.request.parent if flags.request is not None else None
+    read = [found(asset.path, beside, "asset file") for asset in request.assets if asset.data is None]
+    prepare_outputs([*pictures, flags.sheet], read)
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)
     if flags.sheet is not None:

@@ -85,9 +85,7 @@ class AssetFile:
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            there = [place for place in _places(self.path, beside) if _exists(place)]
-            if not there:
-                raise ValueError(f"no such asset file: {_in_words(self.path, beside)}")
+            there = places(self.path, beside, "asset file")
             contents = [(place, _content(place)) for place in there]
             place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
@@ -311,9 +309,7 @@ def read_body(given: Mapping[str, Any], beside: Path | None = None) -> tuple[Bod
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")
-    place = found(path, beside)
-    if not _exists(place):
-        raise ValueError(f"no such file of SMPL parameters: {_in_words(path, beside)}")
+    place = found(path, beside, "file of SMPL parameters")
     try:
         parameters = read_parameters(place, frame, up, subject)
     except OSError as error:
@@ -326,18 +322,21 @@ def pose_words(body: Body) -> str:
     return body.pose if body.joint_rotations is None else "own pose"
 
 
-def found(name: str, beside: Path | None) -> Path:
-    """The file, in the folder `beside` where it is there."""
-    return beside / name if beside is not None and _exists(beside / name) else Path(name)
+def found(name: str, beside: Path | None, what: str = "file") -> Path:
+    """The file, in the folder `beside` if it is there, else in the working one. ValueError where it is in neither."""
+    return places(name, beside, what)[0]
 
 
-def _places(name: str, beside: Path | None) -> list[Path]:
-    """Where the file may lie, once each."""
-    return list(dict.fromkeys([*([beside / name] if beside is not None else []), Path(name)]))
+def places(name: str, beside: Path | None, what: str) -> list[Path]:
+    """Where a file of this name is: in the folder `beside`, in the working one, or in both.
 
-
-def _in_words(name: str, beside: Path | None) -> str:
-    return " or ".join(map(str, _places(name, beside)))
+    ValueError names them where it is in neither.
+    """
+    tried = list(dict.fromkeys([*([beside / name] if beside is not None else []), Path(name)]))
+    there = [place for place in tried if _exists(place)]
+    if not there:
+        raise ValueError(f"no such {what}: {' or '.join(map(str, tried))}")
+    return there
 
 
 def _exists(path: Path) -> bool:

@@ -4,14 +4,18 @@ python -m infer.tryon --person person.png --mask mask.png --prompt "a woman in a
 --asset top.png="a striped shirt" --out out.png
 
 The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted.
-Without a mask, --iuv (a DensePose map, or the body map of infer.densepose) or --parse (a parse map), and --category say
-what to repaint, as infer.mask does; with nothing but the photograph, --estimate guesses the body, which is second best
-(fcjax.estimate says what to install). The result has the size of the person's own picture, which is read as its EXIF
-turns it. Masks and maps must be of the turned picture: one of the picture as the camera stored it is told by its shape,
-but not where the turn is by half or the picture square. Turn such a picture for good before its maps are made.
+Without a mask, one is made as infer.mask makes it, of --iuv (a DensePose map, or the body map of infer.densepose) or
+--parse (a parse map); with nothing but the photograph, --estimate guesses the body, which is second best
+(fcjax.estimate says what to install). It covers what the garments' phrases name, such as the upper body for a shirt, or
+the whole outfit where no garment is named that is known; --category says another, --shoes and --hat add feet and head.
+
+The result has the size of the person's own picture, which is read as its EXIF turns it. Masks and maps must be of the
+turned picture: one of the picture as the camera stored it is told by its shape, but not where the turn is by half or
+the picture square. Turn such a picture for good before its maps are made.
 
 The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
-makes it again.
+makes it again. Flags change what a request says: --no-shoes and its like take it back, --mask stands for all that a
+mask was made of, a map for a mask, --feather for --raw, and the other way round.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -43,12 +47,12 @@ from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
-from infer.flags import OptionalPath, flag, flag_of
+from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
-from infer.request import AssetFile, found, read_png_metadata, warn_of_other_weights, weights_digest
+from infer.request import AssetFile, read_png_metadata, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
 from infer.sheet import sheet
-from infer.tryon_request import FILES, TryOnRequest
+from infer.tryon_request import FILES, TryOnRequest, as_made, put_over
 from infer.values import changed
 
 if TYPE_CHECKING:
@@ -86,15 +90,15 @@ class Flags:
     turns it."""
     keypoints: Annotated[str | None, flag("PATH", "none")] = None
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
-    estimate: bool = False
+    estimate: Switch = None
     """The body is guessed from the photograph alone."""
-    category: Annotated[Category | None, _of_request("upper|lower|dress|outfit", "category")] = None
+    category: Annotated[Category | None, flag("upper|lower|dress|outfit", "as the garments' phrases say")] = None
     """What a made mask covers."""
     margin: Annotated[float | None, _of_request("FLOAT", "margin")] = None
     """How far a made mask reaches beyond what it must cover, as a share of the picture's height."""
-    shoes: bool = False
+    shoes: Switch = None
     """A made mask covers the feet as well."""
-    hat: bool = False
+    hat: Switch = None
     """A made mask covers the top of the head as well."""
     prompt: Annotated[str | None, flag("WORDS", "required")] = None
     """What the picture shows; it should contain every asset's phrase."""
@@ -104,7 +108,7 @@ class Flags:
     """The same for a picture that is its asset from edge to edge, such as fabric."""
     feather: Annotated[int | None, flag("PIXELS", "the longer side / 128")] = None
     """Pixels inside the mask over which old becomes new."""
-    raw: bool = False
+    raw: Switch = None
     """The model's own picture everywhere, not only inside the mask."""
     sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
@@ -113,7 +117,7 @@ def given_by(flags: Flags) -> dict[str, Any]:
     """What the flags say of a request, as plain data."""
     given = vars(flags) | vars(flags.sampling)
     names = [field.name for field in dataclasses.fields(TryOnRequest) if field.name in given]
-    said = {name: given[name] for name in names if given[name] is not None and given[name] is not False}
+    said = {name: given[name] for name in names if given[name] is not None}
     files = [AssetFile.parse(words) for words in flags.asset]
     files += [AssetFile.parse(words, whole=True) for words in flags.swatch]
     return {**said, "assets": [changed(file) for file in files]} if files else said
@@ -121,22 +125,22 @@ def given_by(flags: Flags) -> dict[str, Any]:
 
 def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     """The person and the mask: the file's, or one made from the body map. ValueError for files that do not fit."""
-    image = open_rgb(found(request.person, beside))
+    image = open_rgb(request.file("person", beside))
     if request.mask is not None:
-        return Person(image, open_mask(found(request.mask, beside)))
-    for problem in request.uncovered():
+        return Person(image, open_mask(request.file("mask", beside)))
+    for problem in request.oddities():
         warnings.warn(problem, stacklevel=2)
     made = request.made
-    files = {name: found(made[name], beside) for name in FILES if made.get(name) is not None}
+    files = {name: request.file(name, beside) for name in FILES if made.get(name) is not None}
     return Person(image, make_mask(image, **{**made, **files}))
 
 
-def opened(request: TryOnRequest, beside: Path | None = None) -> tuple[Person, list[Asset]]:
+def opened(request: TryOnRequest) -> tuple[Person, list[Asset]]:
     """The person, the mask and the assets of a request's files. ValueError for what cannot be read or does not fit, and
     for a sampler that there is not.
     """
     request.check_sampler()
-    return person_of(request, beside), [file.open(file.read(beside)) for file in request.assets]
+    return person_of(request), [file.open(file.read()) for file in request.assets]
 
 
 def fit(
@@ -149,9 +153,10 @@ def fit(
 
 def digests(request: TryOnRequest, beside: Path | None = None) -> dict[str, str]:
     """SHA-256 of every file that the request names."""
-    names = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
-    paths = {name: found(name, beside) for name in names if name is not None}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+    named = [name for name in FILES if getattr(request, name) is not None]
+    contents = {getattr(request, name): request.file(name, beside).read_bytes() for name in named}
+    contents |= {asset.path: asset.read(beside) for asset in request.assets}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def requested(flags: Flags) -> tuple[TryOnRequest, str | None]:
@@ -169,7 +174,7 @@ def requested(flags: Flags) -> tuple[TryOnRequest, str | None]:
         return TryOnRequest.from_dict(given, "the request"), None
     beside = flags.request.parent
     held, hashes, weights = TryOnRequest.read(flags.request)
-    request = TryOnRequest.from_dict({**held, **given}, str(flags.request))
+    request = TryOnRequest.from_dict(put_over(held, given), str(flags.request))
     anew = {*(given.get(name) for name in FILES), *(file["path"] for file in given.get("assets", ()))}
     others = [
         name
@@ -181,9 +186,7 @@ def requested(flags: Flags) -> tuple[TryOnRequest, str | None]:
             f"not the files that {flags.request} was made with: {', '.join(others)}; find the old ones, or give them "
             "anew by flags"
         )
-    files = {name: str(found(path, beside)) for name in FILES if (path := getattr(request, name)) is not None}
-    assets = tuple(file.found(beside)[0] for file in request.assets)
-    return dataclasses.replace(request, **files, assets=assets), weights
+    return request.found(beside), weights
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def read_pairs(path: Path, flags: Mapping[str, Any]) -> Iterator[tuple[str, Call
         if name in seen:
             raise ValueError(f"{place}: the name {name} stands in the list twice")
         seen.add(name)
-        yield name, lambda given=given, place=place: TryOnRequest.from_dict({**flags, **given}, place)
+        yield name, lambda given=given, place=place: TryOnRequest.from_dict(put_over(flags, given), place)
     if not seen:
         raise ValueError(f"{path} holds no pair")
 
@@ -227,18 +230,23 @@ def try_on_pairs(flags: Flags) -> None:
         raise ValueError(f"with --pairs, --out is a folder; got {flags.out}")
     if flags.sheet is not None:
         raise ValueError("--sheet shows one request; leave it out with --pairs")
+    if flags.request is not None:
+        raise ValueError(
+            "--request says what one picture shows, with --pairs the list does: leave it out, and say by flags what "
+            "the lines have in common"
+        )
     # All names first, so that a mistake in the list is told before any work.
     pairs = list(read_pairs(flags.pairs, given_by(flags)))
     flags.out.mkdir(parents=True, exist_ok=True)
-    beside, weights = flags.pairs.parent, _Weights()
+    beside, weights = flags.pairs.parent.absolute(), _Weights()
     left = left_to_make(pairs, flags.out, beside, weights)
     failed: dict[str, str] = {}
     composers: dict[tuple[str, str | None], Composer | ValueError] = {}
     with tqdm(total=len(pairs), initial=len(pairs) - len(left), unit="pair") as bar:
         for name, make in left:
             try:
-                request = make()
-                person, assets = opened(request, beside)
+                request = _placed(make(), beside)
+                person, assets = opened(request)
                 model = request.model, request.dtype
                 if model not in composers:
                     composers = {model: _loaded(*model)}
@@ -246,8 +254,8 @@ def try_on_pairs(flags: Flags) -> None:
                 if isinstance(composer, ValueError):
                     raise composer
                 fitting = fit(request, composer, person, assets)
-                info = request.metadata(weights[request.model], digests(request, beside))
-                save_png(fitting.image, flags.out / name, info, icc_profile(found(request.person, beside)))
+                info = request.metadata(weights[request.model], digests(request))
+                save_png(fitting.image, flags.out / name, info, icc_profile(Path(request.person)))
             except (ValueError, OSError) as error:
                 failed[name] = one_line(error)
             bar.update()
@@ -259,6 +267,11 @@ def try_on_pairs(flags: Flags) -> None:
         name, reason = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(pairs)} pairs failed, {report} says why; the first, {name}: {reason}")
     print(f"{len(left)} pictures made, {len(pairs) - len(left)} were there: {flags.out}")
+
+
+def _placed(request: TryOnRequest, beside: Path) -> TryOnRequest:
+    """The request with whole paths, so that its picture finds its files again from any folder."""
+    return request.found(beside).found(Path.cwd())
 
 
 def left_to_make(
@@ -274,8 +287,8 @@ def left_to_make(
             left.append((name, make))
             continue
         try:
-            request = make()
-            asked = request.asdict(digests(request, beside)), weights[request.model]
+            request = _placed(make(), beside)
+            asked = request.asdict(digests(request)), weights[request.model]
         except (ValueError, OSError):
             # What is wrong with it is said when its turn comes.
             left.append((name, make))
@@ -293,19 +306,35 @@ def left_to_make(
 
 
 def differences(path: Path, asked: Mapping[str, Any], weights: str) -> list[str]:
-    """In what the request inside a PNG, its files or the weights that met it are not those that are asked for."""
+    """In what the request inside a PNG, its files or the weights that met it are not those that are asked for.
+
+    Files are told by name and content, so that they may have been moved, list and all.
+    """
     try:
         held, made_by = read_png_metadata(path)
     except ValueError:
         return ["program"]
-    asked = json.loads(json.dumps(asked))
-    if not isinstance(held, Mapping):
+    if not isinstance(held, Mapping) or "person" not in held:
         return ["program"]
-    keys = sorted((held.keys() | asked.keys()) - {"sha256"})
-    told = [key for key in keys if held.get(key) != asked.get(key)]
-    before = held.get("sha256", {})
-    told += [f"file {name}" for name, digest in asked["sha256"].items() if before.get(name, digest) != digest]
+    asked = json.loads(json.dumps(asked))
+    (before, files), (now, others) = (_by_name(as_made(said)) for said in (held, asked))
+    told = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    digests = held.get("sha256", {})
+    for role, file in others.items():
+        old = files.get(role, "")
+        if Path(old).name == Path(file).name and digests.get(old) not in (None, asked["sha256"][file]):
+            told.append(f"file {file}")
     return told + ["weights"] * (made_by != weights)
+
+
+def _by_name(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A request's plain data with files by their names alone and without digests, and each file's path by its role."""
+    assets = said.get("assets", [])
+    paths = {role: said[role] for role in FILES if said.get(role) is not None}
+    names: dict[str, Any] = {role: Path(path).name for role, path in paths.items()}
+    names["assets"] = [{**asset, "path": Path(asset["path"]).name} for asset in assets]
+    paths |= {f"asset {number}": asset["path"] for number, asset in enumerate(assets)}
+    return {name: value for name, value in said.items() if name != "sha256"} | names, paths
 
 
 class _Weights(dict[str, str]):

@@ -2,23 +2,36 @@
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fcjax.agnostic import CATEGORIES, MARGIN, Category
+from fcjax.data.kinds import CATEGORY_OF, category_of, kinds_in
 from fcjax.data.sources.sample import LABELS, Labels
-from infer.request import AssetFile, asset_files, asset_problems, png_metadata, read_request
+from infer.request import AssetFile, asset_files, asset_problems, found, png_metadata, read_request
 from infer.sampling_request import SamplingRequest
 from infer.values import changed, check, key_problems, tuples
 
 TRYON_MODEL = "mini-tryon"
-FILES = ("person", "mask", "parse", "iuv", "keypoints")
+FILES = {"person": "picture", "mask": "mask", "parse": "parse map", "iuv": "body map", "keypoints": "keypoints"}
+"""The files of a request but for its assets, and what errors call them."""
 MADE = ("labels", "estimate", "category", "margin", "shoes", "hat")
 """What a mask is made by, beside files."""
-SHOES = {"shoe", "shoes", "boots", "sneakers", "trainers", "heels", "sandals", "loafers", "pumps", "flats"}
-HATS = {"hat", "cap", "beanie", "beret"}
+REPLACED = {
+    "mask": ("parse", "iuv", "keypoints", *MADE),
+    "parse": ("mask", "estimate"),
+    "iuv": ("mask", "estimate"),
+    "estimate": ("mask", "parse", "iuv", "keypoints"),
+    "feather": ("raw",),
+    "raw": ("feather",),
+}
+"""What of an older request cannot stand beside what a newer one says."""
+PLACES = {"the upper body": "upper", "the legs": "lower"}
+"""What of the body categories cover; a dress or an outfit covers both."""
+ENDS = (("shoes", "the feet"), ("hat", "the head"))
+"""What is taken off beside a category, and where it is worn."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class TryOnRequest(SamplingRequest):
     iuv: str | None = None
     keypoints: str | None = None
     estimate: bool = False
-    category: Category = "outfit"
+    category: Category | None = None
     margin: float = MARGIN
     shoes: bool = False
     hat: bool = False
@@ -47,7 +60,7 @@ class TryOnRequest(SamplingRequest):
             check(name, getattr(self, name), str, "text")
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is empty")
-        for name in FILES[1:]:
+        for name in [*FILES][1:]:
             if getattr(self, name) is not None:
                 check(name, getattr(self, name), str, "a file's name")
         self.check_values()
@@ -56,7 +69,7 @@ class TryOnRequest(SamplingRequest):
         check("margin", self.margin, numbers.Real, "a number")
         for name in ("raw", "estimate", "shoes", "hat"):
             check(name, getattr(self, name), bool, "true or false")
-        if self.category not in CATEGORIES:
+        if self.category is not None and self.category not in CATEGORIES:
             raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
         if not self.assets:
             raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
@@ -65,8 +78,8 @@ class TryOnRequest(SamplingRequest):
         maps = [name for name in ("parse", "iuv", "keypoints") if getattr(self, name) is not None]
         if self.mask is None and not self.estimate and not {"parse", "iuv"} & {*maps}:
             raise ValueError(
-                "nothing says what to repaint: give --mask (white is repainted), or --iuv or --parse, and --category, "
-                "to make one (or --estimate, where there is only the photograph)"
+                "nothing says what to repaint: give --mask (white is repainted), or --iuv or --parse to make one (or "
+                "--estimate, where there is only the photograph)"
             )
         sources = [name for name in ("mask", "estimate") if getattr(self, name)] + maps
         if len(sources) > 1 and sources != maps:
@@ -84,20 +97,51 @@ class TryOnRequest(SamplingRequest):
         return {**self.sampling, "feather": self.feather, "raw": self.raw}
 
     @property
+    def covered(self) -> Category:
+        """What a made mask covers: what is asked for, or else what the garments do, as training has it.
+
+        "outfit" where no phrase names a garment.
+        """
+        return self.category or category_of(self._worn()) or "outfit"
+
+    @property
     def made(self) -> dict[str, Any]:
         """What a mask is made of and what it takes off, as `infer.mask.make_mask` is told; files by their names."""
-        return {name: getattr(self, name) for name in ("parse", "iuv", "keypoints", *MADE)}
+        names = ("parse", "iuv", "keypoints", *MADE)
+        return {name: getattr(self, name) for name in names} | {"category": self.covered}
 
-    def uncovered(self) -> list[str]:
-        """What is wrong with a made mask: garments of the assets that it would leave as they are."""
+    def oddities(self) -> Iterator[str]:
+        """What is odd about a made mask: garments that it leaves no room, places where nothing is put on, and phrases
+        that do not tell.
+        """
         if self.mask is not None:
-            return []
-        return [
-            f"{asset.path} is {asset.phrase!r}, but the mask leaves the {place} as it is: --{name} covers that, too"
-            for name, place, words in (("shoes", "feet", SHOES), ("hat", "head", HATS))
-            for asset in self.assets
-            if not getattr(self, name) and words & {*asset.phrase.lower().replace("-", " ").split()}
-        ]
+            return
+        fitting, room = category_of(self._worn()), _places([self.covered])
+        for asset in self.assets:
+            kinds, words = kinds_in(asset.phrase), f"{asset.path} is {asset.phrase!r}"
+            left = [(place, f"category {fitting}") for place in PLACES if place in _places(kinds) - room]
+            left += [(place, name) for name, place in ENDS if name in kinds and not getattr(self, name)]
+            for place, flag in left:
+                yield f"{words}, but the mask leaves {place} alone: --{flag} covers that, too"
+            if not kinds and self.category is None:
+                yield f"{words}, which is no garment that is known: --category says what the mask is to cover"
+        bare = " and ".join(place for place in PLACES if place in room - _places(self._worn()))
+        if bare and all(kinds_in(asset.phrase) for asset in self.assets):
+            spared = f"--category {fitting} leaves" if fitting else "a --mask of your own may leave"
+            yield f"the mask covers {bare} of {self.person}, where nothing is put on: {spared} that as it is"
+
+    def _worn(self) -> list[str]:
+        return [kind for asset in self.assets for kind in kinds_in(asset.phrase)]
+
+    def file(self, name: str, beside: Path | None = None) -> Path:
+        """Where one of `FILES` lies, looked for in the folder `beside` first. ValueError where it is not found."""
+        return found(getattr(self, name), beside, f"{FILES[name]} file")
+
+    def found(self, beside: Path | None) -> "TryOnRequest":
+        """The same with all files by the places where they lie, see `file`."""
+        files = {name: str(self.file(name, beside)) for name in FILES if getattr(self, name) is not None}
+        assets = tuple(asset.found(beside)[0] for asset in self.assets)
+        return dataclasses.replace(self, **files, assets=assets)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], source: str) -> "TryOnRequest":
@@ -115,13 +159,37 @@ class TryOnRequest(SamplingRequest):
         given, weights = read_request(path)
         if not isinstance(given, Mapping) or "person" not in given:
             raise ValueError(f"{path} holds no request of infer.tryon: a JSON object with person, prompt and assets")
-        return {name: value for name, value in given.items() if name != "sha256"}, given.get("sha256", {}), weights
+        said = {name: value for name, value in as_made(given).items() if name != "sha256"}
+        return said, given.get("sha256", {}), weights
 
     def asdict(self, digests: Mapping[str, str]) -> dict[str, Any]:
-        """Plain data for JSON: what is not at its default, and the SHA-256 of every file that the request names."""
+        """Plain data for JSON: what is not at its default, what a made mask covers, and the SHA-256 of every file that
+        the request names.
+        """
         said = {**changed(self), "assets": [changed(asset) for asset in self.assets], "model": self.model}
+        if self.mask is None:
+            said["category"] = self.covered
         return {**said, "seed": self.seed, "sha256": dict(digests)}
 
     def metadata(self, weights: str, digests: Mapping[str, str]) -> Any:
         """The PNG's text, see `asdict`."""
         return png_metadata(self.asdict(digests), weights)
+
+
+def as_made(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A request's plain data, which in a picture of before masks followed from garments covers the outfit."""
+    made = "sha256" in request and request.get("mask") is None
+    return {"category": "outfit", **request} if made else request
+
+
+def put_over(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's plain data with what is given put over it, and without what that replaces."""
+    said = [name for name in REPLACED if given.get(name) is not None and given[name] is not False]
+    gone = {other for name in said for other in REPLACED[name]}
+    return {**{name: value for name, value in held.items() if name not in gone}, **given}
+
+
+def _places(kinds: Iterable[str]) -> set[str]:
+    """What of the body these kinds of garments, or categories, cover."""
+    covered = {CATEGORY_OF.get(kind, kind) for kind in kinds}
+    return {place for place, half in PLACES.items() if covered & {half, "dress", "outfit"}}

@@ -74,6 +74,44 @@ def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> 
         np.testing.assert_array_equal(opened(files / after)[0], opened(out)[0])
 
 
+def test_embedded_assets_are_taken_out_again(tiny_model_folder: Path, files: Path) -> None:
+    out, again = files / "out.png", files / "again.png"
+    run(compose.main, arguments(tiny_model_folder, files, "--out", out, "--embed-assets"))
+    for words, embedded in (([], True), (["--no-embed-assets"], False)):
+        run(compose.main, ["--request", str(out), "--out", str(again), *words])
+        assets = opened(again)[1]["request"]["assets"]
+        assert [("data" in asset, "sha256" in asset) for asset in assets] == [(embedded, True)] * 2
+        np.testing.assert_array_equal(opened(again)[0], opened(out)[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], True),
+        (["--seed", "3", "--layout-seed", "0"], False),
+        (["--asset", "a.png=a coat"], False),
+        (["--asset", "a.png=a coat", "--swatch", "b.png=a skirt"], True),
+    ],
+)
+def test_flags_take_back_a_requests_boxes(files: Path, words: list[str], kept: bool) -> None:
+    """Which flags cannot say: those of other assets, and where assets are to be laid out."""
+    boxes = [[0, 0, 16, 16], [16, 16, 32, 32]]
+    assets = [{"path": "shirt.png", "phrase": "a red shirt"}, {"path": "jeans.png", "phrase": "blue jeans"}]
+    (files / "r.json").write_text(json.dumps({"prompt": PROMPT, "assets": assets, "boxes": boxes}))
+    request, _ = compose.requested(_flags(["--request", str(files / "r.json"), *words]))
+    assert request.boxes == (((0, 0, 16, 16), (16, 16, 32, 32)) if kept else None)
+
+
+def test_assets_beside_a_request_are_not_written_over(files: Path, capsys) -> None:
+    before = (files / "shirt.png").read_bytes()
+    request = {"prompt": PROMPT, "assets": [{"path": "shirt.png", "phrase": "a red shirt"}]}
+    (files / "r.json").write_text(json.dumps(request))
+    with pytest.raises(SystemExit):
+        run(compose.main, ["--request", str(files / "r.json"), "--out", str(files / "shirt.png")])
+    assert "shirt.png is read and would be written over" in capsys.readouterr().err
+    assert (files / "shirt.png").read_bytes() == before
+
+
 def test_assets_too_large_to_embed_are_told_before_any_work(
     tiny_model_folder: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fcjax.cli import run
 from fcjax.pictures import open_rgb
 from infer import tryon
+from infer.request import KEY
 from tests.tryon_model import PROMPT, a_person, refused, write_person
 
 
@@ -56,7 +57,7 @@ def test_pairs_go_on_where_they_stopped_and_name_what_fails(
     assert failed.pop("h.png").startswith("sampler must be one of ddim")
     assert "nowhere" in failed.pop("f.png") and "nowhere" in failed.pop("g.png")
     assert failed == {
-        "b.png": "no such mask file: nowhere.png",
+        "b.png": f"no such mask file: {files / 'nowhere.png'} or nowhere.png",
         "d.png": "reference_guidance is '2'; expected a number",
     }
     first = (files / "made" / "a.png").stat().st_mtime_ns
@@ -95,7 +96,7 @@ def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
     run(tryon.main, listed(files, tryon_model))
     assert "0 pictures made, 1 were there" in capsys.readouterr().out
     Image.fromarray(a_person(seed=1).image).save(files / "person.png")
-    refused(listed(files, tryon_model), "was made with another file person.png", capsys)
+    refused(listed(files, tryon_model), f"was made with another file {files / 'person.png'}", capsys)
     Image.fromarray(a_person().image).save(files / "person.png")
     # The same folder with other weights in it.
     copy = tmp_path_factory.mktemp("models") / "copy"
@@ -148,8 +149,65 @@ def test_files_beside_a_list_go_before_those_of_the_working_folder(
     np.testing.assert_array_equal(made[~person.mask], person.image[~person.mask])
 
 
+@pytest.mark.parametrize("flag", ["--request", "--sheet"])
+def test_flags_of_one_picture_are_refused_beside_a_list(
+    files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str], flag: str
+):
+    (files / "r.json").write_text('{"person": "person.png", "steps": 7}')
+    refused([*listed(files, tryon_model), flag, str(files / "r.json")], f"{flag} s", capsys)
+    assert not (files / "made").exists()
+
+
 def test_a_list_in_another_encoding_is_told(files: Path, capsys: pytest.CaptureFixture[str]):
     (files / "pairs.jsonl").write_bytes('{"prompt": "été"}'.encode("latin-1"))
     refused(
         ["--pairs", str(files / "pairs.jsonl"), "--out", str(files / "made")], "pairs.jsonl is not in UTF-8", capsys
     )
+
+
+def request_in(path: Path) -> dict[str, Any]:
+    with Image.open(path) as image:
+        return json.loads(image.text[KEY])["request"]
+
+
+def test_a_picture_of_a_list_is_made_again_from_another_folder(
+    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """Files beside the list and in the working folder, both named by where they lie from there."""
+    listed(files, tryon_model)
+    work, other = (tmp_path_factory.mktemp(name) for name in ("work", "other"))
+    (files / "shirt.png").rename(work / "shirt.png")
+    (work / "list").symlink_to(files)
+    monkeypatch.chdir(work)
+    run(tryon.main, ["--pairs", "list/pairs.jsonl", "--out", "made", "--model", str(tryon_model), "--steps", "2"])
+    monkeypatch.chdir(other)
+    run(tryon.main, ["--request", str(work / "made" / "a.png"), "--out", "again.png"])
+    np.testing.assert_array_equal(open_rgb(other / "again.png"), open_rgb(work / "made" / "a.png"))
+    assert request_in(other / "again.png") == request_in(work / "made" / "a.png")
+
+
+def test_a_list_goes_on_where_it_was_moved_to(
+    files: Path, tryon_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """And where it was begun before pictures named their files by whole paths."""
+    run(tryon.main, listed(files, tryon_model))
+    moved = tmp_path_factory.mktemp("moved") / "set"
+    shutil.copytree(files, moved)
+    monkeypatch.chdir(moved)
+    capsys.readouterr()
+    run(tryon.main, listed(moved, tryon_model))
+    run(tryon.main, [*listed(moved, tryon_model), "--pairs", "pairs.jsonl", "--out", "made"])
+    assert capsys.readouterr().out.count("0 pictures made, 1 were there") == 2
+    with Image.open(moved / "made" / "a.png") as image:
+        told = image.text[KEY].replace(f"{files}/", "")
+        assert len(told) < len(image.text[KEY])
+        info = PngImagePlugin.PngInfo()
+        info.add_text(KEY, told)
+        image.save(moved / "old.png", pnginfo=info)
+    (moved / "old.png").replace(moved / "made" / "a.png")
+    assert request_in(moved / "made" / "a.png")["person"] == "person.png"
+    run(tryon.main, listed(moved, tryon_model))
+    assert "0 pictures made, 1 were there" in capsys.readouterr().out
+    # What lies there under the same name is another file.
+    Image.fromarray(np.pad(a_person().mask[1:], ((0, 1), (0, 0)))).save(moved / "mask.png")
+    refused(listed(moved, tryon_model), f"was made with another file {moved / 'mask.png'}", capsys)

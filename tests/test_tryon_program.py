@@ -132,7 +132,7 @@ def test_shoes_that_the_mask_would_leave_on_are_warned_of(
     place = arguments.index("--mask")
     made = [*arguments[:place], *arguments[place + 2 :], "--iuv", str(files / "iuv.png")]
     run(tryon.main, made)
-    assert "'black shoes', but the mask leaves the feet as it is: --shoes covers that, too" in capsys.readouterr().err
+    assert "'black shoes', but the mask leaves the feet alone: --shoes covers that, too" in capsys.readouterr().err
     run(tryon.main, [*made, "--shoes"])
     assert "--shoes" not in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 from fcjax.agnostic import agnostic_image, agnostic_mask
 from fcjax.assets import Asset, lay_out
 from fcjax.data import captioner
-from fcjax.data.kinds import CATEGORY_OF
+from fcjax.data.kinds import category_of
 from fcjax.data.records import encode_record
 from fcjax.data.sources.sample import Part
 from fcjax.frame import Fit, Frame
@@ -255,8 +255,8 @@ def repainted(sample: Any, kinds: Sequence[str]) -> Bool[np.ndarray, "h w"]:
 
 
 def category(kinds: Sequence[str]) -> str:
-    """What `agnostic_mask` is to hide for assets of these kinds: "upper", "lower", "dress", or "outfit" for several."""
-    hidden = {CATEGORY_OF[kind] for kind in kinds if kind in CATEGORY_OF}
-    if not hidden:
+    """`category_of` these kinds. ValueError where they say none."""
+    hidden = category_of(kinds)
+    if hidden is None:
         raise ValueError(f"nothing to try on among {', '.join(kinds)} (--no-agnostic takes such samples)")
-    return hidden.pop() if len(hidden) == 1 else "outfit"
+    return hidden

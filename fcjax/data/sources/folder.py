@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fcjax.data.kinds import kinds_in
 from fcjax.data.sources.files import Shelf, read_iuv, read_json, read_keypoints
 from fcjax.data.sources.sample import Labels, RawAsset, RawSample, SampleError
 from fcjax.data.sources.source import Source, checked_root, some
@@ -15,21 +16,6 @@ from fcjax.pictures import open_rgb, read, upright
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 _KEYS = {"caption": str, "phrases": dict, "kinds": dict}
-# The last of these words in a phrase tells the kind of an asset of which nothing else does; a face's, if no other does.
-_KINDS = {
-    "top": "top shirt t-shirt tee blouse sweater jumper pullover sweatshirt hoodie vest polo",
-    "coat": "coat jacket blazer cardigan parka",
-    "dress": "dress gown",
-    "jumpsuit": "jumpsuit romper rompers",
-    "pants": "pants trousers jeans shorts leggings chinos",
-    "skirt": "skirt",
-    "shoes": "shoes shoe boots sneakers sandals heels",
-    "bag": "bag handbag purse backpack",
-    "hat": "hat cap beanie",
-    "scarf": "scarf shawl",
-    "face": "face man woman person girl boy lady",
-}
-_KIND_OF = {word: kind for kind, words in _KINDS.items() for word in words.split()}
 
 
 class Folder(Source):
@@ -43,8 +29,8 @@ class Folder(Source):
         keypoints/X.json    as OpenPose or DressCode writes it
 
     An asset's phrase, where X.json has none, is its file's name: "1_a_red_t-shirt.png" is "a red t-shirt". Its kind,
-    where X.json has none, is told by the phrase's last word that names one ("a red t-shirt for a man" is a top, "a
-    young man" a face). A picture without a folder of assets has what its person wears, cut out by the parse map.
+    where X.json has none, is told by the phrase's words ("a red t-shirt for a man" is a top, "a young man" a face; see
+    `fcjax.data.kinds`). A picture without a folder of assets has what its person wears, cut out by the parse map.
     ValueError for a folder without images/, and for two pictures of one name.
     """
 
@@ -134,8 +120,5 @@ class Folder(Source):
 
 def _asset(path: Path, text: Mapping[str, Any]) -> RawAsset:
     phrase = text.get("phrases", {}).get(path.name) or re.sub(r"^\d+_", "", path.stem).replace("_", " ").strip()
-    told = [_KIND_OF[word] for word in re.findall(r"[\w-]+", phrase.lower()) if word in _KIND_OF]
-    kind = text.get("kinds", {}).get(path.name) or next(
-        (one for one in told[::-1] if one != "face"), (*told, "other")[0]
-    )
+    kind = text.get("kinds", {}).get(path.name) or (*kinds_in(phrase), "other")[0]
     return RawAsset(np.asarray(upright(read(path), str(path))), kind, phrase)
