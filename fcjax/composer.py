@@ -162,7 +162,7 @@ class Composer:
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
         num_images: int = 1,
@@ -178,8 +178,8 @@ class Composer:
 
         body: what to draw, or maps that are drawn already, of the picture's size.
         negative_prompt: what guidance leads away from, in place of a picture without text.
-        guidance: how far to go from the picture without text and assets (1: not at all); with `reference_guidance`
-          the two are scaled apart.
+        guidance: how far to go from the picture without text and assets (1: not at all), by default as far as the
+          model's config says; with `reference_guidance` the two are scaled apart.
         guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
         sampler: one of `fcjax.samplers.SAMPLERS`.
         eta: of the sampler ddim: 0 is deterministic, 1 ancestral.
@@ -219,7 +219,7 @@ class Composer:
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
         num_images: int = 1,
@@ -324,7 +324,7 @@ def sampling_of(
     seed: int,
     steps: int,
     sampler: str,
-    guidance: float,
+    guidance: float | None,
     reference_guidance: float | None,
     guidance_rescale: float,
     num_images: int,
@@ -335,6 +335,7 @@ def sampling_of(
     check_whole(seed=seed, steps=steps, num_images=num_images, batch_size=batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    guidance = config.guidance if guidance is None else guidance
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),

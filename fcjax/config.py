@@ -5,6 +5,7 @@ Derive others with `dataclasses.replace`; every combination is checked where it 
 """
 
 import dataclasses
+import numbers
 from typing import Literal
 
 from fcjax.network_config import (
@@ -94,6 +95,7 @@ class ComposerConfig:
     attend_blank: whether the denoiser sees reference tokens that no asset covers.
     reference_octaves: the same of each asset's own coordinates, as further input channels of the reference UNet.
     max_assets: the number of assets to which every canvas is padded.
+    guidance: how far to go from the picture without text and assets where a request does not say (1: not at all).
     """
 
     unet: UNetConfig
@@ -112,6 +114,8 @@ class ComposerConfig:
     reference_octaves: int = 0
     controlnet: ControlNetConfig | None = None
     image_encoder: ImageEncoderConfig | None = None
+    # What every model of before it was a setting was sampled at.
+    guidance: float = 1.5
 
     def __post_init__(self) -> None:
         require_positive(self, "height", "width", "max_assets", "pose_patch")
@@ -119,6 +123,10 @@ class ComposerConfig:
         for field in ("pose_octaves", "reference_octaves"):
             value = getattr(self, field)
             require(value >= 0, f"ComposerConfig.{field} must not be negative, got {value}")
+        require(
+            isinstance(self.guidance, numbers.Real) and -1e4 < self.guidance < 1e4,
+            f"ComposerConfig.guidance must be a finite number (1 switches it off), got {self.guidance!r}",
+        )
         factor = self.vae.factor * 2 ** (self.unet.levels - 1)
         require(
             self.height % factor == 0 and self.width % factor == 0,

@@ -20,6 +20,7 @@ from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.part_config import naming
+from fcjax.presets import STABLE_DIFFUSION_GUIDANCE
 from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
@@ -131,6 +132,12 @@ def load(
     return _without_last_layers(model, clip_skip) if clip_skip else model
 
 
+def own_guidance(path: Path) -> float:
+    """The guidance of the model that `load` makes of what lies there, without its weights."""
+    composes = path.is_dir() and "fcjax" in folder.read_index(path)
+    return folder.load_config(path).guidance if composes else STABLE_DIFFUSION_GUIDANCE
+
+
 def _read(
     path: Path, condition: Condition | None, binding: BindingVariant | None, dtype: Any, host: bool
 ) -> Pretrained:
@@ -222,6 +229,7 @@ def _adapted(
             height=height,
             width=width,
             condition=condition,
+            guidance=STABLE_DIFFUSION_GUIDANCE,
         )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)

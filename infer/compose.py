@@ -166,6 +166,7 @@ def make(
     request.check_sampler()
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
+    request = request.with_guidance(composer.config.guidance)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
     sealed = tuple(file.sealed(content, embed_assets) for file, content in files)

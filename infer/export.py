@@ -109,7 +109,7 @@ def example_arguments(composer: "Composer", request: Request) -> dict[str, Any]:
     inputs = prepare(config, composer.tokenizer, request.prompt, shown=_example_person(config)).arrays
     count = request.batch_size or 1
     inputs = {name: array if name == "empty_ids" else np.repeat(array, count, 0) for name, array in inputs.items()}
-    scales = {1: (1.0, None), 2: (1.5, None), 3: (1.5, 2.0)}[request.branches]
+    scales = {1: (1.0, None), 2: (config.guidance, None), 3: (config.guidance, 2.0)}[request.branches]
     guidance = make_guidance(_branches(request), *scales)
     table = sampler_table(config.diffusion, 20)
     return {

@@ -150,8 +150,7 @@ class ComposeRequest(SamplingRequest):
         said = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in ("model", "prompt", "seed", "steps", "guidance")
-            or getattr(self, field.name) != field.default
+            if field.name in ("model", "prompt", "seed", "steps") or getattr(self, field.name) != field.default
         }
         said["assets"] = [changed(asset) for asset in self.assets]
         said["body"] = changed(self.body)
@@ -245,6 +244,16 @@ def weights_digest(model: str | Path) -> str:
     from fcjax import folder, pretrained
 
     return folder.weights_digest(pretrained.locate(model))
+
+
+def own_guidance(model: str | Path) -> float:
+    """The guidance of a model's pictures where nothing else is asked for.
+
+    model: a name, a folder or a single file, as `fcjax.pretrained.locate` takes it.
+    """
+    from fcjax import pretrained
+
+    return pretrained.own_guidance(pretrained.locate(model))
 
 
 def warn_of_other_weights(model: str, weights: str, expected: str | None) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path
     shown = capsys.readouterr()
     assert shown.out.split() == [str(out), str(files / "sheet.png")] and "composing" in shown.err
     held = opened(out)[1]["request"]
-    assert held["seed"] == 3 and held["body"] == {"pose": "walking"}
+    assert held["seed"] == 3 and held["body"] == {"pose": "walking"} and held["guidance"] == 1.5
     assert held["assets"][0]["sha256"] == hashlib.sha256((files / "shirt.png").read_bytes()).hexdigest()
 
     run(compose.main, ["--request", str(out), "--out", str(again)])
@@ -156,6 +157,21 @@ def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: P
     np.testing.assert_allclose(request.body.rotations, 1, atol=1e-6)
     with pytest.raises(ValueError, match="choose one of the subjects ann, ben"):
         compose.requested(_flags(given))
+
+
+def test_a_picture_holds_the_guidance_that_made_it(tiny_model_folder: Path, files: Path) -> None:
+    """The model's own may be another later."""
+    model, out = files / "model", files / "out.png"
+    shutil.copytree(tiny_model_folder, model)
+    index = json.loads((model / "model_index.json").read_text())
+    for guidance in (3.0, 2.0):
+        index["fcjax"]["guidance"] = guidance
+        (model / "model_index.json").write_text(json.dumps(index))
+        if guidance == 3.0:
+            run(compose.main, arguments(model, files, "--out", out))
+    assert opened(out)[1]["request"]["guidance"] == 3.0
+    run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
+    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
 
 
 def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
