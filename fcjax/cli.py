@@ -70,19 +70,29 @@ def _use_compilation_cache() -> None:
     chosen = os.environ.get("FCJAX_COMPILATION_CACHE")
     if chosen == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcjax"
-    # What was compiled for one processor may not run on another that shares the home folder.
-    folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{processor.number():08x}")
+    folder = Path(chosen) if chosen else _own_cache()
+    if folder is None:
+        return
     # JAX by itself keeps what took it a second; most programs of a small model take less, and are many.
     least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1))
     for name, value in (
-        ("jax_compilation_cache_dir", folder),
+        ("jax_compilation_cache_dir", str(folder)),
         ("jax_persistent_cache_min_compile_time_secs", least),
     ):
         # For JAX where it is not imported yet, and for processes that this one starts.
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:
             sys.modules["jax"].config.update(name, value)
+
+
+def _own_cache() -> Path | None:
+    """The folder in the user's cache; None for a user without a home, as containers have them."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    # What was compiled for one processor may not run on another that shares the home folder.
+    return cache / "fcjax" / f"{platform.machine()}-{processor.number():08x}"
 
 
 def one_line(error: BaseException) -> str:

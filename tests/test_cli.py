@@ -154,3 +154,22 @@ def test_programs_keep_what_they_compile(first: str, tmp_path: Path) -> None:
     assert used(FCJAX_COMPILATION_CACHE=mine, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="3") == [mine, "3.0"]
     assert used(FCJAX_COMPILATION_CACHE="off") == ["None", "1.0"]
     assert used(JAX_COMPILATION_CACHE_DIR=mine) == [mine, "1.0"]
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Unless a folder is named, for which no home is looked for."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    # What programs leave in the environment is undone.
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for chosen in ("", str(tmp_path)):
+        monkeypatch.setenv("FCJAX_COMPILATION_CACHE", chosen)
+        run(lambda: print(os.environ.get("JAX_COMPILATION_CACHE_DIR")), [])
+    assert capsys.readouterr().out.split() == ["None", str(tmp_path)]
