@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 
 from fcjax.cli import run
@@ -52,6 +53,30 @@ def test_bad_input_is_one_line_and_code_2(error, line, capsys):
         run(program, [])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_too_little_device_memory_is_one_line_that_says_what_helps(capsys):
+    """JAX's other errors, and those of others that say the same, are mistakes of the program's."""
+
+    def program(request: Request) -> None:
+        raise errors[request.name]
+
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 40000000000000 bytes."
+    errors = {
+        "memory": jax.errors.JaxRuntimeError(f"{said}\nBuffer assignment:\n  many lines"),
+        "other": jax.errors.JaxRuntimeError("INTERNAL: no kernel"),
+        "another's": RuntimeError(said),
+    }
+    with pytest.raises(SystemExit) as exit_:
+        run(program, ["--name", "memory"])
+    assert exit_.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: the device's memory does not suffice ({said}): a smaller --size, --dtype bfloat16")
+    assert line.endswith("in training --remat layers, a greater --accumulate or a smaller --batch-size")
+    for name in ("other", "another's"):
+        with pytest.raises(RuntimeError, match=r"INTERNAL|RESOURCE"):
+            run(program, ["--name", name])
+    assert not capsys.readouterr().err
 
 
 def test_interrupt_is_130(capsys):
