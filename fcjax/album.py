@@ -65,7 +65,7 @@ def make_album(
     negative_prompt: str = "",
     seed: int = 0,
     steps: int = 20,
-    guidance: float = 1.5,
+    guidance: float | None = None,
     reference_guidance: float | None = None,
     guidance_rescale: float = 0.0,
     sampler: str = "ddim",

@@ -1,7 +1,7 @@
 """What all programs share: flags from a dataclass, errors in one line, exit codes, a cache of compiled programs.
 
-0 done, 2 a request that cannot be met (one line `error: ...` on stderr), 130 interrupted. Any other failure is a
-mistake of the program's and keeps its traceback.
+0 done, 2 a request that cannot be met, a device's memory being one reason (one line `error: ...` on stderr), 130
+interrupted. Any other failure is a mistake of the program's and keeps its traceback.
 
 JAX keeps what it compiles in the user's cache folder, so that a second start is quick. FCJAX_COMPILATION_CACHE names
 another folder, or is "off"; JAX's own JAX_COMPILATION_CACHE_DIR goes before it.
@@ -23,6 +23,11 @@ import tyro
 
 from fcjax import processor
 
+LESS_MEMORY = (
+    "a smaller --size, --dtype bfloat16 or fewer pictures at once need less; in training --remat layers, a greater "
+    "--accumulate or a smaller --batch-size"
+)
+
 
 def run(function: Callable[..., object], arguments: Sequence[str] | None = None) -> None:
     """Call a program's function with flags from the command line.
@@ -32,7 +37,8 @@ def run(function: Callable[..., object], arguments: Sequence[str] | None = None)
             docstring is the help text.
         arguments: the command line; None takes the process's own.
 
-    Raises SystemExit(2) after one line on stderr for ValueError and OSError, SystemExit(130) when interrupted.
+    Raises SystemExit(2) after one line on stderr for ValueError and OSError, and where a device's memory does not
+    suffice, SystemExit(130) when interrupted.
     """
     module = inspect.getmodule(function)
     description = (module.__doc__ if module else None) or function.__doc__
@@ -50,7 +56,8 @@ def run(function: Callable[..., object], arguments: Sequence[str] | None = None)
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """ValueError and OSError inside become one line and SystemExit(2), an interruption SystemExit(130)."""
+    """ValueError, OSError and a lack of device memory inside become one line and SystemExit(2), an interruption
+    SystemExit(130)."""
     _use_compilation_cache()
     try:
         with warnings.catch_warnings():
@@ -61,28 +68,55 @@ def exit_codes() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+    except RuntimeError as error:
+        if not _lacks_memory(error):
+            raise
+        # Further lines list what was to lie in it.
+        said = str(error).splitlines()[0][:160]
+        print(f"error: the device's memory does not suffice ({said}): {LESS_MEMORY}", file=sys.stderr)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Whether this is what JAX raises where a device's memory does not suffice."""
+    # A program that never imported it cannot have met its errors.
+    return (
+        "jax" in sys.modules
+        and isinstance(error, sys.modules["jax"].errors.JaxRuntimeError)
+        and "RESOURCE_EXHAUSTED" in str(error)
+    )
 
 
 def _use_compilation_cache() -> None:
     chosen = os.environ.get("FCJAX_COMPILATION_CACHE")
     if chosen == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcjax"
-    # What was compiled for one processor may not run on another that shares the home folder.
-    folder = str(Path(chosen) if chosen else cache / f"{platform.machine()}-{processor.number():08x}")
+    folder = Path(chosen) if chosen else _own_cache()
+    if folder is None:
+        return
     # JAX by itself keeps what took it a second; most programs of a small model take less, and are many.
     least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.1))
     for name, value in (
-        ("jax_compilation_cache_dir", folder),
+        ("jax_compilation_cache_dir", str(folder)),
         ("jax_persistent_cache_min_compile_time_secs", least),
     ):
         # For JAX where it is not imported yet, and for processes that this one starts.
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:
             sys.modules["jax"].config.update(name, value)
+
+
+def _own_cache() -> Path | None:
+    """The folder in the user's cache; None for a user without a home, as containers have them."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    # What was compiled for one processor may not run on another that shares the home folder.
+    return cache / "fcjax" / f"{platform.machine()}-{processor.number():08x}"
 
 
 def one_line(error: BaseException) -> str:

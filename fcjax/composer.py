@@ -36,7 +36,7 @@ from fcjax.models.layers import Dtype
 from fcjax.network_config import BindingVariant
 from fcjax.person import Person
 from fcjax.preparation import Prepared, prepare
-from fcjax.samplers import SamplerTable, sampler_table
+from fcjax.samplers import SAMPLERS, SamplerTable, sampler_table
 from fcjax.sampling import Branch, Guidance, guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.sharding import Strategy, check, make_mesh, parameter_specs, tree_shardings
 from fcjax.tokenizer import PromptTokens, Tokenizer
@@ -162,7 +162,7 @@ class Composer:
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
         num_images: int = 1,
@@ -178,8 +178,8 @@ class Composer:
 
         body: what to draw, or maps that are drawn already, of the picture's size.
         negative_prompt: what guidance leads away from, in place of a picture without text.
-        guidance: how far to go from the picture without text and assets (1: not at all); with `reference_guidance`
-          the two are scaled apart.
+        guidance: how far to go from the picture without text and assets (1: not at all), by default as far as the
+          model's config says; with `reference_guidance` the two are scaled apart.
         guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
         sampler: one of `fcjax.samplers.SAMPLERS`.
         eta: of the sampler ddim: 0 is deterministic, 1 ancestral.
@@ -219,7 +219,7 @@ class Composer:
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = 20,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
         num_images: int = 1,
@@ -324,7 +324,7 @@ def sampling_of(
     seed: int,
     steps: int,
     sampler: str,
-    guidance: float,
+    guidance: float | None,
     reference_guidance: float | None,
     guidance_rescale: float,
     num_images: int,
@@ -335,6 +335,12 @@ def sampling_of(
     check_whole(seed=seed, steps=steps, num_images=num_images, batch_size=batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    guidance = config.guidance if guidance is None else guidance
+    check_numbers(guidance=guidance, guidance_rescale=guidance_rescale, eta=eta)
+    if reference_guidance is not None:
+        check_numbers(reference_guidance=reference_guidance)
+    if not isinstance(sampler, str):
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),
@@ -352,6 +358,13 @@ def check_whole(**values: Any) -> None:
             raise ValueError(f"{name} must be a whole number, got {value!r}")
         if name in ("layout_seed", "feather") and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def check_numbers(**values: Any) -> None:
+    """ValueError for what is no number; which numbers can be is for others to say."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def _default_dtype() -> Dtype:

@@ -5,6 +5,8 @@ Derive others with `dataclasses.replace`; every combination is checked where it 
 """
 
 import dataclasses
+import numbers
+from collections.abc import Iterable
 from typing import Literal
 
 from fcjax.network_config import (
@@ -94,6 +96,7 @@ class ComposerConfig:
     attend_blank: whether the denoiser sees reference tokens that no asset covers.
     reference_octaves: the same of each asset's own coordinates, as further input channels of the reference UNet.
     max_assets: the number of assets to which every canvas is padded.
+    guidance: how far to go from the picture without text and assets where a request does not say (1: not at all).
     """
 
     unet: UNetConfig
@@ -112,6 +115,8 @@ class ComposerConfig:
     reference_octaves: int = 0
     controlnet: ControlNetConfig | None = None
     image_encoder: ImageEncoderConfig | None = None
+    # What every model of before it was a setting was sampled at.
+    guidance: float = 1.5
 
     def __post_init__(self) -> None:
         require_positive(self, "height", "width", "max_assets", "pose_patch")
@@ -119,6 +124,10 @@ class ComposerConfig:
         for field in ("pose_octaves", "reference_octaves"):
             value = getattr(self, field)
             require(value >= 0, f"ComposerConfig.{field} must not be negative, got {value}")
+        require(
+            isinstance(self.guidance, numbers.Real) and -1e4 < self.guidance < 1e4,
+            f"ComposerConfig.guidance must be a finite number (1 switches it off), got {self.guidance!r}",
+        )
         factor = self.vae.factor * 2 ** (self.unet.levels - 1)
         require(
             self.height % factor == 0 and self.width % factor == 0,
@@ -225,15 +234,20 @@ class ComposerConfig:
         """The config for pictures of another height and width; ValueError names the nearest that would do."""
         if size is None:
             return self
-        height, width = size
+        sides = tuple(size) if isinstance(size, Iterable) else ()
+        if len(sides) != 2 or not all(isinstance(side, numbers.Real) and float(side).is_integer() for side in sides):
+            raise ValueError(
+                f"size must be height and width, two whole numbers such as ({self.height}, {self.width}), got {size!r}"
+            )
+        height, width = map(int, sides)
         factor = self.vae.factor * 2 ** (self.unet.levels - 1)
         if not (height > 0 and width > 0 and height % factor == 0 and width % factor == 0):
-            nearest = [max(1, round(side / factor)) * factor for side in size]
+            nearest = [max(1, round(side / factor)) * factor for side in (height, width)]
             raise ValueError(
                 f"height and width must be multiples of {factor} for this model, got {height}x{width}; "
                 f"{nearest[0]}x{nearest[1]} would do"
             )
-        return dataclasses.replace(self, height=int(height), width=int(width))
+        return dataclasses.replace(self, height=height, width=width)
 
     @property
     def latent_height(self) -> int:

@@ -16,6 +16,9 @@ from fcjax.network_config import (
     VAEConfig,
 )
 
+STABLE_DIFFUSION_GUIDANCE = 7.5
+"""diffusers' own for Stable Diffusion, without which its pictures are pale and vague."""
+
 
 def _composer(
     unet: UNetConfig,
@@ -52,6 +55,7 @@ def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         text_encoder=TextConfig(),
         binder=BinderConfig(variant=binding),
         diffusion=DiffusionConfig(),
+        guidance=STABLE_DIFFUSION_GUIDANCE,
     )
 
 
@@ -162,6 +166,7 @@ def mini(
         height=256,
         width=192,
         max_assets=max_assets,
+        guidance=1.5,
     )
 
 
@@ -206,4 +211,5 @@ def tiny(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         height=32,
         width=32,
         max_assets=3,
+        guidance=1.5,
     )

@@ -6,6 +6,8 @@ own, so that they change its predictions before any training.)
 """
 
 import dataclasses
+import numbers
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.part_config import naming
+from fcjax.presets import STABLE_DIFFUSION_GUIDANCE
 from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
@@ -48,6 +51,8 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     A name is looked up in the Hub's cache on this machine and else downloaded: what the patterns `files` name, by
     default what a composer reads. ValueError where it is neither cached nor reachable, or cached in part only.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"a model is a name such as 'mini', a folder or a file, got {name!r}")
     path = Path(name)
     if str(name) in PACKAGED:
         return PACKAGED[str(name)]
@@ -125,10 +130,18 @@ def load(
     host: NumPy arrays, for whoever lays them on several devices.
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
     """
+    if not isinstance(clip_skip, numbers.Integral):
+        raise ValueError(f"clip_skip must be a whole number of layers, got {clip_skip!r}")
     model = _read(Path(path), condition, binding, dtype, host)
     # What was made beside what was read, too: a first convolution, a binder.
     model = model._replace(params=(jax.device_get if host else jax.device_put)(model.params))
     return _without_last_layers(model, clip_skip) if clip_skip else model
+
+
+def own_guidance(path: Path) -> float:
+    """The guidance of the model that `load` makes of what lies there, without its weights."""
+    composes = path.is_dir() and "fcjax" in folder.read_index(path)
+    return folder.load_config(path).guidance if composes else STABLE_DIFFUSION_GUIDANCE
 
 
 def _read(
@@ -222,6 +235,7 @@ def _adapted(
             height=height,
             width=width,
             condition=condition,
+            guidance=STABLE_DIFFUSION_GUIDANCE,
         )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)

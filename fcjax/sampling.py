@@ -115,7 +115,8 @@ def guide(guidance: Guidance, outputs: Float[Array, "p b h w c"]) -> Float[Array
 def image_keys(seed: int, num_images: int) -> Key[Array, "b"]:
     """One key an image: image i of a call has the seed `seed + i`, so it can be made again alone.
 
-    The generator is named (threefry) so that a global setting of JAX cannot change what a seed means.
+    The generator is named (threefry), and so is its way of drawing where noise is drawn, so that JAX's settings of them
+    (jax_default_prng_impl, jax_threefry_partitionable) cannot change what a seed means.
     """
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -127,7 +128,8 @@ def image_keys(seed: int, num_images: int) -> Key[Array, "b"]:
 
 def _noise(keys: Key[Array, "b"], use: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Unit Gaussian noise, each image's from its own key; `use` 0 is the start, i + 1 what step i adds."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, use), shape, jnp.float32))(keys)
+    with jax.threefry_partitionable(True):
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, use), shape, jnp.float32))(keys)
 
 
 def initial_latents(

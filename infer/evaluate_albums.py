@@ -19,7 +19,7 @@ goes on; without any of the three it begins anew.
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +39,7 @@ from infer.compose import prepare_output, save_png
 from infer.figures import aligned, cell, prepare_file, versions
 from infer.flags import OptionalPath, flag
 from infer.predictions import working_folder
-from infer.request import weights_digest
+from infer.request import own_guidance, weights_digest
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -86,7 +86,7 @@ class Request:
     seed: int = 0
     """Of the people; album i has the seed SEED + i."""
     steps: int = 20
-    guidance: float = 1.5
+    guidance: Annotated[float | None, flag("FLOAT", "the model's")] = None
     json: OptionalPath = None
     """All figures, and those of every album."""
     sheet: OptionalPath = None
@@ -249,6 +249,8 @@ def main(request: Request) -> None:
     from fcjax.composer import Composer
 
     composer = Composer.load(request.model)
+    if request.guidance is None:
+        request = replace(request, guidance=own_guidance(request.model))
     size = (composer.config.height, composer.config.width)
     weights = weights_digest(request.model)
     wardrobe = Wardrobe("heldout", request.seed, *size, backgrounds=("plain",))

@@ -14,7 +14,7 @@ from infer.densepose import parts
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
 from infer.predictions import Scored
-from infer.request import weights_digest
+from infer.request import own_guidance, weights_digest
 from infer.sets import EvaluationSet
 from infer.sheet import Panel
 
@@ -116,11 +116,24 @@ def weights(request: Request) -> dict[str, str]:
     return {name: weights_digest(model) for name, model in zip(request.names, request.drawn_by, strict=True)}
 
 
+def guidance(request: Request) -> float | dict[str, float]:
+    """The guidance of the models' pictures: what was asked for, else their own, by column where these differ."""
+    if request.guidance is not None:
+        return request.guidance
+    own = {name: own_guidance(model) for name, model in zip(request.names, request.drawn_by, strict=True)}
+    return own if len(set(own.values())) > 1 else next(iter(own.values()))
+
+
+def settings(request: Request) -> dict[str, Any]:
+    """The request's settings, with the guidance that its pictures were made by."""
+    return request.settings | ({} if request.scores_pictures else {"guidance": guidance(request)})
+
+
 def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:
     """Everything as plain data for JSON."""
     per_arm = {arm: evaluation.figures(arm) for arm in evaluation.results}
     return {
-        "settings": {**request.settings, "count": len(evaluation.prompts), "size": size, "swap_count": request.swaps},
+        "settings": {**settings(request), "count": len(evaluation.prompts), "size": size, "swap_count": request.swaps},
         "versions": versions(),
         "weights": weights(request),
         "arms": {

@@ -60,7 +60,7 @@ class Request:
     """Of the sets; the picture of set i has the seed SEED + i."""
     steps: int = 20
     sampler: str = "ddim"
-    guidance: float = 1.5
+    guidance: Annotated[float | None, flag("FLOAT", "the model's")] = None
     size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None
     """Of pictures, in pixels."""
     json: OptionalPath = None

@@ -9,7 +9,8 @@ tries on) in, reference pass, guided sampling, decoding. Steps (to a bound), sam
 assets and body or person are data to it. It takes any number of requests and makes their pictures one after another,
 or, with --batch-size, so many at once.
 
-OUT/sampling.jaxexport   the function, StableHLO (jax.export: readable by jax for 6 months to come)
+OUT/sampling.jaxexport   the function, StableHLO (jax.export: readable by jax for 6 months to come): pictures, and
+                         whether they were made of numbers alone, which a program cannot refuse by itself
 OUT/weights.safetensors  its first argument
 OUT/example.npz          its other arguments, for one picture
 OUT/run.py               a loader of a few lines that needs neither fcjax nor flax
@@ -109,7 +110,7 @@ def example_arguments(composer: "Composer", request: Request) -> dict[str, Any]:
     inputs = prepare(config, composer.tokenizer, request.prompt, shown=_example_person(config)).arrays
     count = request.batch_size or 1
     inputs = {name: array if name == "empty_ids" else np.repeat(array, count, 0) for name, array in inputs.items()}
-    scales = {1: (1.0, None), 2: (1.5, None), 3: (1.5, 2.0)}[request.branches]
+    scales = {1: (1.0, None), 2: (config.guidance, None), 3: (config.guidance, 2.0)}[request.branches]
     guidance = make_guidance(_branches(request), *scales)
     table = sampler_table(config.diffusion, 20)
     return {
@@ -180,7 +181,7 @@ def _sample(
     """What is exported."""
     import jax
 
-    from fcjax.generation import PictureInputs, conditions_of_pictures, generate
+    from fcjax.generation import PictureInputs, conditions_of_pictures, generate_unchecked
     from fcjax.samplers import SamplerTable
     from fcjax.sampling import Guidance, initial_latents
 
@@ -195,7 +196,7 @@ def _sample(
         # The generator that fcjax.sampling.image_keys names.
         keys = jax.vmap(functools.partial(jax.random.key, impl="threefry2x32"))(seeds)
         latents = initial_latents(sampler, keys, *noise)
-        return generate(weights, conditions, sampler, mixing, keys, latents, config=config, dtype=dtype)
+        return generate_unchecked(weights, conditions, sampler, mixing, keys, latents, config=config, dtype=dtype)
 
     if request.batch_size is not None:
         return pictures(inputs, seeds)
@@ -204,7 +205,8 @@ def _sample(
 
     def one(given: tuple[dict[str, Any], Any]) -> Any:
         batched = {name: array[None] for name, array in given[0].items()}
-        return pictures({**batched, "empty_ids": empty_ids}, given[1][None])[0]
+        [picture], finite = pictures({**batched, "empty_ids": empty_ids}, given[1][None])
+        return picture, finite
 
     return jax.lax.map(one, (several, seeds))
 

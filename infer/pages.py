@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infer.blind import Contest, blind_page
-from infer.evaluation import Evaluation
+from infer.evaluation import Evaluation, settings
 from infer.evaluation_request import Request
 from infer.figures import versions
 from infer.predictions import Scored, lines
@@ -37,7 +37,7 @@ def write_page(
         }
         rows = [one for one in shown if not isinstance(one, Contest)]
         tables = {f"{name}: {title_of(one)}": lines(one) for name, one in (protocols or {}).items()}
-        page = report_page(title, {**request.settings, **versions()}, summaries, rows, tables)
+        page = report_page(title, {**settings(request), **versions()}, summaries, rows, tables)
         path.write_text(page, encoding="utf-8")
 
 

@@ -39,6 +39,8 @@ POSE_FILE = ("params", "frame", "up", "subject")
 """Keys of a body whose pose a file of SMPL parameters gives."""
 MOST_TEXT = 48 * 2**20
 """Pillow reads at most 64 MiB of text from a PNG."""
+MOST_IMAGES = 1000
+"""Of one request: all of them are held until the last is made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,15 @@ class ComposeRequest(SamplingRequest):
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         check("num_images", self.num_images, numbers.Integral, "a whole number")
         self.check_values()
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
+        if self.num_images > MOST_IMAGES:
+            raise ValueError(
+                f"num_images must be at most {MOST_IMAGES}, got {self.num_images}: ask for the others apart, by other "
+                "seeds"
+            )
+        if not 0 <= self.seed <= 2**32 - self.num_images:
+            raise ValueError(f"seeds must lie between 0 and {2**32 - 1}, got {self.seed} for {self.num_images} images")
         if self.boxes is not None:
             check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():
@@ -147,8 +158,7 @@ class ComposeRequest(SamplingRequest):
         said = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in ("model", "prompt", "seed", "steps", "guidance")
-            or getattr(self, field.name) != field.default
+            if field.name in ("model", "prompt", "seed", "steps") or getattr(self, field.name) != field.default
         }
         said["assets"] = [changed(asset) for asset in self.assets]
         said["body"] = changed(self.body)
@@ -247,6 +257,16 @@ def weights_digest(model: str | Path) -> str:
     return folder.weights_digest(pretrained.locate(model))
 
 
+def own_guidance(model: str | Path) -> float:
+    """The guidance of a model's pictures where nothing else is asked for.
+
+    model: a name, a folder or a single file, as `fcjax.pretrained.locate` takes it.
+    """
+    from fcjax import pretrained
+
+    return pretrained.own_guidance(pretrained.locate(model))
+
+
 def warn_of_other_weights(model: str, weights: str, expected: str | None) -> None:
     """Warns where the weights' digest is not the one that a request's file names."""
     if expected is not None and weights != expected:
@@ -305,7 +325,7 @@ def read_body(given: Mapping[str, Any], beside: Path | None = None) -> tuple[Bod
     path, frame, up, subject = file["params"], file.get("frame", 0), file.get("up"), file.get("subject")
     check("params", path, str, "a file's name")
     check("frame", frame, numbers.Integral, "a whole number")
-    if up is not None and up not in UPRIGHT:
+    if up is not None and not (isinstance(up, str) and up in UPRIGHT):
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")

@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from infer.flags import flag, flag_of
 from infer.values import check, check_whole_numbers
@@ -18,7 +18,7 @@ class SamplingRequest:
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 20
-    guidance: float = 1.5
+    guidance: float | None = None
     reference_guidance: float | None = None
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
@@ -32,14 +32,19 @@ class SamplingRequest:
         fields = (field.name for field in dataclasses.fields(SamplingRequest))
         return {name: getattr(self, name) for name in fields if name not in ("model", "dtype")}
 
+    def with_guidance(self, own: float) -> Self:
+        """The same with the model's own guidance where none is asked for, so that it makes a picture again alike."""
+        return self if self.guidance is not None else dataclasses.replace(self, guidance=own)
+
     def check_values(self) -> None:
         """ValueError for values of a wrong kind."""
         for name in ("seed", "steps", "layout_seed"):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
-        for name in ("guidance", "guidance_rescale", "eta"):
+        for name in ("guidance_rescale", "eta"):
             check(name, getattr(self, name), numbers.Real, "a number")
-        if self.reference_guidance is not None:
-            check("reference_guidance", self.reference_guidance, numbers.Real, "a number")
+        for name in ("guidance", "reference_guidance"):
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name), numbers.Real, "a number")
         check("negative_prompt", self.negative_prompt, str, "words")
         for name in ("model", "sampler", *(["dtype"] if self.dtype is not None else [])):
             check(name, getattr(self, name), str, "a name")
@@ -71,7 +76,7 @@ class SamplingFlags:
     lcm (for models distilled for it)."""
     eta: Annotated[float | None, _of_request("0..1", "eta")] = None
     """Of ddim: 0 is deterministic, 1 ancestral."""
-    guidance: Annotated[float | None, _of_request("FLOAT", "guidance")] = None
+    guidance: Annotated[float | None, flag("FLOAT", "the model's")] = None
     """How far to go from the picture without text and assets; 1 is off, and twice as fast."""
     reference_guidance: Annotated[float | None, flag("FLOAT", "as --guidance")] = None
     """A scale of its own for the assets."""

@@ -311,6 +311,11 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str]) -
     with pytest.raises(ValueError, match=r"other do not fit the configuration 'tiny': they have height 8 \("):
         ablation.main(dataclasses.replace(request, data=other, out=tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+    # Arms of before guidance was the models' own know none.
+    told = json.loads((tmp_path / "out/made-from.json").read_text())
+    for part in ("arms", "base"):
+        del told[part]["model"]["guidance"]
+    (tmp_path / "out/made-from.json").write_text(json.dumps(told))
     # Where the data is not here, it cannot differ.
     shutil.rmtree(data)
     write_config(tmp_path / "out/all_0", ablation.arm_config(request, "all", 0))

@@ -52,7 +52,12 @@ def test_the_program_writes_pages_sheet_and_shares(request_file: Path, tmp_path:
     names = sorted(path.name for path in (tmp_path / "album").iterdir())
     assert names == ["album.json", "page_1.png", "page_2.png", "sheet.png"]
     told = json.loads((tmp_path / "album" / "album.json").read_text())
-    assert told["request"]["seed"] == 4 and len(told["matched"]) == 2 and told["matched"][0] == [0.0, 0.0]
+    assert (
+        told["request"]["seed"] == 4
+        and told["request"]["guidance"] == 1.5
+        and len(told["matched"]) == 2
+        and told["matched"][0] == [0.0, 0.0]
+    )
     asset = Asset.open(tmp_path / "shirt.png", "a red shirt")
     body = {"framing": "upper", "gender": 0.2}
     album = make_album(

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import pytest
 
 from fcjax.cli import run
@@ -52,6 +53,30 @@ def test_bad_input_is_one_line_and_code_2(error, line, capsys):
         run(program, [])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_too_little_device_memory_is_one_line_that_says_what_helps(capsys):
+    """JAX's other errors, and those of others that say the same, are mistakes of the program's."""
+
+    def program(request: Request) -> None:
+        raise errors[request.name]
+
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 40000000000000 bytes."
+    errors = {
+        "memory": jax.errors.JaxRuntimeError(f"{said}\nBuffer assignment:\n  many lines"),
+        "other": jax.errors.JaxRuntimeError("INTERNAL: no kernel"),
+        "another's": RuntimeError(said),
+    }
+    with pytest.raises(SystemExit) as exit_:
+        run(program, ["--name", "memory"])
+    assert exit_.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: the device's memory does not suffice ({said}): a smaller --size, --dtype bfloat16")
+    assert line.endswith("in training --remat layers, a greater --accumulate or a smaller --batch-size")
+    for name in ("other", "another's"):
+        with pytest.raises(RuntimeError, match=r"INTERNAL|RESOURCE"):
+            run(program, ["--name", name])
+    assert not capsys.readouterr().err
 
 
 def test_interrupt_is_130(capsys):
@@ -154,3 +179,22 @@ def test_programs_keep_what_they_compile(first: str, tmp_path: Path) -> None:
     assert used(FCJAX_COMPILATION_CACHE=mine, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="3") == [mine, "3.0"]
     assert used(FCJAX_COMPILATION_CACHE="off") == ["None", "1.0"]
     assert used(JAX_COMPILATION_CACHE_DIR=mine) == [mine, "1.0"]
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Unless a folder is named, for which no home is looked for."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    # What programs leave in the environment is undone.
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for chosen in ("", str(tmp_path)):
+        monkeypatch.setenv("FCJAX_COMPILATION_CACHE", chosen)
+        run(lambda: print(os.environ.get("JAX_COMPILATION_CACHE_DIR")), [])
+    assert capsys.readouterr().out.split() == ["None", str(tmp_path)]

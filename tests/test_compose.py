@@ -1,6 +1,7 @@
 """The composer: seeds, drivers, compilations and warnings."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from fcjax.album import make_album
 from fcjax.assets import Asset
 from fcjax.body import Body
-from fcjax.composer import Composer
+from fcjax.composer import Composer, sampling_of
 from fcjax.preparation import prepare
 from fcjax.sampling import SamplingCancelledError
 from train.examples import prompt_tokens
@@ -119,6 +121,18 @@ def test_assets_text_body_and_guidance_all_matter(composer: Composer) -> None:
 
 
 SHIRT_BOX, JEANS_BOX = (0, 0, 16, 16), (16, 16, 32, 32)
+
+
+def test_guidance_is_the_models_own_unless_a_request_says(composer: Composer) -> None:
+    stronger = Composer(
+        dataclasses.replace(composer.config, guidance=4.0), composer.params, composer.tokenizer, composer.dtype
+    )
+    np.testing.assert_array_equal(picture(stronger), picture(composer, guidance=4.0))
+    np.testing.assert_array_equal(picture(stronger, guidance=1.5), picture(composer))
+    for function in (Composer.compose, Composer.try_on, make_album):
+        assert inspect.signature(function).parameters["guidance"].default is None
+    weights = sampling_of(stronger.config, 0, 3, "ddim", None, 2.0, 0.0, 1, 1).mixing.weights
+    np.testing.assert_allclose(weights, [4.0, -2.0, -1.0])
 
 
 def test_guidance_leads_away_from_the_negative_prompt(composer: Composer) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path
     shown = capsys.readouterr()
     assert shown.out.split() == [str(out), str(files / "sheet.png")] and "composing" in shown.err
     held = opened(out)[1]["request"]
-    assert held["seed"] == 3 and held["body"] == {"pose": "walking"}
+    assert held["seed"] == 3 and held["body"] == {"pose": "walking"} and held["guidance"] == 1.5
     assert held["assets"][0]["sha256"] == hashlib.sha256((files / "shirt.png").read_bytes()).hexdigest()
 
     run(compose.main, ["--request", str(out), "--out", str(again)])
@@ -144,6 +145,34 @@ def test_pictures_do_not_replace_each_other_or_what_is_read(tiny_model_folder: P
         assert expected in capsys.readouterr().err
 
 
+def test_many_pictures_cost_a_look_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every pair of them, nor a file that is tried out for each."""
+    looked, resolve, prepare = [], Path.resolve, compose.prepare_folder
+    monkeypatch.setattr(Path, "resolve", lambda path: looked.append(path) or resolve(path))
+    monkeypatch.setattr(compose, "prepare_folder", lambda path: looked.append(path) or prepare(path))
+    pictures = compose.files_of(tmp_path / "new" / "out.png", 300)
+    compose.prepare_outputs([*pictures, tmp_path / "sheet.png"], [tmp_path / "shirt.png"])
+    assert len(looked) == 301 + 1 + 2 and looked.count(tmp_path / "new") == 1
+    with pytest.raises(ValueError, match=r"out_7\.png is named for two pictures"):
+        compose.prepare_outputs([*pictures, tmp_path / "new" / ".." / "new" / "out_7.png"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--num-images", 10**9], "num_images must be at most 1000, got 1000000000: ask for the others apart"),
+        (["--num-images", 2, "--seed", 2**32 - 1], "between 0 and 4294967295, got 4294967295 for 2 images"),
+    ],
+)
+def test_numbers_of_pictures_are_looked_at_before_their_files(
+    asked: list[object], message: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(compose, "files_of", None)
+    with pytest.raises(SystemExit) as ended:
+        run(compose.main, arguments(files / "nowhere", files, "--out", files / "out.png", *asked))
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_request_file_finds_assets_beside_it(tiny_model_folder: Path, files: Path) -> None:
     request = {"prompt": PROMPT, "model": str(tiny_model_folder), "steps": 1, "body": {"pose": "waving", "view": 20}}
     request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
@@ -196,6 +225,21 @@ def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: P
         compose.requested(_flags(given))
 
 
+def test_a_picture_holds_the_guidance_that_made_it(tiny_model_folder: Path, files: Path) -> None:
+    """The model's own may be another later."""
+    model, out = files / "model", files / "out.png"
+    shutil.copytree(tiny_model_folder, model)
+    index = json.loads((model / "model_index.json").read_text())
+    for guidance in (3.0, 2.0):
+        index["fcjax"]["guidance"] = guidance
+        (model / "model_index.json").write_text(json.dumps(index))
+        if guidance == 3.0:
+            run(compose.main, arguments(model, files, "--out", out))
+    assert opened(out)[1]["request"]["guidance"] == 3.0
+    run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
+    np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
+
+
 def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
     poses = np.zeros((2, 72))
     poses[1, 3:6] = (-0.6, 0, 0)
@@ -219,6 +263,7 @@ def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
         ({"params": "pose.npz", "frame": 2}, "there is no frame 2 of poses"),
         ({"params": "pose.npz", "frame": 1.5}, "frame is 1.5; expected a whole number"),
         ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
+        ({"params": "pose.npz", "up": ["y"]}, r"up is \['y'\]; expected one of y, -y, z"),
         ({"params": "pose.npz", "subject": 0}, "subject is 0; expected a name"),
         ({"params": 3}, "params is 3; expected a file's name"),
         ({"params": "none.npz"}, f"request.json: no such file of SMPL parameters: {files}/none.npz or none.npz"),

@@ -36,6 +36,11 @@ def test_the_mini_is_of_the_size_the_issue_asks() -> None:
     assert mini(vocab_size=900, max_assets=4).text_encoder.vocab_size == 900
 
 
+def test_each_model_has_its_own_guidance() -> None:
+    assert sd15().guidance == sd15(condition="tryon").guidance == sd15().sized((64, 64)).guidance == 7.5
+    assert mini().guidance == tiny().guidance == mini().conditioned("tryon").guidance == 1.5
+
+
 def test_bound_blocks_are_those_of_the_paper() -> None:
     unet = sd15().unet
     assert [name for name, _ in BinderConfig("smallest").blocks(unet)] == ["down_blocks_2", "up_blocks_1"]
@@ -89,6 +94,8 @@ def _wrong_wholes() -> list[tuple[dict[str, Any], str]]:
         ({"pose_octaves": -1}, "pose_octaves must not be negative, got -1"),
         ({"reference_octaves": 0}, "reference_octaves=0 make 4"),
         ({"max_assets": 0}, "max_assets must be positive"),
+        ({"guidance": float("nan")}, r"guidance must be a finite number \(1 switches it off\), got nan"),
+        ({"guidance": "7.5"}, "guidance must be a finite number .*, got '7.5'"),
         ({"unet": dataclasses.replace(config.unet, out_channels=3)}, "unet.out_channels=3"),
         ({"unet": dataclasses.replace(config.unet, ff_mult=3)}, "differ in ff_mult"),
         ({"text_encoder": dataclasses.replace(config.text_encoder, hidden_size=8)}, "must equal text_encoder"),

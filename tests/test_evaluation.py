@@ -1,5 +1,7 @@
 """What is said of sets that several arms drew: whom they show, which are the worst, and whose garments were put on."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +17,12 @@ from fcjax.composer import Composer
 from fcjax.metrics import Scores, asset_palette, face_scores
 from infer.arms import Arm, make_arms, picture_arms
 from infer.evaluate import main
-from infer.evaluation import Evaluation, Results, report, worst
+from infer.evaluation import Evaluation, Results, report, settings, worst
 from infer.evaluation_request import Request
 from infer.figures import prepare_pictures
 from infer.predictions import FolderFlags, working_folder
 from infer.prepared_sets import PreparedSets
-from infer.set_evaluation import keep_pictures, score_drawn, title
+from infer.set_evaluation import _drawn_by, keep_pictures, score_drawn, title
 from infer.sets import DrawnSets, WardrobeSets
 from tests.miniatures import viton_hd
 from train.prepare import WardrobeJob, prepare_wardrobe
@@ -86,6 +88,21 @@ def test_what_is_done_lies_beside_the_first_output(names: tuple[str, ...], tmp_p
     with working_folder(None, outputs) as again:
         assert again == folder
     assert not folder.exists()
+
+
+def test_the_guidance_of_pictures_is_told(tiny_model_folder: Path, tmp_path: Path):
+    """Each model's own where none is asked for; what is drawn is known by it, whatever columns are called."""
+    other = Path(shutil.copytree(tiny_model_folder, tmp_path / "other"))
+    index = json.loads((other / "model_index.json").read_text())
+    index["fcjax"]["guidance"] = 3.0
+    (other / "model_index.json").write_text(json.dumps(index))
+    one, both = Request(model=str(tiny_model_folder)), Request(model=str(tiny_model_folder), also=(str(other),))
+    named = dataclasses.replace(both, labels=("ours", "theirs"))
+    assert settings(one)["guidance"] == 1.5 and settings(named)["guidance"] == {"ours": 1.5, "theirs": 3.0}
+    assert settings(dataclasses.replace(both, guidance=2.0))["guidance"] == 2.0
+    assert _drawn_by(one, SIZE) == _drawn_by(dataclasses.replace(one, guidance=1.5), SIZE)
+    assert _drawn_by(both, SIZE) == _drawn_by(named, SIZE) != _drawn_by(dataclasses.replace(both, guidance=1.5), SIZE)
+    assert "guidance" not in settings(Request(split="drawn", folders=FolderFlags(predictions=tmp_path)))
 
 
 def test_pictures_of_no_set_are_told(tmp_path: Path):

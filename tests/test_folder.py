@@ -73,6 +73,20 @@ def test_configs_of_the_presets_survive(config: ComposerConfig) -> None:
         assert part_config.parse_config(type(part), written, name) == part
 
 
+def test_a_model_keeps_its_guidance(broken: Path, saved) -> None:
+    """Folders of before it was a setting say nothing of it, and were sampled at 1.5."""
+    index = broken / "model_index.json"
+    own = json.loads(index.read_text())["fcjax"]
+    assert own["guidance"] == saved[1].guidance
+    for said, expected in (({"guidance": 3}, 3), ({}, 1.5)):
+        _edit(index, fcjax={**{key: own[key] for key in own if key != "guidance"}, **said})
+        assert folder.load_config(broken).guidance == expected
+    for wrong, message in ((None, "guidance is None, a number is expected"), (1e9, "must be a finite number")):
+        _edit(index, fcjax={**own, "guidance": wrong})
+        with pytest.raises(ValueError, match=message):
+            folder.load_config(broken)
+
+
 def test_diffusers_and_transformers_open_the_parts(saved) -> None:
     pytest.importorskip("torch")
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

@@ -87,6 +87,27 @@ def test_a_stable_diffusion_folder_composes_and_is_saved_as_a_composer(stable, t
         pretrained.load(tmp_path / "model", binding="none")
 
 
+def test_stable_diffusion_is_sampled_at_its_own_guidance(stable, inpainting, tiny_model_folder: Path, tmp_path: Path):
+    loaded = Composer.load(stable[0])
+    pictures = [
+        np.asarray(loaded.compose("a woman", steps=1, **settings)[0].image)
+        for settings in ({}, {"guidance": 7.5}, {"guidance": 1.5})
+    ]
+    assert np.array_equal(*pictures[:2]) and not np.array_equal(pictures[0], pictures[2])
+    loaded.save(tmp_path / "model")
+    for path, guidance in (
+        (stable[0], 7.5),
+        (inpainting[0], 7.5),
+        (tmp_path / "model", 7.5),
+        (tiny_model_folder, 1.5),
+        (pretrained.MINI, 1.5),
+        (pretrained.MINI_TRYON, 1.5),
+    ):
+        assert pretrained.own_guidance(path) == pretrained.load(path).config.guidance == guidance
+        if path.parent == pretrained.MINI.parent:
+            assert json.loads((path / "model_index.json").read_text())["fcjax"]["guidance"] == guidance
+
+
 def test_a_composer_becomes_a_tryon_model_that_sees_no_person_yet(tiny_model_folder: Path, tmp_path: Path):
     posed, tryon = pretrained.load(tiny_model_folder), pretrained.load(tiny_model_folder, condition="tryon")
     latent = posed.config.vae.latent_channels

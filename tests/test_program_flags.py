@@ -48,24 +48,25 @@ def refused(program: ModuleType, words: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("program", [compose, tryon, album])
-def test_dtype_and_eta_reach_the_model(
+def test_settings_reach_the_model(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded: dict[str, Any] = {}
 
     def load(path: str, **how: Any) -> Any:
         loaded.update(how)
-        return SimpleNamespace(compose=ask, try_on=ask)
+        return SimpleNamespace(compose=ask, try_on=ask, config=SimpleNamespace(guidance=6.5))
 
     def ask(*_: Any, **settings: Any) -> None:
-        raise ValueError(f"asked for eta {settings['eta']} and {loaded}")
+        raise ValueError(f"asked for eta {settings['eta']}, guidance {settings['guidance']} and {loaded}")
 
     monkeypatch.setattr(Composer, "load", load)
     monkeypatch.setattr("fcjax.album.make_album", ask)
     words = request(program, tmp_path)
-    assert "asked for eta 0.0 and {'dtype': None}" in refused(program, words, capsys)
-    line = refused(program, [*words, "--eta", "0.5", "--dtype", "bfloat16"], capsys)
-    assert "asked for eta 0.5 and {'dtype': 'bfloat16'}" in line
+    # Guidance that nobody asks for is the model's own.
+    assert "asked for eta 0.0, guidance 6.5 and {'dtype': None}" in refused(program, words, capsys)
+    line = refused(program, [*words, "--eta", "0.5", "--dtype", "bfloat16", "--guidance", "2"], capsys)
+    assert "asked for eta 0.5, guidance 2.0 and {'dtype': 'bfloat16'}" in line
 
 
 @pytest.mark.parametrize("program", [compose, tryon, album])

@@ -26,6 +26,7 @@ def test_a_request_survives_json() -> None:
         model="models/other",
         negative_prompt="a man",
         seed=4,
+        guidance=3.0,
         reference_guidance=2.0,
         size=(64, 48),
         boxes=((0, 0, 8, 8), (8, 8, 16, 16)),
@@ -40,6 +41,10 @@ def test_a_short_request_has_the_composers_defaults() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(Composer.compose).parameters.items()}
     assert short.settings == {name: defaults[name] for name in short.settings}
     assert short.body == Body() and short.model == "mini"
+    # How far guidance goes is the model's to say.
+    assert short.guidance is None and "guidance" not in short.asdict()
+    assert short.with_guidance(7.5).asdict()["guidance"] == 7.5
+    assert dataclasses.replace(short, guidance=2.0).with_guidance(7.5).guidance == 2.0
 
 
 def test_every_setting_has_a_flag() -> None:

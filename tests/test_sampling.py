@@ -95,6 +95,17 @@ def test_what_a_seed_means_is_fixed() -> None:
     np.testing.assert_allclose(latents.ravel(), GOLDEN_NOISE, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ddim ancestral", "dpmpp_2m_sde"])
+def test_no_setting_of_jax_changes_what_a_seed_means(name: str) -> None:
+    """Neither of the noise that sampling starts from nor of what steps add, in programs as outside of them."""
+    before = run(SAMPLE_JITTED, name), run(sampling.sample_stepwise, name)
+    with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
+        latents = sampling.initial_latents(table_of("ddim", 5), sampling.image_keys(7, 1), 1, 1, 4)
+        after = run(SAMPLE_JITTED, name), run(sampling.sample_stepwise, name)
+    np.testing.assert_allclose(latents.ravel(), GOLDEN_NOISE, atol=1e-6)
+    np.testing.assert_array_equal(before, after)
+
+
 def test_seeds_and_step_noise_differ() -> None:
     """Noise that a step adds must not repeat the start or another step."""
     keys = sampling.image_keys(0, 1)

@@ -196,6 +196,7 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
     write_config(tmp_path, begun)
     assert read_config(tmp_path) == begun
     check_continues(tmp_path, autoencoder(data, steps=99, log_every=7))
+    check_continues(tmp_path, dataclasses.replace(begun, model=dataclasses.replace(begun.model, guidance=9.0)))
     slower = dataclasses.replace(begun.optimizer, learning_rate=1e-5)
     differ = (
         r"these fields differ: batch_size \(4 there, 2 now\), optimizer\.learning_rate \(0\.0001 there, 1e-05 now\)"

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from fcjax.cli import run
 from fcjax.pictures import open_rgb
 from infer import tryon
-from infer.request import KEY
+from infer.request import KEY, png_metadata, read_png_metadata, weights_digest
 from tests.tryon_model import PROMPT, a_person, refused, write_person
 
 
@@ -107,6 +107,20 @@ def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
     refused([*listed(files, copy), "--out", str(files / "copied")], "was made with another weights", capsys)
     (files / "made" / "a.png").write_bytes((files / "person.png").read_bytes())
     refused(listed(files, tryon_model), "was made with another program", capsys)
+
+
+def test_pictures_hold_the_guidance_that_made_them(files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str]):
+    made, weights = files / "made" / "a.png", weights_digest(tryon_model)
+    run(tryon.main, listed(files, tryon_model))
+    held, _ = read_png_metadata(made)
+    assert held["guidance"] == 1.5
+    # Of before it was the model's own, they hold none.
+    del held["guidance"]
+    Image.open(made).save(made, pnginfo=png_metadata(held, weights))
+    run(tryon.main, listed(files, tryon_model))
+    run(tryon.main, [*listed(files, tryon_model), "--guidance", "1.5"])
+    assert capsys.readouterr().out.count("0 pictures made, 1 were there") == 2
+    refused([*listed(files, tryon_model), "--guidance", "3"], "was made with another guidance:", capsys)
 
 
 def listed(files: Path, tryon_model: Path, anew: bool = True) -> list[str]:

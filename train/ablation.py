@@ -147,7 +147,8 @@ def made_from(request: Request) -> dict[str, Any]:
 def check_same(there: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """ValueError, naming every field with both values, for what was made otherwise."""
     both = [{**one, "data": one["data"] if there["data"] and now["data"] else None} for one in (there, now)]
-    differ = differing(*both)
+    # Figures are by the request's guidance, whatever the models' own is.
+    differ = differing(*both, ("arms.model.guidance", "base.model.guidance"))
     if differ:
         raise ValueError(
             f"{where} was made otherwise; these differ: {', '.join(differ)}. Choose another --out or restore them"

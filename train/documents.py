@@ -16,6 +16,7 @@ FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", 
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
 FREE_FIELDS += ("strategy", "axes", "devices", "remat")
 FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
+FREE_FIELDS += ("model.guidance",)
 
 
 def document_of(config: Any) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def differing(there: dict[str, Any], now: dict[str, Any], free: Collection[str] 
     return [
         f"{name} ({before.get(name)} there, {after.get(name)} now)"
         for name in sorted(before.keys() | after.keys())
-        if name.split(".")[0] not in free and before.get(name) != after.get(name)
+        if name not in free and name.split(".")[0] not in free and before.get(name) != after.get(name)
     ]
 
 

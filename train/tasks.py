@@ -27,7 +27,6 @@ from train.examples import Transform, example_of, latent_sizes
 from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
-GUIDANCE = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +185,9 @@ def _compose(config: TrainConfig) -> Task:
         else:
             channels = composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"]))
         inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas"], batch["masks"], channels)
-        branches, table, keys = guidance_branches(GUIDANCE), sampler_table(model.diffusion, 20), image_keys(0, count)
-        mixing = make_guidance(branches, GUIDANCE)
+        branches = guidance_branches(model.guidance)
+        mixing, table = make_guidance(branches, model.guidance), sampler_table(model.diffusion, 20)
+        keys = image_keys(0, count)
         conditions = prepare(params, inputs, branches=branches)
         noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
         composed = generate(params, conditions, table, mixing, keys, noise, config=model, dtype=dtype)
@@ -216,12 +216,12 @@ def _compose(config: TrainConfig) -> Task:
 def network_fields(model: ComposerConfig) -> Tree:
     """A configuration's fields but for those that no network depends on, so that a run may go on where they differ.
 
-    These are the sizes of pictures, and the token ids of the text encoder's file, which the tokenizer has of its own:
-    Stable Diffusion's files name ids (0, 2 and 1) that are not its tokenizer's.
+    These are the sizes of pictures, how far guidance goes, and the token ids of the text encoder's file, which the
+    tokenizer has of its own: Stable Diffusion's files name ids (0, 2 and 1) that are not its tokenizer's.
     """
     fields = dataclasses.asdict(model)
     for part in (fields, *fields.values()):
-        for name in ("height", "width", "sample_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("height", "width", "sample_size", "guidance", "bos_token_id", "eos_token_id", "pad_token_id"):
             if isinstance(part, dict):
                 part.pop(name, None)
     return fields
