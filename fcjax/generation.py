@@ -186,11 +186,11 @@ def generate(
 
     ValueError as `decode`.
     """
-    return _numbers(*_generate(params, conditions, table, guidance, keys, latents, config=config, dtype=dtype))
+    return _numbers(*generate_unchecked(params, conditions, table, guidance, keys, latents, config=config, dtype=dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _generate(
+def generate_unchecked(
     params: dict[str, Any],
     conditions: Conditions,
     table: SamplerTable,
@@ -201,6 +201,9 @@ def _generate(
     config: ComposerConfig,
     dtype: Dtype,
 ) -> tuple[UInt8[Array, "b H W 3"], Bool[Array, ""]]:
+    """The same with the answer whether the pictures were made of numbers alone, for whoever runs it in a program of its
+    own, which cannot refuse them.
+    """
     clean = sample(
         denoiser(config, dtype), (model.denoising_parameters(params), conditions), table, guidance, keys, latents
     )

@@ -9,7 +9,8 @@ tries on) in, reference pass, guided sampling, decoding. Steps (to a bound), sam
 assets and body or person are data to it. It takes any number of requests and makes their pictures one after another,
 or, with --batch-size, so many at once.
 
-OUT/sampling.jaxexport   the function, StableHLO (jax.export: readable by jax for 6 months to come)
+OUT/sampling.jaxexport   the function, StableHLO (jax.export: readable by jax for 6 months to come): pictures, and
+                         whether they were made of numbers alone, which a program cannot refuse by itself
 OUT/weights.safetensors  its first argument
 OUT/example.npz          its other arguments, for one picture
 OUT/run.py               a loader of a few lines that needs neither fcjax nor flax
@@ -180,7 +181,7 @@ def _sample(
     """What is exported."""
     import jax
 
-    from fcjax.generation import PictureInputs, conditions_of_pictures, generate
+    from fcjax.generation import PictureInputs, conditions_of_pictures, generate_unchecked
     from fcjax.samplers import SamplerTable
     from fcjax.sampling import Guidance, initial_latents
 
@@ -195,7 +196,7 @@ def _sample(
         # The generator that fcjax.sampling.image_keys names.
         keys = jax.vmap(functools.partial(jax.random.key, impl="threefry2x32"))(seeds)
         latents = initial_latents(sampler, keys, *noise)
-        return generate(weights, conditions, sampler, mixing, keys, latents, config=config, dtype=dtype)
+        return generate_unchecked(weights, conditions, sampler, mixing, keys, latents, config=config, dtype=dtype)
 
     if request.batch_size is not None:
         return pictures(inputs, seeds)
@@ -204,7 +205,8 @@ def _sample(
 
     def one(given: tuple[dict[str, Any], Any]) -> Any:
         batched = {name: array[None] for name, array in given[0].items()}
-        return pictures({**batched, "empty_ids": empty_ids}, given[1][None])[0]
+        [picture], finite = pictures({**batched, "empty_ids": empty_ids}, given[1][None])
+        return picture, finite
 
     return jax.lax.map(one, (several, seeds))
 

@@ -3,8 +3,9 @@
     python run.py --out picture.png --seed 3
 
 `load` gives the function: `sample = load(folder)`, then `sample(inputs, table, guidance, seeds)` is uint8 pictures
-(n, H, W, 3). `example(folder)` are arguments of a request; `fcjax.preparation.prepare` makes those of others,
-`fcjax.samplers.sampler_table` other samplers and numbers of steps, `fcjax.sampling.make_guidance` other scales.
+(n, H, W, 3), or a ValueError where the model draws none. `example(folder)` are arguments of a request;
+`fcjax.preparation.prepare` makes those of others, `fcjax.samplers.sampler_table` other samplers and numbers of steps,
+`fcjax.sampling.make_guidance` other scales.
 """
 
 import argparse
@@ -21,14 +22,27 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 ARGUMENTS = ("inputs", "table", "guidance", "seeds")
+NO_NUMBERS = (
+    "the model drew NaN or infinite numbers, no pictures: its weights hold some, or the type that it computes "
+    "in is too small for them (float32 instead of bfloat16 or float16 may help)"
+)
 
 
 def load(folder: Path) -> Callable[..., jax.Array]:
-    """The exported function with its weights. ValueError for files that are not whole."""
+    """The exported function with its weights. ValueError for files that are not whole; of the function where it draws
+    no numbers.
+    """
     exported = _read(folder / "sampling.jaxexport", lambda file: jax.export.deserialize(bytearray(file.read_bytes())))
     weights = jax.device_put(_nested(_read(folder / "weights.safetensors", load_file)))
     call = jax.jit(exported.call)
-    return lambda *arguments: call(weights, *arguments)
+
+    def sample(*arguments: Any) -> jax.Array:
+        pictures, finite = call(weights, *arguments)
+        if not np.all(finite):
+            raise ValueError(NO_NUMBERS)
+        return pictures
+
+    return sample
 
 
 def example(folder: Path) -> dict[str, Any]:
@@ -74,9 +88,9 @@ if __name__ == "__main__":
         check(flags.out, flags.seed)
         arguments, sample = example(here), load(here)
         check(flags.out, flags.seed, len(arguments["seeds"]))
+        arguments["seeds"] = arguments["seeds"] + np.uint32(flags.seed)
+        [picture, *_] = sample(*(arguments[name] for name in ARGUMENTS))
     except ValueError as error:
         parser.error(str(error))
-    arguments["seeds"] = arguments["seeds"] + np.uint32(flags.seed)
-    [picture, *_] = sample(*(arguments[name] for name in ARGUMENTS))
     Image.fromarray(np.asarray(picture)).save(flags.out)
     print(flags.out)

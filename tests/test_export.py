@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from fcjax import generation
 from fcjax.body import Body
 from fcjax.cli import run
 from fcjax.composer import Composer
@@ -97,6 +99,27 @@ def test_the_loader_refuses_before_it_samples(written: Path, tmp_path: Path) -> 
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 2 and "error: the seed must lie between" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_what_is_no_number_is_refused_as_the_live_function_does(written: Path, tmp_path: Path) -> None:
+    """By the loader and by its program, in one line, where one picture of several is none."""
+    with pytest.raises(ValueError, match="drew NaN") as live:
+        generation._numbers(jnp.zeros((1, 8, 8, 3), jnp.uint8), jnp.asarray(False))
+    assert str(live.value) == exported.NO_NUMBERS
+    inputs, table, guidance, _ = arguments_of(written)
+    inputs = {name: array if name == "empty_ids" else np.repeat(array, 2, 0) for name, array in inputs.items()}
+    inputs["uv"] = inputs["uv"].copy()
+    inputs["uv"][1] = np.nan
+    with pytest.raises(ValueError, match="drew NaN or infinite numbers, no pictures"):
+        exported.load(written)(inputs, table, guidance, np.arange(2, dtype=np.uint32))
+    path = Path(shutil.copytree(written, tmp_path / "broken"))
+    weights = load_file(path / "weights.safetensors")
+    weights["vae/decoder/conv_out/bias"] = np.full_like(weights["vae/decoder/conv_out/bias"], np.nan)
+    save_file(weights, path / "weights.safetensors")
+    words = [sys.executable, path / "run.py", "--out", tmp_path / "out.png"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.endswith(f"error: {exported.NO_NUMBERS}\n")
+    assert "Traceback" not in ended.stderr and not (tmp_path / "out.png").exists()
 
 
 def test_what_was_exported_is_said(written: Path) -> None:
