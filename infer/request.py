@@ -314,7 +314,7 @@ def make_body(given: Mapping[str, Any], beside: Path | None = None) -> Body:
     path, frame, up, subject = file["params"], file.get("frame", 0), file.get("up"), file.get("subject")
     check("params", path, str, "a file's name")
     check("frame", frame, numbers.Integral, "a whole number")
-    if up is not None and up not in UPRIGHT:
+    if up is not None and not (isinstance(up, str) and up in UPRIGHT):
         raise ValueError(f"up is {up!r}; expected one of {', '.join(UPRIGHT)}")
     if subject is not None:
         check("subject", subject, str, "a name such as '0'")

@@ -197,6 +197,7 @@ def test_a_request_names_a_file_of_parameters_beside_it(files: Path) -> None:
         ({"params": "pose.npz", "frame": 2}, "there is no frame 2 of poses"),
         ({"params": "pose.npz", "frame": 1.5}, "frame is 1.5; expected a whole number"),
         ({"params": "pose.npz", "up": "x"}, "up is 'x'; expected one of y, -y, z"),
+        ({"params": "pose.npz", "up": ["y"]}, r"up is \['y'\]; expected one of y, -y, z"),
         ({"params": "pose.npz", "subject": 0}, "subject is 0; expected a name"),
         ({"params": 3}, "params is 3; expected a file's name"),
         ({"params": "none.npz"}, "none.npz"),
