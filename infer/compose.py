@@ -70,7 +70,7 @@ class Flags:
     swatch: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE=PHRASE")] = ()
     """The same for a picture that is its asset from edge to edge, such as fabric."""
     num_images: Annotated[int | None, _of_request("INT", "num_images")] = None
-    """Image i has the seed SEED + i."""
+    """At most 1000; image i has the seed SEED + i."""
     sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
     pose: Annotated[str | None, _of_body("NAME", "pose")] = None
@@ -219,22 +219,33 @@ def prepare_folder(path: Path) -> None:
 
 def prepare_output(path: Path) -> None:
     """Make the folder of a picture; ValueError before any work is done if nothing can be written there."""
+    _check_name(path)
+    prepare_folder(path.parent)
+
+
+def _check_name(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path} is no PNG: its name must end in .png")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
-    prepare_folder(path.parent)
 
 
 def prepare_outputs(outputs: Sequence[Path | None], inputs: Sequence[str | Path | None] = ()) -> None:
     """`prepare_output` of each; ValueError also where two are one file, or one is among the files that are read."""
-    written = [path for path in outputs if path is not None]
-    for number, path in enumerate(written):
-        prepare_output(path)
-        if path.resolve() in [other.resolve() for other in written[:number]]:
+    read = {Path(given).resolve() for given in inputs if given is not None}
+    folders: set[Path] = set()
+    written: set[Path] = set()
+    for path in (path for path in outputs if path is not None):
+        _check_name(path)
+        if path.parent not in folders:
+            prepare_folder(path.parent)
+            folders.add(path.parent)
+        place = path.resolve()
+        if place in written:
             raise ValueError(f"{path} is named for two pictures: give each a file of its own")
-        if path.resolve() in [Path(given).resolve() for given in inputs if given is not None]:
+        if place in read:
             raise ValueError(f"{path} is read and would be written over: name another file to write")
+        written.add(place)
 
 
 def save_png(image: Image.Image, path: Path, info: Any, icc_profile: bytes | None = None) -> None:

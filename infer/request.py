@@ -39,6 +39,8 @@ POSE_FILE = ("params", "frame", "up", "subject")
 """Keys of a body whose pose a file of SMPL parameters gives."""
 MOST_TEXT = 48 * 2**20
 """Pillow reads at most 64 MiB of text from a PNG."""
+MOST_IMAGES = 1000
+"""Of one request: all of them are held until the last is made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,15 @@ class ComposeRequest(SamplingRequest):
             raise ValueError(f"prompt is {self.prompt!r}; expected words such as 'a woman in blue jeans'")
         check("num_images", self.num_images, numbers.Integral, "a whole number")
         self.check_values()
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
+        if self.num_images > MOST_IMAGES:
+            raise ValueError(
+                f"num_images must be at most {MOST_IMAGES}, got {self.num_images}: ask for the others apart, by other "
+                "seeds"
+            )
+        if not 0 <= self.seed <= 2**32 - self.num_images:
+            raise ValueError(f"seeds must lie between 0 and {2**32 - 1}, got {self.seed} for {self.num_images} images")
         if self.boxes is not None:
             check("boxes", self.boxes, tuple, "a list of boxes, one for each asset")
         for box in self.boxes or ():

@@ -107,6 +107,34 @@ def test_pictures_do_not_replace_each_other_or_what_is_read(tiny_model_folder: P
         assert expected in capsys.readouterr().err
 
 
+def test_many_pictures_cost_a_look_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every pair of them, nor a file that is tried out for each."""
+    looked, resolve, prepare = [], Path.resolve, compose.prepare_folder
+    monkeypatch.setattr(Path, "resolve", lambda path: looked.append(path) or resolve(path))
+    monkeypatch.setattr(compose, "prepare_folder", lambda path: looked.append(path) or prepare(path))
+    pictures = compose.files_of(tmp_path / "new" / "out.png", 300)
+    compose.prepare_outputs([*pictures, tmp_path / "sheet.png"], [tmp_path / "shirt.png"])
+    assert len(looked) == 301 + 1 + 2 and looked.count(tmp_path / "new") == 1
+    with pytest.raises(ValueError, match=r"out_7\.png is named for two pictures"):
+        compose.prepare_outputs([*pictures, tmp_path / "new" / ".." / "new" / "out_7.png"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--num-images", 10**9], "num_images must be at most 1000, got 1000000000: ask for the others apart"),
+        (["--num-images", 2, "--seed", 2**32 - 1], "between 0 and 4294967295, got 4294967295 for 2 images"),
+    ],
+)
+def test_numbers_of_pictures_are_looked_at_before_their_files(
+    asked: list[object], message: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(compose, "files_of", None)
+    with pytest.raises(SystemExit) as ended:
+        run(compose.main, arguments(files / "nowhere", files, "--out", files / "out.png", *asked))
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_request_file_finds_assets_beside_it(tiny_model_folder: Path, files: Path) -> None:
     request = {"prompt": PROMPT, "model": str(tiny_model_folder), "steps": 1, "body": {"pose": "waving", "view": 20}}
     request["assets"] = [{"path": "shirt.png", "phrase": "a red shirt"}]
