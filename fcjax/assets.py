@@ -6,10 +6,11 @@ the reference UNet then reads in a single pass. Boxes are (top, left, bottom, ri
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -60,10 +61,11 @@ class Asset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phrase", _checked_phrase(self.phrase))
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 4:
+        image = self.image
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 4:
             raise ValueError(
-                f"an asset's image must be uint8 RGBA (height, width, 4), got {self.image.dtype} {self.image.shape}; "
-                "Asset.from_image accepts other pictures"
+                f"an asset's image must be uint8 RGBA (height, width, 4), got {_in_short(image)}; Asset.from_image "
+                "accepts other pictures"
             )
         _visible_box(self.image[..., 3], self.phrase)
 
@@ -84,7 +86,7 @@ class Asset:
     def from_image(cls, image: Image.Image | UInt8[np.ndarray, "h w c"], phrase: str, whole: bool = False) -> "Asset":
         """As `open`, from a Pillow image or an array (RGB, RGBA or grey)."""
         phrase = _checked_phrase(phrase)
-        return cls(cut_out(Image.fromarray(image) if isinstance(image, np.ndarray) else image, phrase, whole), phrase)
+        return cls(cut_out(_pillow(image), phrase, whole), phrase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,30 @@ def _checked_phrase(phrase: str) -> str:
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"an asset needs the phrase that describes it ('a red striped shirt'), got {phrase!r}")
     return " ".join(phrase.split())
+
+
+def _pillow(image: Any) -> Image.Image:
+    """A Pillow image, or an array as one."""
+    if isinstance(image, np.ndarray):
+        try:
+            return Image.fromarray(image)
+        # Pillow's words for arrays that it cannot take, of floats for one, do not say which it can.
+        except (TypeError, ValueError):
+            pass
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            "an asset's picture must be a Pillow image or a uint8 array of 0 to 255 (height, width, 3 or 4), got "
+            f"{_in_short(image)}; Asset.open reads files"
+        )
+    return image
+
+
+def _in_short(value: Any) -> str:
+    """A value for a message of one line."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    said = repr(value)
+    return said if len(said) <= 80 and "\n" not in said else type(value).__name__
 
 
 def _visible_box(alpha: UInt8[np.ndarray, "h w"], name: str) -> Box:
@@ -151,6 +177,11 @@ def lay_out(
             raise ValueError(
                 f"{name} must be a positive multiple of 8, got {size}; {max(8, round(size / 8) * 8)} would do"
             )
+    if not isinstance(assets, Sequence) or isinstance(assets, str):
+        raise ValueError(f"assets must be a list of fcjax.Asset (Asset.open(path, phrase)), got {_in_short(assets)}")
+    for asset in assets:
+        if not isinstance(asset, Placeable):
+            raise ValueError(f"assets must be fcjax.Asset (Asset.open(path, phrase)), got {_in_short(asset)}")
     if len(assets) > max_assets:
         raise ValueError(f"at most {max_assets} assets fit this model's canvas, got {len(assets)}")
     phrases = tuple(_checked_phrase(asset.phrase) for asset in assets)
@@ -279,15 +310,17 @@ def _divide(
 
 
 def _checked_boxes(boxes: Sequence[Sequence[int]], phrases: tuple[str, ...], height: int, width: int) -> list[Box]:
+    if not isinstance(boxes, Sequence | np.ndarray) or isinstance(boxes, str):
+        raise ValueError(f"boxes must be a list of (top, left, bottom, right), one an asset, got {_in_short(boxes)}")
     if len(boxes) != len(phrases):
         raise ValueError(f"expected one box an asset, got {len(boxes)} boxes for {len(phrases)} assets")
     checked: list[Box] = []
     for given, phrase in zip(boxes, phrases, strict=True):
-        if len(given) != 4 or any(int(edge) != edge for edge in given):
-            raise ValueError(
-                f"a box is four whole numbers (top, left, bottom, right), got {tuple(given)} for {phrase!r}"
-            )
-        box = Box(*(int(edge) for edge in given))
+        edges = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
+        if len(edges) != 4 or not all(isinstance(edge, numbers.Real) and float(edge).is_integer() for edge in edges):
+            got = edges or _in_short(given)
+            raise ValueError(f"a box is four whole numbers (top, left, bottom, right), got {got} for {phrase!r}")
+        box = Box(*(int(edge) for edge in edges))
         if not (0 <= box.top < box.bottom <= height and 0 <= box.left < box.right <= width):
             raise ValueError(
                 f"the box {tuple(box)} of {phrase!r} (top, left, bottom, right) is empty or leaves the canvas of "

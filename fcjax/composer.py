@@ -36,7 +36,7 @@ from fcjax.models.layers import Dtype
 from fcjax.network_config import BindingVariant
 from fcjax.person import Person
 from fcjax.preparation import Prepared, prepare
-from fcjax.samplers import SamplerTable, sampler_table
+from fcjax.samplers import SAMPLERS, SamplerTable, sampler_table
 from fcjax.sampling import Branch, Guidance, guidance_branches, image_keys, initial_latents, make_guidance
 from fcjax.sharding import Strategy, check, make_mesh, parameter_specs, tree_shardings
 from fcjax.tokenizer import PromptTokens, Tokenizer
@@ -336,6 +336,11 @@ def sampling_of(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     guidance = config.guidance if guidance is None else guidance
+    check_numbers(guidance=guidance, guidance_rescale=guidance_rescale, eta=eta)
+    if reference_guidance is not None:
+        check_numbers(reference_guidance=reference_guidance)
+    if not isinstance(sampler, str):
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),
@@ -353,6 +358,13 @@ def check_whole(**values: Any) -> None:
             raise ValueError(f"{name} must be a whole number, got {value!r}")
         if name in ("layout_seed", "feather") and value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def check_numbers(**values: Any) -> None:
+    """ValueError for what is no number; which numbers can be is for others to say."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def _default_dtype() -> Dtype:

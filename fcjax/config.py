@@ -6,6 +6,7 @@ Derive others with `dataclasses.replace`; every combination is checked where it 
 
 import dataclasses
 import numbers
+from collections.abc import Iterable
 from typing import Literal
 
 from fcjax.network_config import (
@@ -233,15 +234,20 @@ class ComposerConfig:
         """The config for pictures of another height and width; ValueError names the nearest that would do."""
         if size is None:
             return self
-        height, width = size
+        sides = tuple(size) if isinstance(size, Iterable) else ()
+        if len(sides) != 2 or not all(isinstance(side, numbers.Real) and float(side).is_integer() for side in sides):
+            raise ValueError(
+                f"size must be height and width, two whole numbers such as ({self.height}, {self.width}), got {size!r}"
+            )
+        height, width = map(int, sides)
         factor = self.vae.factor * 2 ** (self.unet.levels - 1)
         if not (height > 0 and width > 0 and height % factor == 0 and width % factor == 0):
-            nearest = [max(1, round(side / factor)) * factor for side in size]
+            nearest = [max(1, round(side / factor)) * factor for side in (height, width)]
             raise ValueError(
                 f"height and width must be multiples of {factor} for this model, got {height}x{width}; "
                 f"{nearest[0]}x{nearest[1]} would do"
             )
-        return dataclasses.replace(self, height=int(height), width=int(width))
+        return dataclasses.replace(self, height=height, width=width)
 
     @property
     def latent_height(self) -> int:

@@ -22,6 +22,10 @@ class Person:
     mask: np.ndarray
 
     def __post_init__(self) -> None:
+        for name, array in (("picture", self.image), ("mask", self.mask)):
+            if not isinstance(array, np.ndarray):
+                kind = type(array).__name__
+                raise ValueError(f"a person's {name} must be an array, got {kind}; Person.open reads files of any kind")
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
             raise ValueError(
                 f"a person's picture must be uint8 RGB (height, width, 3), got {self.image.dtype} {self.image.shape}; "

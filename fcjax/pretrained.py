@@ -6,6 +6,8 @@ own, so that they change its predictions before any training.)
 """
 
 import dataclasses
+import numbers
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +51,8 @@ def locate(name: str | Path, files: Sequence[str] | None = None) -> Path:
     A name is looked up in the Hub's cache on this machine and else downloaded: what the patterns `files` name, by
     default what a composer reads. ValueError where it is neither cached nor reachable, or cached in part only.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"a model is a name such as 'mini', a folder or a file, got {name!r}")
     path = Path(name)
     if str(name) in PACKAGED:
         return PACKAGED[str(name)]
@@ -126,6 +130,8 @@ def load(
     host: NumPy arrays, for whoever lays them on several devices.
     ValueError says what was expected and what is there, and lists all keys of a part that do not fit at once.
     """
+    if not isinstance(clip_skip, numbers.Integral):
+        raise ValueError(f"clip_skip must be a whole number of layers, got {clip_skip!r}")
     model = _read(Path(path), condition, binding, dtype, host)
     # What was made beside what was read, too: a first convolution, a binder.
     model = model._replace(params=(jax.device_get if host else jax.device_put)(model.params))

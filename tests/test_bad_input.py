@@ -108,8 +108,47 @@ def test_a_phrase_and_a_file_belong_together(files: Path, refused, words: str, m
         AssetFile.parse(words.format(files))
 
 
-def test_things_of_the_wrong_kind(composer: Composer) -> None:
+def test_things_of_the_wrong_kind(composer: Composer, files: Path) -> None:
+    red, asset = np.full((9, 9, 4), (200, 0, 0, 255), np.uint8), fcjax.Asset.open(files / "shirt.png", "a red shirt")
+    picture, box, nan = Image.fromarray(red), (0, 0, 16, 16), np.float64("nan")
+
+    def compose(**given):
+        return lambda: composer.compose("a woman", **{"assets": [asset], **given})
+
+    sizes = r"size must be height and width, two whole numbers such as \(32, 32\), got "
+    boxes = r"a box is four whole numbers \(top, left, bottom, right\), got "
+    listed = r"assets must be a list of fcjax.Asset \(Asset.open\(path, phrase\)\), got "
+    pictures = r"must be a Pillow image or a uint8 array of 0 to 255 \(height, width, 3 or 4\), got "
     for call, message in (
+        (compose(assets=["shirt.png"]), r"assets must be fcjax.Asset \(Asset.open\(path, phrase\)\), got 'shirt.png'"),
+        (compose(assets=[("shirt.png", "a shirt")]), r"must be fcjax.Asset .*, got \('shirt.png', 'a shirt'\)$"),
+        (compose(assets=[picture]), "must be fcjax.Asset .*, got <PIL"),
+        (compose(assets=asset), rf"{listed}Asset$"),
+        (compose(assets="shirt.png"), rf"{listed}'shirt.png'"),
+        (compose(size=256), rf"{sizes}256"),
+        (compose(size=("256", "192")), rf"{sizes}\('256', '192'\)"),
+        (compose(size=(np.float64("inf"), 192)), rf"{sizes}\(.*inf.*, 192\)"),
+        (compose(size=(nan, 192)), rf"{sizes}\(.*nan.*, 192\)"),
+        (compose(size=(256, 192, 3)), sizes),
+        (compose(boxes=[(0, 0, nan, 16)]), rf"{boxes}\(0, 0, .*nan.*, 16\) for 'a red shirt'"),
+        (compose(boxes=[(0, 0, "16", 16)]), rf"{boxes}\(0, 0, '16', 16\)"),
+        (compose(boxes=[16]), rf"{boxes}16 for"),
+        (compose(boxes=16), r"boxes must be a list of \(top, left, bottom, right\), one an asset, got 16"),
+        (compose(guidance="2"), "guidance must be a number, got '2'"),
+        (compose(reference_guidance="2"), "reference_guidance must be a number, got '2'"),
+        (compose(guidance_rescale=[1]), r"guidance_rescale must be a number, got \[1\]"),
+        (compose(sampler=["ddim"]), r"sampler must be one of ddim, .*; got \['ddim'\]"),
+        (compose(eta="a"), "eta must be a number, got 'a'"),
+        (lambda: fcjax.Asset.from_image(red / 255, "a shirt"), rf"{pictures}float64 \(9, 9, 4\); Asset.open reads"),
+        (lambda: fcjax.Asset.from_image("x.png", "a shirt"), rf"{pictures}'x.png'; Asset.open reads"),
+        (
+            lambda: fcjax.Asset(picture, "a shirt"),
+            r"must be uint8 RGBA \(height, width, 4\), got <PIL.*Asset.from_image",
+        ),
+        (lambda: fcjax.Person(picture, red[..., 0] > 0), "a person's picture must be an array, got Image; Person.open"),
+        (lambda: fcjax.Person(red[..., :3], picture), "a person's mask must be an array, got Image; Person.open"),
+        (lambda: Composer.load(None), "a model is a name such as 'mini', a folder or a file, got None"),
+        (lambda: Composer.load("mini", clip_skip=1.5), "clip_skip must be a whole number of layers, got 1.5"),
         (lambda: fcjax.Asset.open(None, "a red shirt"), "the asset must be the name of a file, got None"),
         (lambda: fcjax.Asset.open("shirt.png", None), "an asset needs the phrase"),
         (lambda: composer.compose(None), "the prompt must be text that describes the picture, got None"),
@@ -118,8 +157,13 @@ def test_things_of_the_wrong_kind(composer: Composer) -> None:
             r"the body must be a fcjax.Body \(Body\(pose='walking'\)\)",
         ),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as refused:
             call()
+        assert "\n" not in str(refused.value)
+    # What means whole numbers may come as other kinds of them.
+    settings = {"size": np.array([32.0, 32]), "boxes": np.array([box], float), "steps": 1}
+    [made] = composer.compose("a red shirt", [asset], **settings)
+    assert made.image.size == (32, 32) and made.canvas.boxes == (box,)
 
 
 def test_too_many_assets(files: Path, refused, composer: Composer) -> None:
