@@ -11,7 +11,8 @@ from typing import Any
 
 from train.config import TrainConfig
 
-# What may change when a run is continued: its length, where its files lie, how it is watched, and on what it runs.
+# What may change when a run is continued: its length, where its files lie, how it is watched and sampled, and on what
+# it runs.
 FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "keep_best", "workers")
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
 FREE_FIELDS += ("strategy", "axes", "devices", "remat")
