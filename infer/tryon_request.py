@@ -73,6 +73,7 @@ class TryOnRequest(SamplingRequest):
             raise ValueError(f"category is {self.category!r}; expected one of {', '.join(CATEGORIES)}")
         if not self.assets:
             raise ValueError("there is nothing to try on: give a garment's picture as FILE=PHRASE with --asset")
+        check("labels", self.labels, str, "a name")
         if self.labels not in LABELS:
             raise ValueError(f"labels are {self.labels!r}; expected one of {', '.join(LABELS)}")
         maps = [name for name in ("parse", "iuv", "keypoints") if getattr(self, name) is not None]
