@@ -147,7 +147,7 @@ def test_a_mask_follows_from_a_parse_map_as_infer_mask_makes_it(files: Path, try
     np.testing.assert_array_equal(person.mask, agnostic_mask(parse, category="upper"))
     with pytest.raises(ValueError, match="labels are 'coco'; expected one of viton-hd"):
         TryOnRequest.from_dict({**request, "labels": "coco"}, "here")
-    with pytest.raises(ValueError, match=r"labels is \[.lip.\], a name is expected"):
+    with pytest.raises(ValueError, match=r"labels is \[.lip.\]; expected a name"):
         TryOnRequest.from_dict({**request, "labels": ["lip"]}, "here")
 
 
