@@ -352,7 +352,7 @@ def places(name: str, beside: Path | None, what: str) -> list[Path]:
 
     ValueError names them where it is in neither.
     """
-    tried = list(dict.fromkeys([*([beside / name] if beside is not None else []), Path(name)]))
+    tried = [Path(name)] if beside is None else list(dict.fromkeys((beside / name, Path(name))))
     there = [place for place in tried if _exists(place)]
     if not there:
         raise ValueError(f"no such {what}: {' or '.join(map(str, tried))}")
