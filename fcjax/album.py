@@ -87,8 +87,8 @@ def make_album(
     progress(done, steps): after every step, all batches counted; returning False raises SamplingCancelledError.
 
     One page is what `Composer.compose` makes of it, to the last bit where that is given a `progress`, too (else it runs
-    all steps as one program). Other arguments, warnings and errors as there; ValueError as well
-    for a composer that was spread over several devices.
+    all steps as one program). Other arguments, warnings and errors as there; ValueError as well for a composer that was
+    spread over several devices.
     """
     if not pages:
         raise ValueError("an album needs at least one page")
@@ -148,8 +148,8 @@ def make_album(
             pictures.append(Composition(drawn, own, given.canvas, given.maps, given.tokens))
         return Album(pictures, np.array([shares(how, match) for match in matches]))
 
-    joined = {how: album(how, clean) for how, clean in zip(modes, latents[1:], strict=True)} if keep_joined else {}
-    return replace(album(sharing, latents[0]), joined=joined if aligned else {})
+    made_of = zip(modes, latents[1:], strict=True) if keep_joined and aligned else ()
+    return replace(album(sharing, latents[0]), joined={how: album(how, clean) for how, clean in made_of})
 
 
 def check_sharing(sharing: str, align: bool | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from fcjax.body.stand_ins import STAND_INS, JoblibArray, kind_of, resolve
 
+_DISPATCH: dict[int, Any] = {**pickle._Unpickler.dispatch}
 _JOBLIB_ARRAY = "joblib.numpy_pickle.NumpyArrayWrapper"
 MOST_BYTES = 2**30
 """What a compressed file may grow to."""
@@ -51,11 +52,11 @@ class _JoblibUnpickler(pickle._Unpickler):
         return JoblibArray if f"{module}.{name}" == _JOBLIB_ARRAY else _stand_in(module, name)
 
     def load_build(self) -> None:
-        super().load_build()  # type: ignore[misc]  # the stubs leave it out
+        _DISPATCH[pickle.BUILD[0]](self)
         if isinstance(self.stack[-1], JoblibArray):
             self.stack[-1].read(self.file, self.end)
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    dispatch: ClassVar[dict[int, Any]] = {**_DISPATCH, pickle.BUILD[0]: load_build}
 
 
 def _stand_in(module: str, name: str) -> type:

@@ -35,6 +35,10 @@ class _Record:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def value(self) -> Any:
+        """What it stands for. ValueError for what is none: a class, or a function that was not called."""
+        raise ValueError(f"{kind_of(self)} is no value")
+
 
 class _DType(_Record):
     __slots__ = ()
@@ -251,9 +255,7 @@ def resolve(value: Any) -> Any:
     if isinstance(value, type):
         raise ValueError(f"{kind_of(value)} is no value")
     if isinstance(value, _Record):
-        if not hasattr(value, "value"):
-            raise ValueError(f"{kind_of(value)} is no value")
-        return value.value()  # type: ignore[attr-defined]
+        return value.value()
     if isinstance(value, dict):
         return {key: resolve(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fcjax.agnostic import Category
 
-KINDS: Mapping[str, tuple[str, ...]] = {
+KINDS: "Mapping[Category, tuple[str, ...]]" = {
     "upper": ("top", "upper", "upper_body", "shirt", "jacket", "coat", "outer"),
     "lower": ("bottom", "lower", "lower_body", "trousers", "pants", "skirt", "leggings", "shorts"),
     "dress": ("dress", "dresses", "jumpsuit", "rompers"),
 }
 """By the categories of `fcjax.agnostic.agnostic_mask`."""
-CATEGORY_OF: Mapping[str, str] = {kind: category for category, kinds in KINDS.items() for kind in kinds}
+CATEGORY_OF: "Mapping[str, Category]" = {kind: category for category, kinds in KINDS.items() for kind in kinds}
 WORDS: Mapping[str, str] = {
     "top": "top shirt t-shirt tshirt tee blouse sweater jumper pullover sweatshirt hoodie vest polo button-up "
     "button-down tank camisole cami singlet tunic turtleneck crewneck henley jersey undershirt bodysuit corset bustier "
@@ -72,7 +72,5 @@ def category_of(kinds: Iterable[str]) -> "Category | None":
 
     None where none of them says: shoes and a hat are hidden beside a category.
     """
-    hidden = {CATEGORY_OF[kind] for kind in kinds if kind in CATEGORY_OF}
-    if not hidden:
-        return None
-    return hidden.pop() if len(hidden) == 1 else "outfit"  # type: ignore[return-value]
+    hidden: set[Category] = {CATEGORY_OF[kind] for kind in kinds if kind in CATEGORY_OF}
+    return "outfit" if len(hidden) > 1 else next(iter(hidden), None)
