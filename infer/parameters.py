@@ -105,12 +105,12 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
     """
     arrays: Mapping[Any, Any] = load_arrays(path)
     try:
-        arrays = _of_subject(arrays, subject)
+        arrays = {str(key): array for key, array in _of_subject(arrays, subject).items()}
         of_humans = any(key.split(".")[0] == HUMANS_KEY for key in arrays)
         nested = arrays.get(HUMANS_KEY)
         if isinstance(nested, Mapping):
             arrays = {**arrays, **nested}
-        arrays = {key.removeprefix(f"{HUMANS_KEY}."): array for key, array in arrays.items()}
+        arrays = {str(key).removeprefix(f"{HUMANS_KEY}."): array for key, array in arrays.items()}
         if "frame_ids" in arrays:
             frame = _tracked(_numbers(arrays, "frame_ids"), frame)
         key = next((key for key in ("poses", "pose", "body_pose") if key in arrays), None)
@@ -151,7 +151,7 @@ def warn_of_betas(*read: Parameters | None) -> None:
         )
 
 
-def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[str, Any]:
+def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[Any, Any]:
     """The arrays of one person. ValueError where it is not told whose, and where there is no such person."""
     nested = HUMANS_KEY in arrays or not all(isinstance(value, Mapping) for value in arrays.values())
     if nested or not arrays:

@@ -51,6 +51,24 @@ def test_the_portable_form_equals_its_equation(mask_kind: str, most_scores: int,
     assert max(errors(attend, 7, 6, 4, make_mask(mask_kind, 7, 6))) <= 1e-5
 
 
+@pytest.mark.parametrize("most_scores", [2**24, 2**12])
+def test_the_portable_form_in_half_precision(most_scores: int, monkeypatch) -> None:
+    """Within the rounding of bfloat16 (2**-9) of what float32 makes of the same numbers, gradients included."""
+    monkeypatch.setattr(kernels, "_SCORES_ON_CPU", most_scores)
+    halves = [oracles.normal(seed, 2, length, 3, 32).astype(jnp.bfloat16) for seed, length in enumerate((64, 512, 512))]
+    mask = make_mask("keys", 64, 512)
+
+    def values_and_gradients(function, tokens):
+        return jax.vjp(lambda *args: function(*args, mask), *tokens)
+
+    y, back = values_and_gradients(attend, halves)
+    expected, back_expected = values_and_gradients(plainly, [tokens.astype(jnp.float32) for tokens in halves])
+    seed = oracles.normal(7, *y.shape).astype(jnp.bfloat16)
+    for ours, theirs in zip((y, *back(seed)), (expected, *back_expected(seed.astype(jnp.float32))), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert oracles.relative_error(ours.astype(jnp.float32), theirs) <= 8e-3
+
+
 def test_chunks_bound_the_memory() -> None:
     """Scores of 4096 x 8192 keys would take 128 MiB a head."""
     tokens = [jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32) for length in (4096, 8192, 8192)]

@@ -84,6 +84,10 @@ def test_people_of_one_file(tmp_path):
     path.write_bytes(pickle.dumps(people[0], 2))
     with pytest.raises(ValueError, match="of one person alone: leave the subject 0 out"):
         read_parameters(path, subject="0")
+    for wrong in ({"first": {7: np.zeros(72)}}, {"pred_smpl_params": {7: np.zeros(72)}}):
+        path.write_bytes(pickle.dumps(wrong))
+        with pytest.raises(ValueError, match=r"expected poses, or body_pose and global_orient; it holds .*\b7\b"):
+            read_parameters(path)
 
 
 def test_frames_are_those_of_the_video(tmp_path):

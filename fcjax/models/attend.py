@@ -1,7 +1,9 @@
 """The one `attend` that every module uses, and the kernels that it picks from.
 
 "portable"  products and a softmax in plain JAX, chunk by chunk of the queries where all scores at once would be large;
-            on a CPU one head at a time, whose scores then stay in the cache. With a backward pass of its own
+            on a CPU one head at a time, whose scores then stay in the cache, and in half precision with products of
+            half precision but for the scores (summed in float32; its fast ones are of bfloat16 in and out). With a
+            backward pass of its own
 "cudnn"     cuDNN's flash attention: NVIDIA GPUs from Ampere on, half precision, heads of at most 128 numbers
 "pallas"    our flash attention for TPUs, `fcjax.models.tpu_attention`
 "auto"      cuDNN's or ours for TPUs where the default device has it and the shapes suit it, else the portable form
@@ -26,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fcjax.models.layers import FLOAT32
+from fcjax.models.layers import FLOAT32, Dtype
 from fcjax.models.layout import attend_on_shards
 from fcjax.models.tpu_attention import HIDDEN, LANES, flash_attention
 from fcjax.traces import traced_once
@@ -194,7 +196,8 @@ _kept_attention = traced_once(4)(_attention)
 
 def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple, most_scores: tuple[int, int]) -> Any:
     """One head of one sample at a time on CPU; all at once elsewhere."""
-    here, elsewhere = (functools.partial(function, most_scores=most) for most in most_scores)
+    here = functools.partial(function, most_scores=most_scores[0], product=arguments[0].dtype)
+    elsewhere = functools.partial(function, most_scores=most_scores[1], product=FLOAT32)
     return jax.lax.platform_dependent(
         *arguments, cpu=lambda *heads: jax.lax.map(lambda head: here(*head), heads), default=elsewhere
     )
@@ -228,13 +231,14 @@ def _split_mask(mask: Array | None, chunks: int) -> Array | None:
 
 
 def _forward_in_chunks(
-    query: Array, key: Array, value: Array, mask: Array | None, *, most_scores: int
+    query: Array, key: Array, value: Array, mask: Array | None, *, most_scores: int, product: Dtype
 ) -> tuple[Array, Array]:
     chunks = _chunks(query, key, most_scores)
     if chunks == 1:
-        return _weighted_values(query, key, value, mask)
+        return _weighted_values(query, key, value, mask, product)
     parts = jax.lax.map(
-        lambda part: _weighted_values(part[0], key, value, part[1]), (_split(query, chunks), _split_mask(mask, chunks))
+        lambda part: _weighted_values(part[0], key, value, part[1], product),
+        (_split(query, chunks), _split_mask(mask, chunks)),
     )
     y, log_sum = (_join(part, query.shape[-2]) for part in parts)
     return y, log_sum
@@ -250,15 +254,18 @@ def _backward_in_chunks(
     gradient: Array,
     *,
     most_scores: int,
+    product: Dtype,
 ) -> tuple[Array, Array, Array]:
     chunks = _chunks(query, key, most_scores)
     if chunks == 1:
-        of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient)
+        of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient, product)
     else:
 
         def add(sums: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], Array]:
             query, mask, y, log_sum, gradient = part
-            of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient)
+            of_query, of_key, of_value = _weighted_values_backward(
+                query, key, value, mask, y, log_sum, gradient, product
+            )
             return (sums[0] + of_key, sums[1] + of_value), of_query.astype(query.dtype)
 
         # A log-sum of infinity leaves the rows that fill up the last chunk without weights.
@@ -280,25 +287,32 @@ def _scores(query: Array, key: Array, mask: Array | None) -> Float[Array, "*m q 
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(FLOAT32).min)
 
 
-def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Array]:
+def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None, product: Dtype) -> tuple[Array, Array]:
+    """product: the dtype of what is multiplied out with the weights, here and below."""
     scores = _scores(query, key, mask)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=FLOAT32) / total
+    y = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=product) / total
     return y.astype(value.dtype), highest + jnp.log(total)
 
 
 def _weighted_values_backward(
-    query: Array, key: Array, value: Array, mask: Array | None, y: Array, log_sum: Array, gradient: Array
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    y: Array,
+    log_sum: Array,
+    gradient: Array,
+    product: Dtype,
 ) -> tuple[Array, Array, Array]:
-    """Gradients in float32."""
     weights = jnp.exp(_scores(query, key, mask) - log_sum)
     mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=-1, keepdims=True)
     of_weights = jnp.einsum("...qd,...kd->...qk", gradient, value, preferred_element_type=FLOAT32)
     of_scores = (weights * (of_weights - mean)).astype(query.dtype)
     weights = weights.astype(value.dtype)
-    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=FLOAT32)
-    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=FLOAT32)
-    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=FLOAT32)
+    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=product)
+    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=product)
+    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=product)
     return of_query, of_key, of_value
