@@ -4,10 +4,11 @@
     python -m benchmarks.conv --batch 16
     python -m benchmarks.conv --preset sd15 --batch 2
 
-Columns: forward; forward as one product of all windows; the gradient with respect to the input as XLA derives it
-("reversed window") and as a convolution with the turned kernel; the gradient with respect to the kernel as XLA derives
-it and as nine products of shifted grids; forward and backward of `fcjax.models.convolution.conv2d`, and of the plain
-convolution. Printed is the fastest of the repeats, in milliseconds: other work on the machine can only add to it.
+Columns: forward; forward as one product of all windows; forward by tiles (Winograd); the gradient with respect to the
+input as XLA derives it ("reversed window") and as a convolution with the turned kernel; the gradient with respect to
+the kernel as XLA derives it and as nine products of shifted grids; forward and backward of
+`fcjax.models.convolution.conv2d`, and of the plain convolution. Printed is the fastest of the repeats, in milliseconds:
+other work on the machine can only add to it.
 """
 
 import time
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from fcjax.models.convolution import conv2d, product_of_windows
+from fcjax.models.convolution import conv2d, product_of_windows, winograd
 
 # (height, width, input channels, output channels): those of a UNet that take most of its time.
 SHAPES = {
@@ -78,6 +79,7 @@ def both_ways(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 CANDIDATES: dict[str, Callable[..., Any]] = {
     "forward": lambda x, kernel, gradient: plain(x, kernel),
     "forward, product": lambda x, kernel, gradient: product_of_windows(x, kernel, ((1, 1), (1, 1))),
+    "forward, tiles": lambda x, kernel, gradient: winograd(x, kernel, ((1, 1), (1, 1))),
     "input, XLA": lambda x, kernel, gradient: jax.vjp(lambda x: plain(x, kernel), x)[1](gradient),
     "input, turned": turned,
     "kernel, XLA": lambda x, kernel, gradient: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](gradient),

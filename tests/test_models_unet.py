@@ -10,6 +10,7 @@ import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
 from fcjax import convert, trees
+from fcjax.models import convolution
 from fcjax.models.convolution import conv2d
 from fcjax.models.parameters import abstract_part
 from fcjax.models.unet import UNet
@@ -136,10 +137,19 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("padding", [1, ((0, 1), (2, 1))])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 4), (3, 1024), (1024, 4)])
-def test_conv2d_and_its_gradients_equal_xlas(padding, stride: int, inputs: int, outputs: int) -> None:
-    """With many outputs a CPU takes products for convolutions, and for the gradient where there are many inputs."""
-    x, kernel = oracles.normal(0, 2, 6, 5, inputs), 0.1 * oracles.normal(1, 3, 3, inputs, outputs)
+@pytest.mark.parametrize(
+    ("height", "width", "inputs", "outputs"),
+    [(6, 5, 3, 4), (6, 5, 3, 1024), (6, 5, 1024, 4), (16, 12, 8, 12), (27, 21, 8, 12)],
+)
+def test_conv2d_and_its_gradients_equal_xlas(
+    padding, stride: int, height: int, width: int, inputs: int, outputs: int, monkeypatch
+) -> None:
+    """With many outputs a CPU takes products for convolutions, and for the gradient where there are many inputs; with
+    many places and some channels it takes tiles, here of less than elsewhere, whole or not.
+    """
+    monkeypatch.setattr(convolution, "_WINOGRAD_PLACES", 2 * 16 * 12)
+    monkeypatch.setattr(convolution, "_WINOGRAD_CHANNELS", 8)
+    x, kernel = oracles.normal(0, 2, height, width, inputs), 0.1 * oracles.normal(1, 3, 3, inputs, outputs)
     pairs = ((padding, padding),) * 2 if isinstance(padding, int) else padding
 
     def plainly(x, kernel):
@@ -157,3 +167,21 @@ def test_conv2d_and_its_gradients_equal_xlas(padding, stride: int, inputs: int, 
     ours = gradients(convolved)
     for mine, theirs in zip(ours, gradients(plainly), strict=True):
         assert oracles.relative_error(mine, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dtype", "expected"),
+    [
+        ((2, 64, 48, 320), (3, 3, 320, 320), "float32", "winograd"),
+        ((2, 32, 24, 1280), (3, 3, 1280, 1280), "float32", "winograd"),
+        ((2, 16, 12, 1280), (3, 3, 1280, 1280), "float32", "product_of_windows"),
+        ((2, 16, 12, 640), (3, 3, 640, 640), "float32", "_plain"),
+        ((2, 64, 48, 320), (3, 3, 320, 320), "bfloat16", "_plain"),
+        ((2, 64, 48, 320), (3, 3, 320, 4), "float32", "_plain"),
+        ((2, 64, 48, 320), (1, 1, 320, 320), "float32", "_plain"),
+        ((1, 512, 384, 256), (3, 3, 256, 256), "float32", "_plain"),
+    ],
+)
+def test_what_a_cpu_takes_for_a_convolution(shape, kernel, dtype: str, expected: str) -> None:
+    x, kernel = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(kernel, dtype)
+    assert convolution.formulation(x, kernel).__name__ == expected
