@@ -291,9 +291,10 @@ def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None,
     """product: the dtype of what is multiplied out with the weights, here and below."""
     scores = _scores(query, key, mask)
     highest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.einsum("...qk,...kd->...qd", weights.astype(value.dtype), value, preferred_element_type=product) / total
+    # Rounded before they are summed, so that weights add up to 1, and are written once.
+    weights = jnp.exp(scores - highest).astype(value.dtype)
+    total = jnp.sum(weights, axis=-1, keepdims=True, dtype=FLOAT32)
+    y = jnp.einsum("...qk,...kd->...qd", weights, value, preferred_element_type=product) / total
     return y.astype(value.dtype), highest + jnp.log(total)
 
 
@@ -307,11 +308,10 @@ def _weighted_values_backward(
     gradient: Array,
     product: Dtype,
 ) -> tuple[Array, Array, Array]:
-    weights = jnp.exp(_scores(query, key, mask) - log_sum)
+    weights = jnp.exp(_scores(query, key, mask) - log_sum).astype(value.dtype)
     mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=-1, keepdims=True)
     of_weights = jnp.einsum("...qd,...kd->...qk", gradient, value, preferred_element_type=FLOAT32)
     of_scores = (weights * (of_weights - mean)).astype(query.dtype)
-    weights = weights.astype(value.dtype)
     of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=product)
     of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=product)
     of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=product)
