@@ -1,4 +1,4 @@
-"""How long a 3x3 convolution takes forward and backward, in the formulations that were weighed for CPUs.
+"""How long a 3x3 convolution takes forward and backward, by the algorithms that were weighed for CPUs.
 
     XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=true python -m benchmarks.conv --batch 16
     python -m benchmarks.conv --batch 16

@@ -271,7 +271,9 @@ class Composer:
     ) -> UInt8[np.ndarray, "n H W 3"]:
         """A picture for each of the sampling's keys, of one request."""
         warn(prepared, sampling)
-        if self.mesh is not None:
+        if self.mesh is None:
+            sampling = dataclasses.replace(sampling, batch_size=min(sampling.batch_size, len(sampling.keys)))
+        else:
             check(config, self.mesh.shape, sampling.batch_size)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             conditions = conditions_of_pictures(
@@ -347,7 +349,7 @@ def sampling_of(
         sampler_table(config.diffusion, steps, sampler, eta=eta),
         branches,
         make_guidance(branches, guidance, reference_guidance, guidance_rescale),
-        min(batch_size, num_images),
+        batch_size,
     )
 
 

@@ -270,7 +270,7 @@ def main(flags: Flags) -> None:
     pictures = files_of(flags.out, request.num_images)
     beside = flags.request.parent if flags.request is not None else None
     read = [found(asset.path, beside, "asset file") for asset in request.assets if asset.data is None]
-    prepare_outputs([*pictures, flags.sheet], read)
+    prepare_outputs([*pictures, flags.sheet], [*read, flags.request, flags.params])
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)
     if flags.sheet is not None:

@@ -62,6 +62,10 @@ def main(request: Request) -> None:
     """Exports and says what was written."""
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ValueError(f"{request.out} exists already; give a new folder, so that nothing is lost")
+    out = request.out.resolve()
+    if out == Path.cwd():
+        raise ValueError(f"{request.out} is the working folder; name one in it")
+    prepare_folder(out.parent)
     if request.batch_size is not None and request.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {request.batch_size}")
     if not request.platforms:
@@ -79,8 +83,7 @@ def main(request: Request) -> None:
     composer = Composer.load(request.model, dtype=request.dtype)
     arguments = example_arguments(composer, request)
     serialized, kernel = export(composer, request, arguments)
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}-") as aside:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
         written = Path(aside) / "exported"
         written.mkdir()
         (written / "sampling.jaxexport").write_bytes(serialized)
@@ -96,7 +99,7 @@ def main(request: Request) -> None:
             "arguments": {path: f"{array.dtype}{list(array.shape)}" for path, array in flat.items()},
         }
         (written / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
-        written.replace(request.out)
+        written.replace(out)
     print(f"wrote {request.out} for {', '.join(request.platforms)}: {len(serialized) / 2**20:.1f} MiB and weights")
 
 

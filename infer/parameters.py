@@ -105,8 +105,8 @@ def read_parameters(path: Path, frame: int = 0, up: str | None = None, subject: 
     """
     arrays: Mapping[Any, Any] = load_arrays(path)
     try:
-        arrays = {str(key): array for key, array in _of_subject(arrays, subject).items()}
-        of_humans = any(key.split(".")[0] == HUMANS_KEY for key in arrays)
+        arrays = _of_subject(arrays, subject)
+        of_humans = any(str(key).split(".")[0] == HUMANS_KEY for key in arrays)
         nested = arrays.get(HUMANS_KEY)
         if isinstance(nested, Mapping):
             arrays = {**arrays, **nested}
@@ -168,6 +168,8 @@ def _of_subject(arrays: Mapping[Any, Any], subject: str | None) -> Mapping[Any, 
 
 def _tracked(numbers: ndarray, frame: int) -> int:
     """The place of a video's frame among those in which a person was followed. ValueError where it is not there."""
+    if not numbers.size:
+        raise ValueError("frame_ids is empty: the person is in no frame of the video")
     places = np.flatnonzero(numbers.reshape(-1) == frame)
     if not len(places):
         first, last = (f"{number:.0f}" for number in (numbers.min(), numbers.max()))
@@ -258,6 +260,8 @@ def camera_of(parameters: Parameters, height: int, width: int, focal: float | No
         scale, x, y = source["pred_cam"]
         if not scale > 0:
             raise ValueError(f"pred_cam starts with a scale above 0, got {scale:g}")
+        if not source["box_size"][0] > 0:
+            raise ValueError(f"box_size is a length in pixels above 0, got {source['box_size'][0]:g}")
         length = focal or HUMANS_FOCAL / HUMANS_CROP * max(height, width)
         box = float(source["box_size"][0]) * scale
         across, down = source["box_center"]

@@ -379,7 +379,7 @@ def main(flags: Flags) -> None:
         return
     request, expected_weights = requested(flags)
     read = [*(getattr(request, name) for name in FILES), *(asset.path for asset in request.assets)]
-    prepare_outputs([flags.out, flags.sheet], read)
+    prepare_outputs([flags.out, flags.sheet], [*read, flags.request])
     person, assets = opened(request)
     composer = _load(request.model, request.dtype)
     request = request.with_guidance(composer.config.guidance)

@@ -135,38 +135,43 @@ def test_errors() -> None:
         unet.apply({"params": {**params, "conv_in": {"kernel": params["conv_in"]["kernel"]}}}, sample, timesteps, text)
 
 
+def plain(x, kernel, padding, stride: int = 1):
+    pairs = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), pairs, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 @pytest.mark.parametrize("padding", [1, ((0, 1), (2, 1))])
-@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("height", "width", "inputs", "outputs"),
-    [(6, 5, 3, 4), (6, 5, 3, 1024), (6, 5, 1024, 4), (16, 12, 8, 12), (27, 21, 8, 12)],
+    ("side", "inputs", "outputs", "forward", "backward"),
+    [
+        (6, 3, 4, "_plain", "_plain"),
+        (6, 3, 1024, "product_of_windows", "_plain"),
+        (6, 1024, 4, "_plain", "product_of_windows"),
+        (24, 256, 320, "winograd", "winograd"),
+    ],
 )
 def test_conv2d_and_its_gradients_equal_xlas(
-    padding, stride: int, height: int, width: int, inputs: int, outputs: int, monkeypatch
+    padding, side: int, inputs: int, outputs: int, forward: str, backward: str
 ) -> None:
-    """With many outputs a CPU takes products for convolutions, and for the gradient where there are many inputs; with
-    many places and some channels it takes tiles, here of less than elsewhere, whole or not.
-    """
-    monkeypatch.setattr(convolution, "_WINOGRAD_PLACES", 2 * 16 * 12)
-    monkeypatch.setattr(convolution, "_WINOGRAD_CHANNELS", 8)
-    x, kernel = oracles.normal(0, 2, height, width, inputs), 0.1 * oracles.normal(1, 3, 3, inputs, outputs)
+    """By each of a CPU's algorithms, on whole tiles and others."""
+    x, kernel = oracles.normal(0, 2, side, side, inputs), oracles.normal(1, 3, 3, inputs, outputs) / inputs**0.5
     pairs = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    y, back = jax.vjp(lambda x, kernel: conv2d(x, kernel, padding=padding), x, kernel)
+    expected, back_expected = jax.vjp(lambda x, kernel: plain(x, kernel, padding), x, kernel)
+    assert convolution.algorithm(x, kernel, pairs).__name__ == forward
+    assert convolution.algorithm(y, kernel.swapaxes(2, 3), ((1, 1), (1, 1))).__name__ == backward
+    for ours, theirs in zip((y, *back(jnp.sin(y))), (expected, *back_expected(jnp.sin(y))), strict=True):
+        assert oracles.relative_error(ours, theirs) <= 1e-5
 
-    def plainly(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), pairs, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
 
-    def gradients(function):
-        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel))), (0, 1)))(x, kernel)
-
-    def convolved(x, kernel):
-        return conv2d(x, kernel, stride=stride, padding=padding)
-
-    assert oracles.relative_error(convolved(x, kernel), plainly(x, kernel)) <= 1e-5
-    ours = gradients(convolved)
-    for mine, theirs in zip(ours, gradients(plainly), strict=True):
-        assert oracles.relative_error(mine, theirs) <= 1e-5
+def test_conv2d_in_strides() -> None:
+    x, kernel = oracles.normal(0, 2, 6, 5, 3), oracles.normal(1, 3, 3, 3, 4)
+    assert oracles.relative_error(conv2d(x, kernel, stride=2, padding=1), plain(x, kernel, 1, 2)) <= 1e-6
+    # With so much padding the gradient crops; many inputs and outputs change nothing about it.
+    kernel = oracles.normal(1, 3, 3, 3, 1024)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(conv2d(x, kernel, padding=3))))(x)
+    expected = jax.grad(lambda x: jnp.sum(jnp.sin(plain(x, kernel, 3))))(x)
+    assert oracles.relative_error(gradient, expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -175,6 +180,9 @@ def test_conv2d_and_its_gradients_equal_xlas(
         ((2, 64, 48, 320), (3, 3, 320, 320), "float32", "winograd"),
         ((2, 32, 24, 1280), (3, 3, 1280, 1280), "float32", "winograd"),
         ((2, 16, 12, 1280), (3, 3, 1280, 1280), "float32", "product_of_windows"),
+        # Tiles would be a third more than the grid, or their kernel larger than what is held.
+        ((24, 8, 6, 1280), (3, 3, 1280, 1280), "float32", "product_of_windows"),
+        ((2, 32, 24, 2560), (3, 3, 2560, 1280), "float32", "product_of_windows"),
         ((2, 16, 12, 640), (3, 3, 640, 640), "float32", "_plain"),
         ((2, 64, 48, 320), (3, 3, 320, 320), "bfloat16", "_plain"),
         ((2, 64, 48, 320), (3, 3, 320, 4), "float32", "_plain"),
@@ -184,4 +192,19 @@ def test_conv2d_and_its_gradients_equal_xlas(
 )
 def test_what_a_cpu_takes_for_a_convolution(shape, kernel, dtype: str, expected: str) -> None:
     x, kernel = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(kernel, dtype)
-    assert convolution.formulation(x, kernel).__name__ == expected
+    assert convolution.algorithm(x, kernel, ((1, 1), (1, 1))).__name__ == expected
+
+
+def test_a_loop_holds_one_transformed_kernel_at_a_time() -> None:
+    """XLA moves what depends on weights alone out of loops: of eight kernels that would be 72 MiB."""
+    kernels = jax.ShapeDtypeStruct((8, 3, 3, 256, 256), "float32")
+
+    def layers(x, kernels):
+        for kernel in kernels:
+            x = conv2d(x, kernel, padding=1)
+        return x
+
+    loop = jax.jit(lambda x, kernels: jax.lax.fori_loop(0, 4, lambda _, x: layers(x, kernels), x))
+    compiled = loop.lower(jax.ShapeDtypeStruct((2, 24, 24, 256), "float32"), kernels).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None and analysis.temp_size_in_bytes < 40 * 2**20

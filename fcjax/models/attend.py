@@ -1,9 +1,9 @@
 """The one `attend` that every module uses, and the kernels that it picks from.
 
 "portable"  products and a softmax in plain JAX, chunk by chunk of the queries where all scores at once would be large;
-            on a CPU one head at a time, whose scores then stay in the cache, and in half precision with products of
-            half precision but for the scores (summed in float32; its fast ones are of bfloat16 in and out). With a
-            backward pass of its own
+            on a CPU one head at a time, whose scores then stay in the cache; of bfloat16, the products with values,
+            and in the backward pass those with queries, keys and gradients, are returned in bfloat16, for which it
+            has fast ones, while scores and their gradients are float32. With a backward pass of its own
 "cudnn"     cuDNN's flash attention: NVIDIA GPUs from Ampere on, half precision, heads of at most 128 numbers
 "pallas"    our flash attention for TPUs, `fcjax.models.tpu_attention`
 "auto"      cuDNN's or ours for TPUs where the default device has it and the shapes suit it, else the portable form
@@ -196,8 +196,10 @@ _kept_attention = traced_once(4)(_attention)
 
 def _head_by_head_on_cpu(function: Callable[..., Any], arguments: tuple, most_scores: tuple[int, int]) -> Any:
     """One head of one sample at a time on CPU; all at once elsewhere."""
-    here = functools.partial(function, most_scores=most_scores[0], product=arguments[0].dtype)
-    elsewhere = functools.partial(function, most_scores=most_scores[1], product=FLOAT32)
+    # Not so float16, which sums of values can outgrow before they are divided by their total.
+    half = arguments[0].dtype == jnp.bfloat16
+    here = functools.partial(function, most_scores=most_scores[0], product_dtype=jnp.bfloat16 if half else FLOAT32)
+    elsewhere = functools.partial(function, most_scores=most_scores[1], product_dtype=FLOAT32)
     return jax.lax.platform_dependent(
         *arguments, cpu=lambda *heads: jax.lax.map(lambda head: here(*head), heads), default=elsewhere
     )
@@ -231,13 +233,13 @@ def _split_mask(mask: Array | None, chunks: int) -> Array | None:
 
 
 def _forward_in_chunks(
-    query: Array, key: Array, value: Array, mask: Array | None, *, most_scores: int, product: Dtype
+    query: Array, key: Array, value: Array, mask: Array | None, *, most_scores: int, product_dtype: Dtype
 ) -> tuple[Array, Array]:
     chunks = _chunks(query, key, most_scores)
     if chunks == 1:
-        return _weighted_values(query, key, value, mask, product)
+        return _weighted_values(query, key, value, mask, product_dtype)
     parts = jax.lax.map(
-        lambda part: _weighted_values(part[0], key, value, part[1], product),
+        lambda part: _weighted_values(part[0], key, value, part[1], product_dtype),
         (_split(query, chunks), _split_mask(mask, chunks)),
     )
     y, log_sum = (_join(part, query.shape[-2]) for part in parts)
@@ -254,17 +256,19 @@ def _backward_in_chunks(
     gradient: Array,
     *,
     most_scores: int,
-    product: Dtype,
+    product_dtype: Dtype,
 ) -> tuple[Array, Array, Array]:
     chunks = _chunks(query, key, most_scores)
     if chunks == 1:
-        of_query, of_key, of_value = _weighted_values_backward(query, key, value, mask, y, log_sum, gradient, product)
+        of_query, of_key, of_value = _weighted_values_backward(
+            query, key, value, mask, y, log_sum, gradient, product_dtype
+        )
     else:
 
         def add(sums: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], Array]:
             query, mask, y, log_sum, gradient = part
             of_query, of_key, of_value = _weighted_values_backward(
-                query, key, value, mask, y, log_sum, gradient, product
+                query, key, value, mask, y, log_sum, gradient, product_dtype
             )
             return (sums[0] + of_key, sums[1] + of_value), of_query.astype(query.dtype)
 
@@ -287,14 +291,16 @@ def _scores(query: Array, key: Array, mask: Array | None) -> Float[Array, "*m q 
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(FLOAT32).min)
 
 
-def _weighted_values(query: Array, key: Array, value: Array, mask: Array | None, product: Dtype) -> tuple[Array, Array]:
-    """product: the dtype of what is multiplied out with the weights, here and below."""
+def _weighted_values(
+    query: Array, key: Array, value: Array, mask: Array | None, product_dtype: Dtype
+) -> tuple[Array, Array]:
+    """product_dtype: in which products with the weights are returned, here and below."""
     scores = _scores(query, key, mask)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     # Rounded before they are summed, so that weights add up to 1, and are written once.
     weights = jnp.exp(scores - highest).astype(value.dtype)
     total = jnp.sum(weights, axis=-1, keepdims=True, dtype=FLOAT32)
-    y = jnp.einsum("...qk,...kd->...qd", weights, value, preferred_element_type=product) / total
+    y = jnp.einsum("...qk,...kd->...qd", weights, value, preferred_element_type=product_dtype) / total
     return y.astype(value.dtype), highest + jnp.log(total)
 
 
@@ -306,13 +312,13 @@ def _weighted_values_backward(
     y: Array,
     log_sum: Array,
     gradient: Array,
-    product: Dtype,
+    product_dtype: Dtype,
 ) -> tuple[Array, Array, Array]:
     weights = jnp.exp(_scores(query, key, mask) - log_sum).astype(value.dtype)
     mean = jnp.sum(gradient.astype(FLOAT32) * y.astype(FLOAT32), axis=-1, keepdims=True)
     of_weights = jnp.einsum("...qd,...kd->...qk", gradient, value, preferred_element_type=FLOAT32)
     of_scores = (weights * (of_weights - mean)).astype(query.dtype)
-    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=product)
-    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=product)
-    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=product)
+    of_query = jnp.einsum("...qk,...kd->...qd", of_scores, key, preferred_element_type=product_dtype)
+    of_key = jnp.einsum("...qk,...qd->...kd", of_scores, query, preferred_element_type=product_dtype)
+    of_value = jnp.einsum("...qk,...qd->...kd", weights, gradient, preferred_element_type=product_dtype)
     return of_query, of_key, of_value

@@ -1,4 +1,4 @@
-"""The one convolution that all modules use, and the formulations that it picks from on CPUs."""
+"""The one convolution that all modules use, and the algorithms that it picks from on CPUs."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fcjax.traces import traced_once
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
-Formulation = Callable[..., Array]
+Algorithm = Callable[[Array, Array, Pairs], Array]
 
 
 def conv2d(
@@ -26,14 +26,15 @@ def conv2d(
     return _conv(x, kernel, pairs) if stride == 1 else _plain(x, kernel, pairs, stride)
 
 
-# Which formulation CPUs take (benchmarks/conv.py). In float32 tiles are 1.6 to 2.1 times as fast as the plain
-# convolution on Stable Diffusion's 64x48 grids and 1.1 to 1.8 times on 32x24; on fewer places, and with fewer channels,
-# taking grids and kernels there and back costs more than it spares. Three arrays 2.25 times as large as the grid are
-# held, so that larger grids are left alone.
-TILE = 4
+# Which algorithm CPUs take (benchmarks/conv.py). In float32 Winograd's is 1.6 to 2.1 times as fast as the plain
+# convolution for two of Stable Diffusion's 64x48 grids and 1.1 to 1.8 times for two of 32x24; for fewer places, all
+# samples' together, or fewer channels the transforms cost more than they spare. They hold arrays of 2.25 times the grid
+# and of 4 times the kernel, which are bounded, and work by whole tiles, which must not be much more than the grid.
+_TILE = 4
 _WINOGRAD_PLACES = 1024
 _WINOGRAD_CHANNELS = 256
-_WINOGRAD_NUMBERS = 2**25
+_WINOGRAD_ELEMENTS = 2**26
+_WINOGRAD_FILLED = 1.2
 # With so many outputs and more one product of all windows, although it copies the grid nine times: in float32 1.4 times
 # as fast on 16x12 grids, 3.2 times on 8x6.
 _PRODUCT_OUTPUTS = 1024
@@ -57,8 +58,8 @@ def product_of_windows(x: Array, kernel: Array, padding: Pairs) -> Array:
     return jnp.dot(flat, kernel.reshape(-1, outputs)).reshape(len(x), height, width, outputs)
 
 
-def _winograd_matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What takes windows of 6x6, kernels of 3x3 and their 36 products to where 4x4 outputs are one product.
+def _winograd_matrices() -> tuple[Float[np.ndarray, "36 36"], Float[np.ndarray, "36 9"], Float[np.ndarray, "16 36"]]:
+    """The transforms of inputs, of kernels and of outputs of F(4x4, 3x3), each along both sides at once.
 
     By Toom and Cook: polynomials multiplied by their values at some points and at infinity. Choice: among small points
     these five have the least error, 5e-6 of a convolution's scale where a plain sum has 6e-7.
@@ -66,16 +67,18 @@ def _winograd_matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points = (0.0, 1.0, -1.0, 2.0, -0.5)
     others = [[other for other in points if other != point] for point in points]
     scales = [math.prod(point - other for other in rest) for point, rest in zip(points, others, strict=True)]
-    matrices = (
+    of_input, of_kernel, of_output = (
         # Polynomials by their roots, the constant first.
         [[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]],
         [[point**power / scale for power in range(3)] for point, scale in zip(points, scales, strict=True)]
         + [[0, 0, 1]],
-        [[*(point**power for point in points), power == TILE - 1] for power in range(TILE)],
+        [[*(point**power for point in points), power == _TILE - 1] for power in range(_TILE)],
     )
-    # Along both sides at once.
-    windows, kernels, outputs = (np.kron(*[np.array(matrix, np.float64)] * 2).astype(np.float32) for matrix in matrices)
-    return windows, kernels, outputs
+
+    def both_sides(matrix: list) -> np.ndarray:
+        return np.kron(np.array(matrix, np.float64), np.array(matrix, np.float64)).astype(np.float32)
+
+    return both_sides(of_input), both_sides(of_kernel), both_sides(of_output)
 
 
 def winograd(x: Array, kernel: Array, padding: Pairs) -> Array:
@@ -83,44 +86,47 @@ def winograd(x: Array, kernel: Array, padding: Pairs) -> Array:
     inputs, outputs = kernel.shape[2:]
     (top, bottom), (left, right) = padding
     height, width = x.shape[1] + top + bottom - 2, x.shape[2] + left + right - 2
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    below, beside = rows * TILE - height, columns * TILE - width
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    below, beside = rows * _TILE - height, columns * _TILE - width
     padded = jnp.pad(x, ((0, 0), (top, bottom + below), (left, right + beside), (0, 0)))
-    size = TILE + 2
-    windows = [
-        padded[:, row : row + TILE * rows - TILE + 1 : TILE, column : column + TILE * columns - TILE + 1 : TILE]
-        for row in range(size)
-        for column in range(size)
-    ]
-    of_windows, of_kernels, of_outputs = _winograd_matrices()
-    left_factors = jnp.dot(of_windows, jnp.stack(windows).reshape(size**2, -1)).reshape(size**2, -1, inputs)
-    right_factors = jnp.dot(of_kernels, kernel.reshape(9, -1)).reshape(size**2, inputs, outputs)
-    products = jnp.einsum("pti,pio->pto", left_factors, right_factors)
-    tiles = jnp.dot(of_outputs, products.reshape(size**2, -1)).reshape(TILE, TILE, len(x), rows, columns, outputs)
-    grid = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(len(x), rows * TILE, columns * TILE, outputs)
+    size, last_row, last_column = _TILE + 2, _TILE * (rows - 1) + 1, _TILE * (columns - 1) + 1
+    # Every tile's window, its places first.
+    windows = jnp.stack(
+        [
+            padded[:, row : row + last_row : _TILE, column : column + last_column : _TILE]
+            for row in range(size)
+            for column in range(size)
+        ]
+    )
+    of_input, of_kernel, of_output = _winograd_matrices()
+    transformed = jnp.dot(of_input, windows.reshape(size**2, -1)).reshape(size**2, -1, inputs)
+    # Tied to the grid: XLA would move what depends on weights alone out of the sampling loop, and hold all layers'.
+    tied = of_kernel + 0 * x[0, 0, 0, 0]
+    kernels = jnp.dot(tied, kernel.reshape(9, -1)).reshape(size**2, inputs, outputs)
+    products = jnp.einsum("pti,pio->pto", transformed, kernels)
+    tiles = jnp.dot(of_output, products.reshape(size**2, -1)).reshape(_TILE, _TILE, len(x), rows, columns, outputs)
+    grid = tiles.transpose(2, 3, 0, 4, 1, 5).reshape(len(x), rows * _TILE, columns * _TILE, outputs)
     return grid[:, :height, :width]
 
 
-def formulation(x: Any, kernel: Any) -> Formulation:
+def algorithm(x: Any, kernel: Any, padding: Pairs) -> Algorithm:
     """What a CPU takes for a convolution of stride 1 of arrays of these shapes and dtypes."""
     rows, columns, inputs, outputs = kernel.shape
-    # On a mesh samples and rows of the grid stay apart, as each may be split.
-    if rows * columns == 1 or layout.is_set():
+    # On a mesh samples and rows of the grid stay apart, as each may be split. Gradients may have a negative padding.
+    if rows * columns == 1 or layout.is_set() or min(*padding[0], *padding[1]) < 0:
         return _plain
-    places = math.prod(x.shape[:3])
-    if (
-        (rows, columns) == (3, 3)
-        and x.dtype == jnp.float32
-        and places >= _WINOGRAD_PLACES
-        and min(inputs, outputs) >= _WINOGRAD_CHANNELS
-        and places * max(inputs, outputs) <= _WINOGRAD_NUMBERS
-    ):
-        return winograd
+    if (rows, columns) == (3, 3) and x.dtype == jnp.float32 and min(inputs, outputs) >= _WINOGRAD_CHANNELS:
+        sides = [side + sum(pair) - 2 for side, pair in zip(x.shape[1:3], padding, strict=True)]
+        places = x.shape[0] * math.prod(sides)
+        tiled = x.shape[0] * math.prod(-(-side // _TILE) * _TILE for side in sides)
+        elements = 36 * max(tiled // 16 * max(inputs, outputs), inputs * outputs)
+        if places >= _WINOGRAD_PLACES and tiled <= _WINOGRAD_FILLED * places and elements <= _WINOGRAD_ELEMENTS:
+            return winograd
     return product_of_windows if outputs >= _PRODUCT_OUTPUTS else _plain
 
 
 def _fastest(x: Array, kernel: Array, padding: Pairs) -> Array:
-    here = formulation(x, kernel)
+    here = algorithm(x, kernel, padding)
     if here is _plain:
         return _plain(x, kernel, padding)
     return jax.lax.platform_dependent(
