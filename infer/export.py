@@ -31,6 +31,7 @@ import tyro
 
 from fcjax.cli import run
 from infer import exported
+from infer.compose import prepare_folder
 
 if TYPE_CHECKING:
     from fcjax.composer import Composer

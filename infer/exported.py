@@ -80,7 +80,7 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("picture.png"))
+    parser.add_argument("--out", type=Path, default=Path("picture.png"), help="several become picture_0.png ...")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     here = Path(__file__).parent
@@ -89,8 +89,10 @@ if __name__ == "__main__":
         arguments, sample = example(here), load(here)
         check(flags.out, flags.seed, len(arguments["seeds"]))
         arguments["seeds"] = arguments["seeds"] + np.uint32(flags.seed)
-        [picture, *_] = sample(*(arguments[name] for name in ARGUMENTS))
+        pictures = np.asarray(sample(*(arguments[name] for name in ARGUMENTS)))
     except ValueError as error:
         parser.error(str(error))
-    Image.fromarray(np.asarray(picture)).save(flags.out)
-    print(flags.out)
+    for number, picture in enumerate(pictures):
+        file = flags.out if len(pictures) == 1 else flags.out.with_stem(f"{flags.out.stem}_{number}")
+        Image.fromarray(picture).save(file)
+        print(file)

@@ -51,11 +51,12 @@ def test_the_portable_form_equals_its_equation(mask_kind: str, most_scores: int,
     assert max(errors(attend, 7, 6, 4, make_mask(mask_kind, 7, 6))) <= 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "roundings"), [("bfloat16", 2**-7), ("float16", 2**-10)])
 @pytest.mark.parametrize("most_scores", [2**24, 2**12])
-def test_the_portable_form_in_half_precision(most_scores: int, monkeypatch) -> None:
-    """Within the rounding of bfloat16 (2**-9) of what float32 makes of the same numbers, gradients included."""
+def test_the_portable_form_in_half_precision(most_scores: int, dtype: str, roundings: float, monkeypatch) -> None:
+    """Within a few roundings of what float32 makes of the same numbers, gradients included."""
     monkeypatch.setattr(kernels, "_SCORES_ON_CPU", most_scores)
-    halves = [oracles.normal(seed, 2, length, 3, 32).astype(jnp.bfloat16) for seed, length in enumerate((64, 512, 512))]
+    halves = [oracles.normal(seed, 2, length, 3, 32).astype(dtype) for seed, length in enumerate((64, 512, 512))]
     mask = make_mask("keys", 64, 512)
 
     def values_and_gradients(function, tokens):
@@ -63,10 +64,17 @@ def test_the_portable_form_in_half_precision(most_scores: int, monkeypatch) -> N
 
     y, back = values_and_gradients(attend, halves)
     expected, back_expected = values_and_gradients(plainly, [tokens.astype(jnp.float32) for tokens in halves])
-    seed = oracles.normal(7, *y.shape).astype(jnp.bfloat16)
+    seed = oracles.normal(7, *y.shape).astype(dtype)
     for ours, theirs in zip((y, *back(seed)), (expected, *back_expected(seed.astype(jnp.float32))), strict=True):
-        assert ours.dtype == jnp.bfloat16
-        assert oracles.relative_error(ours.astype(jnp.float32), theirs) <= 8e-3
+        assert ours.dtype == dtype
+        assert oracles.relative_error(ours.astype(jnp.float32), theirs) <= roundings
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_of_many_values_are_finite(dtype: str) -> None:
+    """Before they are divided by their total: 8,192 tens are more than float16 holds."""
+    query, key = jnp.zeros((1, 4, 1, 8), dtype), jnp.zeros((1, 8192, 1, 8), dtype)
+    np.testing.assert_array_equal(attend(query, key, jnp.full_like(key, 10)).astype(jnp.float32), 10)
 
 
 def test_chunks_bound_the_memory() -> None:

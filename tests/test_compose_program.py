@@ -113,6 +113,15 @@ def test_assets_beside_a_request_are_not_written_over(files: Path, capsys) -> No
     assert (files / "shirt.png").read_bytes() == before
 
 
+def test_a_request_is_not_written_over_by_what_it_makes(tiny_model_folder: Path, files: Path, capsys) -> None:
+    run(compose.main, arguments(tiny_model_folder, files, "--out", files / "out.png"))
+    before = (files / "out.png").read_bytes()
+    with pytest.raises(SystemExit):
+        run(compose.main, ["--request", str(files / "out.png"), "--seed", "4", "--out", str(files / "out.png")])
+    assert "out.png is read and would be written over" in capsys.readouterr().err
+    assert (files / "out.png").read_bytes() == before
+
+
 def test_assets_too_large_to_embed_are_told_before_any_work(
     tiny_model_folder: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,10 @@ def test_a_fixed_batch(tiny_model_folder: Path, tmp_path: Path) -> None:
     for seed, picture in enumerate(pictures):
         [live] = composer.compose(PROMPT, seed=seed, guidance=1.0)
         assert np.abs(np.asarray(picture, int) - np.asarray(live.image, int)).max() <= 1
+    words = [sys.executable, tmp_path / "two" / "run.py", "--out", tmp_path / "picture.png"]
+    subprocess.run(words, check=True, capture_output=True)
+    for number, picture in enumerate(pictures):
+        np.testing.assert_array_equal(Image.open(tmp_path / f"picture_{number}.png"), picture)
     assert json.loads((tmp_path / "two" / "export.json").read_text())["attention_kernel"] == "auto"
 
 
@@ -194,6 +198,11 @@ def test_bad_requests_are_refused_in_one_line(tiny_model_folder: Path, tmp_path:
 
     out = tmp_path / "out"
     assert "exists already; give a new folder" in refused(tiny_model_folder, tiny_model_folder)
+    (tmp_path / "file").touch()
+    assert f"cannot write into {tmp_path / 'file'}" in refused(tiny_model_folder, tmp_path / "file" / "deep")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert ". is the working folder; name one in it" in refused(tiny_model_folder, ".")
     assert "batch_size must be at least 1" in refused(tiny_model_folder, out, "--batch-size", 0)
     assert "multiples of 8" in refused(tiny_model_folder, out, "--size", 30, 32)
     assert "there is no model folder" in refused(tmp_path / "nowhere", out)

@@ -100,6 +100,9 @@ def test_frames_are_those_of_the_video(tmp_path):
     np.testing.assert_allclose(read_parameters(path, 41).rotations, expected, atol=1e-12)
     with pytest.raises(ValueError, match="the person is not in frame 0 of the video, but in 3 from 40 to 42"):
         read_parameters(path)
+    joblib.dump({2: {**people[2], "frame_ids": np.zeros(0)}}, path)
+    with pytest.raises(ValueError, match="frame_ids is empty"):
+        read_parameters(path)
 
 
 def test_frames_of_one_matrix_each(tmp_path):
@@ -265,6 +268,8 @@ def test_the_camera_of_4d_humans(tmp_path):
         camera_in(tmp_path, {"pred_cam": [scale, x, y]})
     with pytest.raises(ValueError, match="a scale above 0, got 0"):
         camera_in(tmp_path, {"pred_cam": [0, x, y], "box_center": [across, down], "box_size": np.array(size)})
+    with pytest.raises(ValueError, match="box_size is a length in pixels above 0, got 0"):
+        camera_in(tmp_path, {"pred_cam": [scale, x, y], "box_center": [across, down], "box_size": np.array(0.0)})
 
 
 TWO = {

@@ -22,10 +22,11 @@ def single(tiny_model_folder: Path) -> tuple[Composer, list[Composition]]:
     return composer, compose(composer)
 
 
-def compose(composer: Composer, num_images: int = 8) -> list[Composition]:
+def compose(composer: Composer, num_images: int = 8, batch_size: int | None = None) -> list[Composition]:
     top = Asset(np.full((20, 16, 4), (200, 30, 30, 255), np.uint8), PHRASE)
+    batch_size = num_images if batch_size is None else batch_size
     return composer.compose(
-        f"a woman in {PHRASE}", [top], Body(pose="walking"), num_images=num_images, batch_size=num_images, steps=3
+        f"a woman in {PHRASE}", [top], Body(pose="walking"), num_images=num_images, batch_size=batch_size, steps=3
     )
 
 
@@ -63,6 +64,14 @@ def test_a_batch_that_does_not_divide_is_refused(single: tuple[Composer, list[Co
     spread = single[0].spread(strategy("data"))
     with pytest.raises(ValueError, match="a batch of 3 over data x fsdp of 8 devices"):
         compose(spread, num_images=3)
+
+
+def test_a_batch_that_the_pictures_do_not_fill_is_filled_up(single: tuple[Composer, list[Composition]]) -> None:
+    composer, expected = single
+    found = compose(composer.spread(strategy("data")), num_images=3, batch_size=8)
+    assert len(found) == 3
+    for one, other in zip(found, expected, strict=False):
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
 
 
 def test_a_model_that_does_not_suit_the_strategy_is_refused(single: tuple[Composer, list[Composition]]) -> None:

@@ -62,6 +62,7 @@ def test_a_picture_is_made_again_from_itself(files: Path, tryon_model: Path, tmp
     Image.fromarray(a_person(seed=1).image).save(files / "person.png")
     refused(["--request", str(out), "--out", str(again)], f"made with: {files / 'person.png'}; find the old", capsys)
     run(tryon.main, ["--request", str(out), "--out", str(again), "--person", str(files / "person.png")])
+    refused(["--request", str(out), "--person", str(files / "person.png"), "--out", str(out)], "written over", capsys)
     refused(["--request", str(files / "person.png"), "--out", str(again)], "person.png holds no request", capsys)
     refused(["--request", str(files / "no.json"), "--out", str(again)], "no such request file", capsys)
     (files / "request.json").write_text("[1]")
