@@ -130,7 +130,7 @@ def _fastest(x: Array, kernel: Array, padding: Pairs) -> Array:
     if here is _plain:
         return _plain(x, kernel, padding)
     return jax.lax.platform_dependent(
-        x, kernel, cpu=partial(here, padding=padding), default=partial(_plain, padding=padding)
+        x, kernel, cpu=lambda x, kernel: here(x, kernel, padding), default=partial(_plain, padding=padding)
     )
 
 
