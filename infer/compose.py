@@ -75,6 +75,7 @@ class Flags:
     sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
     pose: Annotated[str | None, _of_body("NAME", "pose")] = None
+    """Of the library (`fcjax.body.POSES`), such as walking, sitting, hands_on_hips."""
     gender: Annotated[float | None, _of_body("0..1", "gender")] = None
     """0 female, 1 male."""
     age: Annotated[float | None, _of_body("0..1", "age")] = None

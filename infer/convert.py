@@ -84,6 +84,8 @@ def main(request: Request) -> None:
     print(
         f"  condition {config.condition}, binding {config.binder.variant}, pictures of {config.height}x{config.width}"
     )
+    behind = {"pose": "the body map", "tryon": "the person's latents, the mask"}[config.condition]
+    print(f"  unet reads {config.unet.in_channels} channels: noise, {behind}; weights that the source lacks are 0")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as aside:
         written = Path(aside) / "model"

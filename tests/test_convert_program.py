@@ -23,6 +23,7 @@ def test_the_program_converts_and_says_what_it_found(stable, tmp_path: Path, cap
     convert_model(stable[0], out, "--dtype", "bfloat16", "--condition", "tryon")
     printed = capsys.readouterr().out
     assert "found: StableDiffusionPipeline" in printed and "condition tryon, binding all" in printed
+    assert "unet reads 9 channels: noise, the person's latents, the mask" in printed
     config, params = folder.load(out)
     assert config.condition == "tryon" and {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     assert sorted(path.name for path in out.parent.iterdir()) == ["model"]
