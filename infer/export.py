@@ -66,7 +66,6 @@ def main(request: Request) -> None:
     out = request.out.resolve()
     if out == Path.cwd():
         raise ValueError(f"{request.out} is the working folder; name one in it")
-    prepare_folder(out.parent)
     if request.batch_size is not None and request.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {request.batch_size}")
     if not request.platforms:
@@ -75,6 +74,7 @@ def main(request: Request) -> None:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
     except ImportError as error:
         raise ValueError("exporting needs flatbuffers: pip install 'fcjax[export]'") from error
+    prepare_folder(out.parent)
     import jax
 
     from fcjax import trees
