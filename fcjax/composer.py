@@ -189,7 +189,8 @@ class Composer:
           then depend on it: with 1, an image of a call equals the image of its seed alone, pixel by pixel. On a mesh
           (`spread`), a multiple of the devices that split the batch.
         progress(done, steps): called after every step, all batches counted; returning False raises
-          SamplingCancelledError.
+          SamplingCancelledError. Given, every step is a program of its own, which may round the last bit of a pixel
+          otherwise than the one program of all steps.
 
         Warns (UserWarning) of words that the model never learnt, of phrases that the prompt lacks (they are appended),
         of a prompt too long to be read to its end, and of a negative one without guidance. ValueError for bad input.

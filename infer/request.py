@@ -118,6 +118,9 @@ class _NamedBytes(io.BytesIO):
     def __str__(self) -> str:
         return self._name
 
+    def __repr__(self) -> str:
+        return repr(self._name)
+
 
 @dataclasses.dataclass(frozen=True)
 class ComposeRequest(SamplingRequest):

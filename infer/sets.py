@@ -44,7 +44,7 @@ class EvaluationSet:
 
     @property
     def swatches(self) -> tuple[int, int] | None:
-        """Two swatches of this set that look different, for the swap test; captions of such sets name no colours."""
+        """Two swatches of this set that look different, for the swap test; such captions name no colours of assets."""
         found = [index for index, kind in enumerate(self.target.kinds) if kind == "swatch"]
         if len(found) != 2:
             return None

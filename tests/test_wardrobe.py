@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+from fcjax.body.poses import POSES, mirror_rotations
 from fcjax.wardrobe import Alike, Wardrobe, captions, poses, samples, vocabulary
 from fcjax.wardrobe.palette import HELD_OUT_PAIRS, PAIRS, PALETTE, contrast, partners
 from fcjax.wardrobe.textures import HELD_OUT_VARIANTS, PATTERNS, Grid, draw_fabric, variants
@@ -92,7 +93,7 @@ def test_regions_show_the_colours_of_their_flats(train, heldout):
             solid = asset.image[..., 3] == 255
             palettes = {i: other.image[other.image[..., 3] == 255][:, :3].astype(float) for i, other in garments}
             own = sample.image[sample.regions == place + 1].astype(float)
-            if len(own) < 200 or not solid.any():
+            if len(own) < 250 or not solid.any():
                 continue
 
             def distance(colors, wanted):
@@ -147,9 +148,10 @@ def test_a_share_of_samples_names_no_colour(train, heldout):
     together = train + heldout
     colorless = [sample for sample in together if sample.colorless]
     assert 0.2 < len(colorless) / len(together) < 0.85
+    named = {word for words in captions.COLOR_WORDS.values() for word in " ".join(words).split()} | set(PALETTE)
     for sample in colorless:
         for asset in sample.assets:
-            assert not set(asset.phrase.split()) & set(PALETTE)
+            assert not set(asset.phrase.split()) & named or asset.kind == "face"
 
 
 def test_swatches_are_equal_squares_told_apart_by_their_phrases():
@@ -211,12 +213,35 @@ def test_outfits_combine_only_pairs_of_their_split():
         assert pairs
 
 
+def test_a_jacket_suits_both_what_is_under_it_and_the_bottom():
+    for split in ("train", "heldout"):
+        wardrobe, found = Wardrobe(split, seed=0, height=64, width=48), 0
+        for number in range(100):
+            wears = [wear for wear in wardrobe.outfit(number).wears if wear.main]
+            if len(wears) < 3:
+                continue
+            bottom, top, jacket = (wear.fabric.colors[0] for wear in wears)
+            assert wears[2].cut.kind == "jacket"
+            assert jacket in partners(top, split) and jacket in (*partners(bottom, "train"), *partners(bottom, split))
+            found += 1
+        assert found >= 3
+
+
 def test_poses_part_the_splits(train, heldout):
     assert poses.HELD_OUT_POSES and not set(poses.names("train", False)) & poses.HELD_OUT_POSES
     assert set(poses.names("heldout", False)) == poses.HELD_OUT_POSES
     assert poses.names("heldout", True) and poses.names("train", True)
     assert not {sample.pose for sample in train} & poses.HELD_OUT_POSES
     assert {sample.pose for sample in heldout} <= poses.HELD_OUT_POSES
+
+
+def test_training_poses_come_near_no_held_out_one():
+    rng = np.random.default_rng(0)
+    drawn = [poses.draw_pose(rng, "train", False)[0] for _ in range(400)]
+    assert min(map(poses.distance_from_held_out, drawn)) >= poses.LEAST_DISTANCE
+    named = POSES["contrapposto"].rotations
+    assert poses.distance_from_held_out(named) == 0.0
+    assert poses.distance_from_held_out(mirror_rotations(named)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_fabric_looks_the_same_at_any_resolution():

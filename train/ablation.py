@@ -2,12 +2,13 @@
 
     python -m train.ablation table4 --config mini_ablation --data data/latents_ablation --seeds 0 1 --out runs/ablation
     python -m train.ablation table3 --config mini_ablation --data data/latents_ablation --seeds 0 1 --out runs/ablation
+    python -m train.ablation blank --config mini_ablation --data data/latents_ablation --seeds 0 1 --out runs/ablation
 
-Table 4 compares variants of binding, Table 3 encoders of the assets; both may share OUT, as the reference UNet of one
-is the model without binding of the other. First each seed trains a base model without assets, from text and pose, which
-stands for Stable Diffusion; every arm begins with copies of its denoiser, as the paper's does, and has the same data,
-batches and steps. OUT holds a folder for each arm and seed, and the table as Markdown, JSON and a sheet of pictures. A
-run that was stopped goes on where it was, within an arm too.
+Table 4 compares variants of binding, Table 3 encoders of the assets, blank whether the denoiser sees blank canvas; all
+may share OUT, as the reference UNet of one is the model without binding of the other. First each seed trains a base
+model without assets, from text and pose, which stands for Stable Diffusion; every arm begins with copies of its
+denoiser, as the paper's does, and has the same data, batches and steps. OUT holds a folder for each arm and seed, and
+the table as Markdown, JSON and a sheet of pictures. A run that was stopped goes on where it was, within an arm too.
 
 --arms trains some arms alone, and --no-score leaves their figures to a later run, on another machine perhaps, which
 needs their model/ and trained.json. ARM_SEED/heldout.json, alike.json and pictures/ are all that a table needs of an
@@ -47,7 +48,7 @@ SHEET_ROWS = 8
 class Request:
     """Which table, of what, and where."""
 
-    table: Annotated[Literal["table3", "table4"], tyro.conf.Positional]
+    table: Annotated[Literal["table3", "table4", "blank"], tyro.conf.Positional]
     out: Path
     config: str = "mini_ablation"
     """The configuration of the arm with a reference UNet and binding in all blocks; others follow from it."""

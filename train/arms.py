@@ -23,6 +23,7 @@ ARMS: dict[str, Variant] = {
     "conv_in": _bound("conv_in"),
     "smallest": _bound("smallest"),
     "all": _bound("all"),
+    "attend_blank": lambda model: dataclasses.replace(_bound("all")(model), attend_blank=True),
     "controlnet": _encoded("controlnet"),
     "image_encoder": _encoded("image_encoder"),
 }
@@ -39,5 +40,13 @@ TABLES: dict[str, dict[str, str]] = {
         "smallest": "Bind(1)",
         "all": "Bind(1,2,3)",
     },
+    "blank": {
+        "attend_blank": "blank canvas visible",
+        "all": "blank canvas hidden",
+    },
 }
-"""The arms of each table in the paper's order, and what a row calls them."""
+"""The arms of each table, in the paper's order, and what a row calls them.
+
+Others are held against the last. "blank" asks what the paper does not say: whether the denoiser sees the tokens of the
+canvas that no asset covers.
+"""

@@ -1,7 +1,8 @@
 """Phrases for assets and captions around them: a small grammar over a closed vocabulary.
 
-A caption holds every asset's phrase word for word. A share of captions names no garment's colour, so that a model
-cannot find an asset's place by matching colour words to colours: only the binding of phrase and asset tells.
+A caption holds every asset's phrase word for word. A share of captions names the colour of no garment that is an
+asset, so that a model cannot find its place by matching colour words to colours: only the binding of phrase and asset
+tells.
 """
 
 import re

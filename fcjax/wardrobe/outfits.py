@@ -235,13 +235,21 @@ def _draw_jacket(rng: np.random.Generator, marks: Landmarks) -> tuple[str, Cut, 
     return name, cut, patterns
 
 
-def _related_fabric(rng: np.random.Generator, split: str, patterns: tuple[str, ...], other: Fabric) -> Fabric:
-    """A fabric that an outfit of this split may combine with `other`; sometimes deliberately like it."""
+def _related_fabric(
+    rng: np.random.Generator, split: str, patterns: tuple[str, ...], other: Fabric, beside: Fabric | None = None
+) -> Fabric | None:
+    """A fabric that an outfit of this split may combine with `other`; sometimes deliberately like it.
+
+    beside: a further fabric of the outfit. None where no colour suits both.
+    """
     first = other.colors[0]
+    grounds = partners(first, split, beside.colors[0] if beside is not None else None)
+    if not grounds:
+        return None
     draw = rng.random()
     if draw < SIMILAR_SHARE / 2 and other.pattern in patterns:
         patterns = (other.pattern,)  # the same family in other colours
-    elif draw < SIMILAR_SHARE and len(other.colors) == 2:
+    elif draw < SIMILAR_SHARE and len(other.colors) == 2 and other.colors[1] in grounds:
         # The same two colours in another pattern.
         others = tuple(name for name in patterns if name not in (other.pattern, "solid", "denim", "knit", "lace"))
         if others:
@@ -250,9 +258,9 @@ def _related_fabric(rng: np.random.Generator, split: str, patterns: tuple[str, .
             shades[:2] = other.shades[1::-1]
             if like.pattern not in ("solid",):
                 return Fabric(like.pattern, like.variant, other.colors[::-1], shades, like.scale, like.seed)
-    ground = str(rng.choice(partners(first, split)))
+    ground = str(rng.choice(grounds))
     if patterns == ("denim",):
-        blues = [name for name in partners(first, split) if name in ("blue", "navy", "black", "grey")]
+        blues = [name for name in grounds if name in ("blue", "navy", "black", "grey")]
         if not blues:
             return draw_fabric(rng, split, ("solid",), ground=ground)
         ground = str(rng.choice(blues))
@@ -279,19 +287,21 @@ def draw_outfit(
         name, cut, patterns, length = _draw_dress(rng, marks)
         fabric = draw_fabric(rng, split, patterns, ground=str(rng.choice(COLORS)))
         chosen.append((Described(name, fabric, _sleeve_word(cut.sleeve), length), cut, fabric))
-        inner_fabric = fabric
+        inner_fabric, under = fabric, None
     else:
         name, cut, patterns, length = _draw_bottom(rng, marks, woman, skirts)
         ground = _denim_color(rng) if name == "jeans" else str(rng.choice(COLORS))
         fabric = draw_fabric(rng, split, patterns, ground=ground)
         chosen.append((Described(name, fabric, "", length), cut, fabric))
         top, top_cut, top_patterns = _draw_top(rng, marks, woman)
-        inner_fabric = _related_fabric(rng, split, top_patterns, fabric)
+        inner_fabric, under = _related_fabric(rng, split, top_patterns, fabric), fabric
+        assert inner_fabric is not None  # every colour has partners
         chosen.append((Described(top, inner_fabric, _sleeve_word(top_cut.sleeve)), top_cut, inner_fabric))
     if rng.random() < 0.14:
         name, cut, patterns = _draw_jacket(rng, marks)
-        fabric = _related_fabric(rng, split, patterns, inner_fabric)
-        chosen.append((Described(name, fabric), cut, fabric))
+        fabric = _related_fabric(rng, split, patterns, inner_fabric, under)
+        if fabric is not None:
+            chosen.append((Described(name, fabric), cut, fabric))
     if rng.random() < 0.93:
         name = str(rng.choice(("shoes", "sneakers", "boots"), p=(0.45, 0.35, 0.2)))
         rise = {"shoes": -0.012, "sneakers": 0.012, "boots": 0.09}[name]

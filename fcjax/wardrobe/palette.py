@@ -54,14 +54,21 @@ HELD_OUT_PAIRS = frozenset(
     for pair in PAIRS
     if (COLORS.index(pair[1]) - COLORS.index(pair[0])) % len(COLORS) in (HELD_OUT_STEP, len(COLORS) - HELD_OUT_STEP)
 )
-"""Pairs that no training outfit combines, in one fabric or between its main garments."""
+"""Pairs that no training outfit combines, in one fabric or between the grounds of its main garments."""
 
 
-def partners(color: str, split: str) -> tuple[str, ...]:
-    """The colours that a fabric or an outfit of this split may combine with `color`."""
+def partners(color: str, split: str, beside: str | None = None) -> tuple[str, ...]:
+    """The colours that a fabric or an outfit of this split may combine with `color`.
+
+    beside: a further colour that they must differ from, as all pairs do, and in training not be held out with.
+    """
     held_out = split == "heldout"
-    return tuple(
+    found = tuple(
         pair[1] if pair[0] == color else pair[0]
         for pair in PAIRS
         if color in pair and (pair in HELD_OUT_PAIRS) == held_out
     )
+    if beside is None:
+        return found
+    suit = (*partners(beside, "train"), *(partners(beside, "heldout") if held_out else ()))
+    return tuple(name for name in found if name in suit)

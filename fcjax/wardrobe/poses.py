@@ -1,10 +1,12 @@
 """Random poses around the pose library, and which of them are kept for the held-out split."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from fcjax.body.embedded import SMPL_JOINTS
+from fcjax.body.embedded import BONE_OF_JOINT, SMPL_JOINTS, ShapedBody, embedded_model
 from fcjax.body.poses import POSES, mirror_rotations
 from fcjax.body.rotations import rotation_matrices
 
@@ -12,6 +14,9 @@ HELD_OUT_POSES = frozenset(
     {"arms_open", "catwalk", "contrapposto", "one_hand_on_hip", "sitting_relaxed", "stretching", "turned", "waving"}
 )
 """Named poses around which no training picture is taken."""
+
+LEAST_DISTANCE = 0.15
+"""Metres by which a training pose has some joint elsewhere than any of them and of their mirrored ones, at least."""
 
 RARE = {"t_pose": 0.4, "a_pose": 0.6, "crouching": 0.3, "kneeling": 0.4, "lunging": 0.5, "looking_back": 0.5}
 """Poses that are drawn less often than the others, relatively."""
@@ -38,9 +43,40 @@ def names(split: str, skirts: bool) -> tuple[str, ...]:
     return tuple(name for name in chosen if (name in HELD_OUT_POSES) == (split == "heldout"))
 
 
+@functools.cache
+def _body() -> tuple[ShapedBody, list[int]]:
+    """The average body, and the bones of the 22 joints that move it."""
+    model = embedded_model()
+    return model.shape(), [model.bone_index[bone] for bone in BONE_OF_JOINT.values()]
+
+
+def _joints(rotations: Float[ndarray, "24 3"]) -> Float[ndarray, "22 3"]:
+    shaped, bones = _body()
+    return embedded_model().posed_joints(shaped, rotations)[bones]
+
+
+@functools.cache
+def _held_out_joints() -> Float[ndarray, "p 22 3"]:
+    named = [POSES[name].rotations for name in sorted(HELD_OUT_POSES)]
+    return np.stack([_joints(turned) for pose in named for turned in (pose, mirror_rotations(pose))])
+
+
+def distance_from_held_out(rotations: Float[ndarray, "24 3"]) -> float:
+    """How far the joint that differs most is from where the nearest held-out pose has it, on the average body."""
+    apart = np.linalg.norm(_held_out_joints() - _joints(rotations), axis=-1)
+    return float(apart.max(axis=-1).min())
+
+
 def draw_pose(rng: np.random.Generator, split: str, skirts: bool) -> tuple[Float[ndarray, "24 3"], str]:
     """A random pose: a named one, or a mixture of two of the same split, mirrored half the time, with every joint
     turned a little. Returns axis-angle rotations and the name of the nearer pose."""
+    while True:
+        rotations, name = _draw_any(rng, split, skirts)
+        if split == "heldout" or distance_from_held_out(rotations) >= LEAST_DISTANCE:
+            return rotations, name
+
+
+def _draw_any(rng: np.random.Generator, split: str, skirts: bool) -> tuple[Float[ndarray, "24 3"], str]:
     choice = names(split, skirts)
     chances = np.array([RARE.get(name, 1.0) for name in choice])
     name = str(rng.choice(choice, p=chances / chances.sum()))
