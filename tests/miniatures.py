@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fcjax.body import Body
@@ -192,6 +193,19 @@ def own_folder(root: Path) -> Path:
         save(root / f"iuv/{name}.png", person.iuv)
     write(root / "keypoints/ben.json", openpose(person.keypoints, body_25=False))
     return root
+
+
+def symmetry(path: Path) -> Path:
+    """A file laid out as DensePose's UV_symmetry_transforms.mat, of a rule that is nobody's: each part's is another,
+    and new u and v depend on old v and u as well. Needs scipy, without which the test is skipped."""
+    savemat = pytest.importorskip("scipy.io").savemat
+    v, u = np.mgrid[:256, :256]
+    cells = np.empty((1, 24), object), np.empty((1, 24), object)
+    for part in range(1, 25):
+        cells[0][0, part - 1] = (u + 2 * v + 3 * part) % 256 / 255
+        cells[1][0, part - 1] = (3 * u + v + 5 * part) % 256 / 255
+    savemat(path, {"U_transforms": cells[0], "V_transforms": cells[1]})
+    return path
 
 
 def kinds(sample: RawSample) -> list[str]:

@@ -12,6 +12,7 @@ from fcjax.body import (
     embedded_model,
     flip_iuv,
     load_densepose_charts,
+    load_densepose_symmetry,
     mesh_maps,
     rest_places,
 )
@@ -20,6 +21,7 @@ from fcjax.body.embedded import BONE_OF_JOINT, SMPL_JOINTS
 from fcjax.body.poses import mirror_rotations
 from fcjax.body.poses import pose as named_pose
 from fcjax.body.rotations import rotation_matrices
+from tests import miniatures
 
 HEIGHT, WIDTH = 256, 192
 
@@ -255,11 +257,7 @@ def densepose_files(tmp_path):
             "All_V_norm": np.tile(corners[:, 1:], (24, 1)),
         },
     )
-    v, u = np.mgrid[:256, :256] / 255
-    cells = np.empty((1, 24), object), np.empty((1, 24), object)
-    for part in range(24):
-        cells[0][0, part], cells[1][0, part] = (1 - u, v) if part > 1 else (u, 1 - v)
-    savemat(tmp_path / "UV_symmetry_transforms.mat", {"U_transforms": cells[0], "V_transforms": cells[1]})
+    miniatures.symmetry(tmp_path / "UV_symmetry_transforms.mat")
     return tmp_path
 
 
@@ -277,10 +275,16 @@ def test_mirroring_a_users_own_charts_needs_its_table(densepose_files):
     charts, _ = load_densepose_charts(densepose_files / "UV_Processed.mat")
     with pytest.raises(ValueError, match=r"UV_symmetry_transforms\.mat"):
         flip_iuv(iuv, charts)
-    charts, _ = load_densepose_charts(
-        densepose_files / "UV_Processed.mat", densepose_files / "UV_symmetry_transforms.mat"
-    )
-    np.testing.assert_array_equal(flip_iuv(iuv, charts), flip_iuv(iuv))  # this table states our own rule
+    table = densepose_files / "UV_symmetry_transforms.mat"
+    charts, _ = load_densepose_charts(densepose_files / "UV_Processed.mat", table)
+    # In 255ths, by the table of the part p that is mirrored, (u + 2 v + 3 p, 3 u + v + 5 p) less whole turns of 256.
+    seen = np.array([[[1, 0, 255], [2, 200, 100], [3, 10, 20], [0, 7, 7], [4, 10, 20], [24, 255, 0]]], np.uint8)
+    expected = [[[23, 71, 117], [3, 62, 70], [0, 0, 0], [4, 59, 65], [2, 150, 198], [1, 1, 4]]]
+    for one in (charts, load_densepose_symmetry(table)):
+        np.testing.assert_array_equal(flip_iuv(seen, one), expected)
+        mirrored, ruled = flip_iuv(iuv, one), flip_iuv(iuv)
+        np.testing.assert_array_equal(mirrored[..., 0], ruled[..., 0])
+        assert (mirrored != ruled).any(axis=-1)[ruled[..., 0] > 0].mean() > 0.9
 
 
 def test_wrong_mat_files_are_refused(densepose_files, tmp_path, monkeypatch):
@@ -290,6 +294,8 @@ def test_wrong_mat_files_are_refused(densepose_files, tmp_path, monkeypatch):
         load_densepose_charts(symmetry)
     with pytest.raises(ValueError, match="U_transforms with 24 tables"):
         load_densepose_charts(uv, uv)
+    with pytest.raises(ValueError, match="U_transforms with 24 tables"):
+        load_densepose_symmetry(uv)
     with pytest.raises(ValueError, match="no such file"):
         load_densepose_charts(tmp_path / "absent.mat")
     (tmp_path / "text.mat").write_bytes(b"hello, this is a text and not a file of that kind" * 9)

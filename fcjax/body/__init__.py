@@ -2,7 +2,7 @@
 
 from fcjax.body.camera import Camera, frame_full, frame_upper
 from fcjax.body.charts import PART_NAMES, Charts, atlas_uv, charts_from_skinning, flip_iuv, rest_places
-from fcjax.body.densepose_mat import load_densepose_charts
+from fcjax.body.densepose_mat import load_densepose_charts, load_densepose_symmetry
 from fcjax.body.embedded import SMPL_JOINTS, EmbeddedModel, ShapedBody, embedded_model
 from fcjax.body.maps import BodyMaps, body_maps, mesh_maps
 from fcjax.body.poses import POSES, Pose, pose
@@ -31,6 +31,7 @@ __all__ = [
     "frame_full",
     "frame_upper",
     "load_densepose_charts",
+    "load_densepose_symmetry",
     "load_smpl",
     "mesh_maps",
     "pose",

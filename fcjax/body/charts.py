@@ -359,7 +359,8 @@ def flip_iuv(iuv: UInt8[ndarray, "*batch h w 3"], charts: Charts | None = None) 
     """The IUV image of the mirrored person.
 
     Columns are reversed, left and right parts exchanged, and u and v mirrored inside them.
-    `charts` is needed only for an image made with a user's `UV_Processed.mat`, whose mirroring is a table.
+    `charts` is needed only for an image of DensePose's own charts, made by DensePose or with a user's
+    `UV_Processed.mat`, whose mirroring is a table (`load_densepose_symmetry`).
     """
     _check_iuv(iuv)
     return (charts or Charts()).mirrored(np.asarray(iuv)[..., ::-1, :])
