@@ -34,7 +34,7 @@ class Settings:
     batches: int = 20
     workers: int = 2
     augment: bool = True
-    """Mirror, crop and leave assets out at random, where the set holds pictures."""
+    """Mirror (maps of our own charts alone), crop and leave assets out at random, where the set holds pictures."""
     tokenizer: Path = MINI / "tokenizer"
     step_rate: float = 389.0
     host_cores: int = 208
@@ -43,7 +43,8 @@ class Settings:
 def main(settings: Settings) -> None:
     config, data = load_config(settings.config), Prepared(settings.data)
     pictures = data.index["source"] != "latents"
-    augment = Augmentation(flip=0.5, crop=0.2, drop_asset=0.1) if settings.augment and pictures else AS_THEY_ARE
+    flip = 0.5 if data.charts == "own" else 0.0
+    augment = Augmentation(flip=flip, crop=0.2, drop_asset=0.1) if settings.augment and pictures else AS_THEY_ARE
     transform = example_of(config.model, Tokenizer.load(settings.tokenizer), data.index, augment)
     batches = training_batches(data, transform, settings.batch_size, 0, settings.workers)
     for _ in range(2):  # fills the buffers

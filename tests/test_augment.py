@@ -1,15 +1,17 @@
 """Pictures mirrored, cropped, and with assets left out, of Wardrobe's own samples."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fcjax.agnostic import agnostic_image
-from fcjax.body import flip_iuv
+from fcjax.body import flip_iuv, load_densepose_symmetry
 from fcjax.data import decode_record
 from fcjax.data.augment import Augmentation, cropped, mirrored, swap_sides, without_assets
 from fcjax.wardrobe import Wardrobe
+from tests import miniatures
 from train.prepare import WardrobeJob, wardrobe_record
 
 
@@ -19,7 +21,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> dict:
     wardrobe = Wardrobe(height=64, width=48)
     numbers = (number for number in range(50) if "face" in [asset.kind for asset in wardrobe[number].assets])
     number = next(number for number in numbers if len(wardrobe[number].assets) > 2)
-    return decode_record(wardrobe_record(wardrobe[number], number, job))
+    return {**decode_record(wardrobe_record(wardrobe[number], number, job)), "charts": "own"}
 
 
 def canvas_places(sample: dict, layout: int = 0) -> dict[tuple[int, int], tuple[int, int]]:
@@ -45,6 +47,22 @@ def test_mirroring_turns_everything_together(sample: dict):
     for (row, column), (canvas_row, canvas_column) in before.items():
         mirrored_row, mirrored_column = after[row, width - 1 - column]
         assert mirrored_row == canvas_row and abs(mirrored_column - (width - 1 - canvas_column)) <= 1
+
+
+def test_densepose_charts_are_mirrored_by_their_table(sample: dict, tmp_path: Path):
+    photograph = {**sample, "charts": "densepose"}
+    with pytest.raises(ValueError, match=r"UV_symmetry_transforms\.mat"):
+        mirrored(photograph)
+    table = load_densepose_symmetry(miniatures.symmetry(tmp_path / "UV_symmetry_transforms.mat"))
+    twin, ruled = mirrored(photograph, table), mirrored(sample)
+    assert np.array_equal(twin["iuv"], flip_iuv(sample["iuv"], table))
+    assert not np.array_equal(twin["iuv"], ruled["iuv"])
+    for name in set(ruled) - {"iuv", "charts"}:
+        assert np.array_equal(twin[name], ruled[name]), name
+    # Wardrobe's own charts stay mirrored by the rule, whatever is given for others.
+    assert np.array_equal(mirrored(sample, table)["iuv"], ruled["iuv"])
+    changed = Augmentation(flip=1.0)(photograph, np.random.default_rng(0), table)
+    assert np.array_equal(changed["iuv"], twin["iuv"])
 
 
 def test_mirroring_twice_gives_the_sample_back(sample: dict):

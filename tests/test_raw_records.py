@@ -11,17 +11,20 @@ import pytest
 
 from configs import load_config
 from fcjax import folder
-from fcjax.data import Prepared, decode_record, training_batches
+from fcjax.body import atlas_uv, flip_iuv, load_densepose_symmetry
+from fcjax.data import Mixed, Prepared, decode_record, training_batches
 from fcjax.data.augment import Augmentation
 from fcjax.data.sources import Folder
 from fcjax.models.parameters import init_parameters
+from fcjax.tokenizer import Tokenizer
 from tests import miniatures
 from tests.conftest import TOKENIZER
 from tests.training import one_level
 from train import run
 from train.config import TrainConfig
+from train.examples import example_of, pose_points
 from train.latent_records import LatentsJob
-from train.prepare import prepare_latents
+from train.prepare import WardrobeJob, prepare_latents, prepare_wardrobe
 from train.raw_records import RawJob, RawOptions, raw_record, within_reach
 from train.shards import LeftOut, write_set
 from train.tasks import make_task
@@ -329,8 +332,9 @@ def test_training_takes_a_step_on_latents_of_them(prepared: Path, tmp_path: Path
     assert np.isfinite(line["loss"]) and line["step"] == 1
 
 
-def test_training_reads_their_pictures_changed_at_random(prepared: Path):
-    augment = Augmentation(flip=0.5, crop=0.2, drop_asset=0.3)
+def test_training_reads_their_pictures_changed_at_random(prepared: Path, tmp_path: Path):
+    symmetry = miniatures.symmetry(tmp_path / "UV_symmetry_transforms.mat")
+    augment = Augmentation(flip=0.5, crop=0.2, drop_asset=0.3, symmetry=symmetry)
     config = dataclasses.replace(composing(prepared, "pictures"), augment=augment)
     task = make_task(config)
     batch = next(training_batches(task.data, task.transform, 2, seed=0, workers=1))
@@ -341,3 +345,68 @@ def test_training_reads_their_pictures_changed_at_random(prepared: Path):
     assert shared == other.keys() - {"latents", "canvas"}
     for name in shared:
         assert batch[name].shape == other[name].shape and batch[name].dtype == other[name].dtype
+
+
+@pytest.fixture(scope="module")
+def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people of Wardrobe as pictures of the same size."""
+    job = WardrobeJob(out=tmp_path_factory.mktemp("wardrobe"), count=2, height=64, width=48, workers=1)
+    prepare_wardrobe(job)
+    return job.out
+
+
+def test_a_set_says_whose_charts_its_maps_follow(prepared: Path, wardrobe: Path):
+    sets = [Prepared(wardrobe), Prepared(prepared / "pictures"), Prepared(prepared / "latents")]
+    assert [one.charts for one in sets] == ["own", "densepose", None]
+    mixed = Mixed(sets[:2])
+    assert mixed[1]["charts"] == "own" and mixed[2]["charts"] == "densepose"
+    sets[0].require_own_charts()
+
+
+def test_composing_does_not_flip_densepose_charts_without_their_table(
+    prepared: Path, wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, pictures = tmp_path / "run", str(prepared / "pictures")
+    composing = ["--config", "tiny", "--out", str(out), "--vae", str(prepared / "model"), "--augment.flip", "0.5"]
+    mat = str(tmp_path / "absent.mat")
+    for sets, message in (
+        (["--data", pictures], f"the body maps in {pictures} follow DensePose's own charts"),
+        (["--data", pictures], "give --augment.symmetry FILE, which is DensePose's UV_symmetry_transforms.mat"),
+        (["--data", str(wardrobe), "--mixed-with", pictures], f"the body maps in {pictures} follow DensePose's"),
+        (["--data", pictures, "--augment.symmetry", mat], f"{mat}: no such file"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run.main([*composing, *sets])
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and message in error and error.count("\n") == 1, error
+        assert not out.exists()
+
+
+def test_each_of_mixed_sets_is_mirrored_as_its_charts_are(prepared: Path, wardrobe: Path, tmp_path: Path):
+    """Wardrobe's by the rule, whether a table is given or not; the others' by the table."""
+    table = miniatures.symmetry(tmp_path / "UV_symmetry_transforms.mat")
+    config = composing(prepared, "pictures")
+    mixed = dataclasses.replace(config, data=wardrobe, mixed_with=(prepared / "pictures",))
+    # A sample of Wardrobe, one of the others.
+    for number, charts in ((0, None), (2, load_densepose_symmetry(table))):
+        task = make_task(dataclasses.replace(mixed, augment=Augmentation(flip=1.0, symmetry=table)))
+        sample, rng = task.data[number], np.random.default_rng(0)
+        expected = atlas_uv(pose_points(flip_iuv(sample["iuv"], charts), config.model))
+        np.testing.assert_array_equal(task.transform(sample, rng)["uv"], expected)
+        ruled = atlas_uv(pose_points(flip_iuv(sample["iuv"]), config.model))
+        assert np.array_equal(expected, ruled) == (charts is None)
+    alone = make_task(dataclasses.replace(config, data=wardrobe, augment=Augmentation(flip=1.0)))
+    sample = alone.data[0]
+    expected = atlas_uv(pose_points(flip_iuv(sample["iuv"]), config.model))
+    np.testing.assert_array_equal(alone.transform(sample, np.random.default_rng(0))["uv"], expected)
+    make_task(config)  # as it is, without a table
+
+
+def test_try_on_flips_any_set_as_it_reads_no_map(tmp_path: Path):
+    options = dataclasses.replace(SMALL, agnostic=True)
+    write_set(RawJob(Source((a_sample(),)), "fake", options), tmp_path)
+    data, model = Prepared(tmp_path), load_config("tiny").model.conditioned("tryon")
+    transform = example_of(model, Tokenizer.load(TOKENIZER), data.index, Augmentation(flip=1.0))
+    example, sample = transform(data[0], np.random.default_rng(0)), data[0]
+    for name, picture in (("images", "image"), ("persons", "agnostic")):
+        np.testing.assert_array_equal(example[name], sample[picture][:, ::-1])

@@ -16,6 +16,7 @@ from PIL import Image
 from configs import load_config
 from fcjax import folder, processor, trees
 from fcjax.data import Prepared, training_batches
+from fcjax.data.augment import Augmentation
 from fcjax.models.composer import encode_images, encoding_parameters
 from tests.training import losses, prepared
 from train import prepare, run
@@ -197,12 +198,16 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
     assert read_config(tmp_path) == begun
     check_continues(tmp_path, autoencoder(data, steps=99, log_every=7))
     check_continues(tmp_path, dataclasses.replace(begun, model=dataclasses.replace(begun.model, guidance=9.0)))
+    tabled = autoencoder(data, augment=Augmentation(symmetry=Path("UV_symmetry_transforms.mat")))
+    check_continues(tmp_path, tabled)
     slower = dataclasses.replace(begun.optimizer, learning_rate=1e-5)
     differ = (
         r"these fields differ: batch_size \(4 there, 2 now\), optimizer\.learning_rate \(0\.0001 there, 1e-05 now\)"
     )
     with pytest.raises(ValueError, match=rf"{differ}\. Choose another --out"):
         check_continues(tmp_path, autoencoder(data, batch_size=2, optimizer=slower))
+    write_config(tmp_path, tabled)
+    assert read_config(tmp_path) == tabled
 
 
 def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -16,7 +16,7 @@ from train.config import TrainConfig
 FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", "keep_best", "workers")
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
 FREE_FIELDS += ("strategy", "axes", "devices", "remat")
-FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype")
+FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype", "augment.symmetry")
 FREE_FIELDS += ("model.guidance",)
 
 

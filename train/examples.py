@@ -8,7 +8,7 @@ from jaxtyping import Float, Float16, Float32, UInt8
 from PIL import Image
 
 from fcjax.assets import owned_tokens, token_masks
-from fcjax.body import atlas_uv, rest_places
+from fcjax.body import atlas_uv, load_densepose_symmetry, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.data.augment import AS_THEY_ARE, Augmentation
 from fcjax.tokenizer import PromptTokens, Tokenizer
@@ -23,7 +23,8 @@ def example_of(
     """What turns a decoded sample of the set with this index, and a generator, into `composing_loss`'s arrays.
 
     From a set of pictures there are `images` and `canvases` uint8 (H, W, 3) in place of latents. Every time it chooses
-    one of the sample's layouts. ValueError for an `augment` that latents, made once, cannot follow.
+    one of the sample's layouts. ValueError for an `augment` that latents, made once, cannot follow, and where its table
+    of symmetry cannot be read.
     """
     latents, layouts = index["source"] == "latents", index["settings"]["layouts"]
     empty_ids = tokenizer.encode("", model.text_encoder.max_position_embeddings)
@@ -35,10 +36,14 @@ def example_of(
         raise ValueError(
             "the image encoder reads the canvas's pixels: train on the set of pictures, not on its latents"
         )
+    densepose = None if augment.symmetry is None else load_densepose_symmetry(augment.symmetry)
 
     def transform(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if not latents and augment != AS_THEY_ARE:
-            sample = augment(sample, rng)
+            if model.condition == "tryon":
+                # It goes by person and mask: no map is read, and none need be mirrored.
+                sample = {name: value for name, value in sample.items() if name != "iuv"}
+            sample = augment(sample, rng, densepose)
         layout = int(rng.integers(layouts))
         tokens = prompt_tokens(tokenizer, sample, model)
         read = _from_latents if latents else _from_pictures

@@ -153,6 +153,8 @@ def _compose(config: TrainConfig) -> Task:
     if not pictures_given:
         check_sizes(data.index, data.folder, model, config.name)
     data.require(model.condition)
+    if pictures_given and model.condition == "pose" and config.augment.flip and config.augment.symmetry is None:
+        data.require_own_charts()
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
         if (model.condition, started.condition) == ("tryon", "pose"):

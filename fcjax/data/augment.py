@@ -1,13 +1,14 @@
 """Prepared pictures changed at random before they are trained on: mirrored, cropped, with assets left out.
 
-A sample is what `fcjax.data.decode_record` gives of a set of pictures: `image`, `iuv`, `foreground` and, where the set
-has them, `origins`, `agnostic` and `mask` of the person; `canvas0`, `owners0` and so on of the assets; `caption`,
-`phrases`, `kinds`, `placed`. Functions return a new sample and leave the given one as it is.
+A sample is what `fcjax.data.Prepared` gives of a set of pictures: `image`, `iuv`, `foreground` and, where the set has
+them, `origins`, `agnostic` and `mask` of the person; whose `charts` the IUV follows; `canvas0`, `owners0` and so on of
+the assets; `caption`, `phrases`, `kinds`, `placed`. Functions return a new sample and leave the given one as it is.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fcjax.agnostic import agnostic_image
-from fcjax.body import flip_iuv
+from fcjax.body import Charts, flip_iuv
+from fcjax.body.densepose_mat import DensePoseCharts
 
 Sample = dict[str, Any]
 
@@ -37,6 +39,9 @@ class Augmentation:
     crop: float = 0.0
     drop_asset: float = 0.0
     drop_face: float = 0.0
+    symmetry: Path | None = None
+    """DensePose's UV_symmetry_transforms.mat, by which body maps of its own charts are mirrored: those of all sets but
+    Wardrobe's. Needs scipy."""
 
     def __post_init__(self):
         for name in ("flip", "crop", "drop_asset", "drop_face"):
@@ -45,10 +50,10 @@ class Augmentation:
         if self.crop > 0.9:
             raise ValueError(f"a crop must keep a tenth at least: crop is at most 0.9, got {self.crop}")
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A sample changed by the next numbers of `rng`."""
+    def __call__(self, sample: Sample, rng: np.random.Generator, densepose: Charts | None = None) -> Sample:
+        """A sample changed by the next numbers of `rng`. `densepose`: as `mirrored` takes it."""
         if rng.random() < self.flip:
-            sample = mirrored(sample)
+            sample = mirrored(sample, densepose)
         if self.crop:
             height, width = sample["image"].shape[:2]
             kept = 1 - self.crop * rng.random()
@@ -62,10 +67,16 @@ class Augmentation:
 AS_THEY_ARE = Augmentation()
 
 
-def mirrored(sample: Sample) -> Sample:
-    """The sample seen in a mirror: body charts exchanged and mirrored inside, the words left and right exchanged."""
+def mirrored(sample: Sample, densepose: Charts | None = None) -> Sample:
+    """The sample seen in a mirror: body charts exchanged and mirrored inside, the words left and right exchanged.
+
+    densepose: what mirrors maps of DensePose's own charts (`fcjax.body.load_densepose_symmetry`). ValueError for a
+    sample with such a map where it is not given.
+    """
     flipped = {name: array[:, ::-1] for name, array in sample.items() if isinstance(array, np.ndarray)}
-    flipped["iuv"] = flip_iuv(sample["iuv"])
+    if "iuv" in sample:
+        charts = None if sample["charts"] == "own" else densepose or DensePoseCharts()
+        flipped["iuv"] = flip_iuv(sample["iuv"], charts)
     changed: Sample = {
         **sample,
         **flipped,

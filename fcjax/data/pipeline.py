@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -18,8 +18,9 @@ Batch = dict[str, np.ndarray]
 class Prepared:
     """A prepared data set as a sequence of decoded samples.
 
-    `transform` turns a decoded sample (see `records.decode_record`) and a generator into the arrays of one training
-    example; the generator's stream depends on the sample's place in the epoch alone.
+    A sample is what `records.decode_record` gives, and the set's `charts` beside it.
+    `transform` turns a decoded sample and a generator into the arrays of one training example; the generator's stream
+    depends on the sample's place in the epoch alone.
     """
 
     def __init__(self, folder: str | Path):
@@ -33,7 +34,25 @@ class Prepared:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return decode_record(self._source[index])
+        return {**decode_record(self._source[index]), "charts": self.charts}
+
+    @property
+    def charts(self) -> Literal["own", "densepose"] | None:
+        """Whose charts the body maps follow: fcjax's own where Wardrobe drew them, else DensePose's. None of latents,
+        which do not say, and which nothing mirrors.
+
+        Choice: a folder of one's own pictures counts as DensePose's, too, wherever its maps are from.
+        """
+        source = self.index.get("source")
+        return None if source == "latents" else "own" if source == "wardrobe" else "densepose"
+
+    def require_own_charts(self) -> None:
+        """ValueError where body maps follow DensePose's own charts, which a rule does not mirror."""
+        if self.charts == "densepose":
+            raise ValueError(
+                f"the body maps in {self.folder} follow DensePose's own charts, whose mirroring is a table: give "
+                "--augment.symmetry FILE, which is DensePose's UV_symmetry_transforms.mat, or leave --augment.flip at 0"
+            )
 
     @property
     def content(self) -> str | None:
@@ -97,6 +116,11 @@ class Mixed:
         """ValueError, as of one set."""
         for one in self.sets:
             one.require(condition)
+
+    def require_own_charts(self) -> None:
+        """ValueError, as of one set."""
+        for one in self.sets:
+            one.require_own_charts()
 
     def __len__(self) -> int:
         return sum(len(one) for one in self.sets)

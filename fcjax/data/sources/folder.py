@@ -31,6 +31,9 @@ class Folder(Source):
     An asset's phrase, where X.json has none, is its file's name: "1_a_red_t-shirt.png" is "a red t-shirt". Its kind,
     where X.json has none, is told by the phrase's words ("a red t-shirt for a man" is a top, "a young man" a face; see
     `fcjax.data.kinds`). A picture without a folder of assets has what its person wears, cut out by the parse map.
+    Body maps are taken for DensePose's, in its own charts, which training mirrors by a table (`--augment.symmetry`).
+    Those that `infer.densepose` drew without --uv-processed follow fcjax's own charts, which the files do not tell, and
+    that table mirrors them wrongly: train on them without `--augment.flip`.
     ValueError for a folder without images/, and for two pictures of one name.
     """
 
