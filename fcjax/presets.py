@@ -161,7 +161,7 @@ def mini(
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
             set_alpha_to_one=True,
-            timestep_shift=50.0,
+            timestep_shift=20.0,
         ),
         height=256,
         width=192,

@@ -45,7 +45,7 @@ class Flags:
     """A model folder, or mini, the model in the package."""
     look: int = 0
     """Which full look of the held-out split, counted from 0."""
-    steps: int = 20
+    steps: int = 8
     seed: int = 0
     tryon_model: str | None = None
     """A model folder that tries on; by default mini-tryon beside mini, and none beside others."""
