@@ -1,6 +1,7 @@
 """Runs that are killed, go on, and become model folders."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from fcjax.models.parameters import init_parameters
 from train import export, run
 from train.checkpoints import best_step, steps_of
 from train.config import TrainConfig
+from train.lock import alone
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
 
 EVERY = 2
@@ -41,7 +43,38 @@ def test_a_run_that_cannot_write_does_not_begin(pictures: Path, tmp_path: Path, 
     with pytest.raises(SystemExit) as exit_:
         run.main(["--config", "tiny_vae", "--out", str(tmp_path / "file" / "run"), "--data", str(pictures)])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'run'}: Not a directory\n"
+    assert capsys.readouterr().err == (
+        f"error: expected a folder to write into, but {tmp_path / 'file'} is a file: choose another than "
+        f"{tmp_path / 'file' / 'run'}\n"
+    )
+
+
+def test_two_runs_do_not_write_into_one_folder(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The second leaves all as it is; a lock that a killed run left is none."""
+    arguments = ["--config", "tiny_vae", "--out", str(tmp_path / "run"), "--data", str(pictures), "--steps", "1"]
+    with alone(tmp_path / "run"), pytest.raises(SystemExit) as exit_:
+        run.main(arguments)
+    assert exit_.value.code == 2
+    told = f"error: another run is writing into {tmp_path / 'run'}: wait for it, or choose another folder\n"
+    assert capsys.readouterr().err == told and not list((tmp_path / "run").iterdir())
+    (tmp_path / "run/.lock").touch()
+    run.main(arguments)
+    assert (tmp_path / "run/model").is_dir() and not (tmp_path / "run/.lock").exists()
+
+
+def test_a_file_system_without_locks_keeps_nobody_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(code: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    refuse(errno.ENOLCK)
+    with alone(tmp_path), alone(tmp_path):
+        pass
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"), alone(tmp_path):
+        pass
 
 
 def begin(out: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import types
 import typing
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fcjax.whole_files import write_json
 from train.config import TrainConfig
 
 # What may change when a run is continued: its length, where its files lie, how it is watched and sampled, and on what
@@ -67,9 +67,7 @@ def read_config(out: Path) -> TrainConfig:
 def write_config(out: Path, config: TrainConfig) -> None:
     """Writes `out`/config.json, whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / "config.json.partial"
-    partial.write_text(json.dumps(document_of(config), indent=1) + "\n")
-    os.replace(partial, out / "config.json")
+    write_json(out / "config.json", document_of(config))
 
 
 def check_continues(out: Path, config: TrainConfig) -> TrainConfig | None:

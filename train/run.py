@@ -35,6 +35,7 @@ from train.alarm import Alarm
 from train.checkpoints import Checkpoints, newest, steps_of
 from train.config import TrainConfig
 from train.documents import check_continues, write_config
+from train.lock import alone
 from train.logs import Log
 from train.own_data import with_data
 from train.placement import Placement, mesh_of
@@ -50,9 +51,9 @@ Start = Callable[[dict[str, Any]], TrainState]
 def train(config: TrainConfig, out: Path) -> bool:
     """Trains until `config.steps`, from the newest checkpoint in `out` if there is one, and writes `out/model`.
 
-    Returns False where SIGTERM ended the run early; what is new of its state is saved then. ValueError: `out` holds a
-    run of another configuration or no checkpoint that can be read, one could not be written, or a loss is no number or
-    explodes.
+    Returns False where SIGTERM ended the run early; what is new of its state is saved then. ValueError: another run is
+    writing into `out`, it holds one of another configuration or no checkpoint that can be read, one could not be
+    written, or a loss is no number or explodes.
     """
     # From here on, as reading weights and writing what was trained take their time, too.
     with _preemption() as asked_to_stop:
@@ -69,10 +70,23 @@ def _train(config: TrainConfig, out: Path, asked_to_stop: Callable[[int], bool])
     config = with_data(config, out)
     task = make_task(config)
     placement = Placement(config, task.parameters)
-    # Others may still be reading what was there.
-    multihost_utils.sync_global_devices("config")
-    if jax.process_index() == 0:
-        write_config(out, config)
+    with alone(out) if jax.process_index() == 0 else contextlib.nullcontext():
+        # Others may still be reading what was there.
+        multihost_utils.sync_global_devices("config")
+        if jax.process_index() == 0:
+            write_config(out, config)
+        return _go_on(config, out, task, placement, before, asked_to_stop)
+
+
+def _go_on(
+    config: TrainConfig,
+    out: Path,
+    task: Task,
+    placement: Placement,
+    before: TrainConfig | None,
+    asked_to_stop: Callable[[int], bool],
+) -> bool:
+    """From the newest checkpoint, or the start. before: the configuration of the run that is there."""
     warnings: list[str] = []
     found = newest(out / "checkpoints", placement.abstract(start_of(config), task.parameters), warnings.append)
     step, state = (0, placement.initial(start_of(config), task.parameters)) if found is None else found

@@ -7,8 +7,6 @@ that what is there is whole: a run that was killed continues with the shards tha
 """
 
 import collections
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,10 +25,10 @@ from tqdm import tqdm
 
 from fcjax.data.records import INDEX, RECORD_VERSION, read_index, write_index, write_shard
 from fcjax.whole_files import PARTIAL, write_json
+from train.lock import alone
 
 REPORT = "report.json"
 SETTINGS = "settings.json"
-LOCK = ".lock"
 LOST_WORKERS = 10
 """How often one shard is begun anew on a cluster because the machine or process that made it was lost."""
 
@@ -77,7 +75,7 @@ def write_set(job: Job, out: Path, workers: int = 1, ray: str = "", retry: bool 
     if job.samples < 1:
         raise ValueError(f"there is nothing to prepare: the source {job.source} has no samples")
     settings = json.loads(json.dumps(dict(job.settings)))
-    with _alone(out):
+    with alone(out):
         _begin(out, settings)
         return _write(job, settings, out, workers, ray, retry)
 
@@ -170,30 +168,6 @@ def _finished(out: Path, number: int, retry: bool) -> Note | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Makes the folder and keeps other runs of this machine from writing into it meanwhile."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        at = next(path for path in (out, *out.parents) if path.is_file())
-        raise ValueError(f"expected a folder to write into, but {at} is a file: choose another than {out}") from None
-    path = out / LOCK
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The file that was locked may be one that another run has just removed.
-            free = path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))
-        except BlockingIOError:
-            free = False
-        if not free:
-            raise ValueError(f"another run is writing into {out}: wait for it, or choose another folder")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _begin(out: Path, settings: dict[str, Any]) -> None:

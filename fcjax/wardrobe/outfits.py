@@ -236,16 +236,9 @@ def _draw_jacket(rng: np.random.Generator, marks: Landmarks) -> tuple[str, Cut, 
 
 
 def _related_fabric(
-    rng: np.random.Generator, split: str, patterns: tuple[str, ...], other: Fabric, beside: Fabric | None = None
-) -> Fabric | None:
-    """A fabric that an outfit of this split may combine with `other`; sometimes deliberately like it.
-
-    beside: a further fabric of the outfit. None where no colour suits both.
-    """
-    first = other.colors[0]
-    grounds = partners(first, split, beside.colors[0] if beside is not None else None)
-    if not grounds:
-        return None
+    rng: np.random.Generator, split: str, patterns: tuple[str, ...], other: Fabric, grounds: tuple[str, ...]
+) -> Fabric:
+    """A fabric of one of these grounds to be worn with `other`; sometimes deliberately like it."""
     draw = rng.random()
     if draw < SIMILAR_SHARE / 2 and other.pattern in patterns:
         patterns = (other.pattern,)  # the same family in other colours
@@ -287,20 +280,21 @@ def draw_outfit(
         name, cut, patterns, length = _draw_dress(rng, marks)
         fabric = draw_fabric(rng, split, patterns, ground=str(rng.choice(COLORS)))
         chosen.append((Described(name, fabric, _sleeve_word(cut.sleeve), length), cut, fabric))
-        inner_fabric, under = fabric, None
+        outer, under = fabric, None
     else:
         name, cut, patterns, length = _draw_bottom(rng, marks, woman, skirts)
         ground = _denim_color(rng) if name == "jeans" else str(rng.choice(COLORS))
         fabric = draw_fabric(rng, split, patterns, ground=ground)
         chosen.append((Described(name, fabric, "", length), cut, fabric))
         top, top_cut, top_patterns = _draw_top(rng, marks, woman)
-        inner_fabric, under = _related_fabric(rng, split, top_patterns, fabric), fabric
-        assert inner_fabric is not None  # every colour has partners
-        chosen.append((Described(top, inner_fabric, _sleeve_word(top_cut.sleeve)), top_cut, inner_fabric))
+        under = fabric.colors[0]
+        outer = _related_fabric(rng, split, top_patterns, fabric, partners(under, split))
+        chosen.append((Described(top, outer, _sleeve_word(top_cut.sleeve)), top_cut, outer))
     if rng.random() < 0.14:
         name, cut, patterns = _draw_jacket(rng, marks)
-        fabric = _related_fabric(rng, split, patterns, inner_fabric, under)
-        if fabric is not None:
+        # In the held-out split few colours suit both what is under it and the bottom, and sometimes none.
+        if grounds := partners(outer.colors[0], split, under):
+            fabric = _related_fabric(rng, split, patterns, outer, grounds)
             chosen.append((Described(name, fabric), cut, fabric))
     if rng.random() < 0.93:
         name = str(rng.choice(("shoes", "sneakers", "boots"), p=(0.45, 0.35, 0.2)))
