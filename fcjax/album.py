@@ -64,7 +64,7 @@ def make_album(
     same_noise: bool = True,
     negative_prompt: str = "",
     seed: int = 0,
-    steps: int = 20,
+    steps: int | None = None,
     guidance: float | None = None,
     reference_guidance: float | None = None,
     guidance_rescale: float = 0.0,
@@ -120,7 +120,7 @@ def make_album(
     # The first page is in every batch; the last one is filled up with repetitions.
     fresh = max(min(batch_size, count) - 1, 1)
     batches = [[0, *range(start, start + fresh)] for start in range(1, count, fresh)] or [[0]]
-    whole = len(modes) * len(batches) * steps
+    whole = len(modes) * len(batches) * sampling.steps
     denoise = _Denoise(composer, config, sampling, whole, progress)
     # Of the album, then of those that it is joined of.
     latents: list[dict[int, Array]] = [{} for _ in range(1 + len(modes))]

@@ -161,7 +161,7 @@ class Composer:
         *,
         negative_prompt: str = "",
         seed: int = 0,
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
@@ -178,6 +178,7 @@ class Composer:
 
         body: what to draw, or maps that are drawn already, of the picture's size.
         negative_prompt: what guidance leads away from, in place of a picture without text.
+        steps: of sampling, by default as many as the model's config says.
         guidance: how far to go from the picture without text and assets (1: not at all), by default as far as the
           model's config says; with `reference_guidance` the two are scaled apart.
         guidance_rescale: against over-exposed pictures of strong guidance, 0 (off) to 1 (arXiv 2305.08891).
@@ -219,7 +220,7 @@ class Composer:
         *,
         negative_prompt: str = "",
         seed: int = 0,
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
         reference_guidance: float | None = None,
         guidance_rescale: float = 0.0,
@@ -316,6 +317,7 @@ class Sampling:
     """How the pictures of a request are sampled."""
 
     keys: Key[Array, "n"]
+    steps: int
     table: SamplerTable
     branches: tuple[Branch, ...]
     mixing: Guidance
@@ -325,7 +327,7 @@ class Sampling:
 def sampling_of(
     config: ComposerConfig,
     seed: int,
-    steps: int,
+    steps: int | None,
     sampler: str,
     guidance: float | None,
     reference_guidance: float | None,
@@ -335,6 +337,7 @@ def sampling_of(
     eta: float = 0.0,
 ) -> Sampling:
     """What these settings mean; ValueError for those that mean nothing."""
+    steps = config.steps if steps is None else steps
     check_whole(seed=seed, steps=steps, num_images=num_images, batch_size=batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -347,6 +350,7 @@ def sampling_of(
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),
+        steps,
         sampler_table(config.diffusion, steps, sampler, eta=eta),
         branches,
         make_guidance(branches, guidance, reference_guidance, guidance_rescale),

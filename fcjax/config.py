@@ -7,7 +7,7 @@ Derive others with `dataclasses.replace`; every combination is checked where it 
 import dataclasses
 import numbers
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from fcjax.network_config import (
     SHARED_FIELDS,
@@ -97,6 +97,7 @@ class ComposerConfig:
     reference_octaves: the same of each asset's own coordinates, as further input channels of the reference UNet.
     max_assets: the number of assets to which every canvas is padded.
     guidance: how far to go from the picture without text and assets where a request does not say (1: not at all).
+    steps: of sampling, where a request does not say.
     """
 
     unet: UNetConfig
@@ -115,11 +116,12 @@ class ComposerConfig:
     reference_octaves: int = 0
     controlnet: ControlNetConfig | None = None
     image_encoder: ImageEncoderConfig | None = None
-    # What every model of before it was a setting was sampled at.
+    # What every model of before these were settings was sampled at.
     guidance: float = 1.5
+    steps: int = 20
 
     def __post_init__(self) -> None:
-        require_positive(self, "height", "width", "max_assets", "pose_patch")
+        require_positive(self, "height", "width", "max_assets", "pose_patch", "steps")
         require_choice("ComposerConfig", "condition", self.condition, ("pose", "tryon"))
         for field in ("pose_octaves", "reference_octaves"):
             value = getattr(self, field)
@@ -193,6 +195,11 @@ class ComposerConfig:
     def appearance(self) -> str:
         """The part that encodes the asset image, one of APPEARANCES."""
         return next(name for name in APPEARANCES if getattr(self, name) is not None)
+
+    @property
+    def own_sampling(self) -> dict[str, Any]:
+        """How pictures are sampled where a request does not say: arguments of `Composer.compose`."""
+        return {"guidance": self.guidance, "steps": self.steps}
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ _COMPOSER_KEYS = (
     "pose_octaves",
     "reference_octaves",
     "guidance",
+    "steps",
 )
 
 
@@ -103,8 +104,8 @@ def load_config(path: str | Path) -> ComposerConfig:
     said = f'"fcjax" in {root / "model_index.json"}'
     if not isinstance(own, dict):
         raise ValueError(f"{said} must be an object of {', '.join(_COMPOSER_KEYS)}, got {own!r}")
-    # Folders of before it was a setting say nothing of guidance.
-    unknown = sorted((own.keys() ^ set(_COMPOSER_KEYS)) - {"guidance"})
+    # Folders of before these were settings say nothing of them.
+    unknown = sorted((own.keys() ^ set(_COMPOSER_KEYS)) - {"guidance", "steps"})
     if unknown:
         raise ValueError(f"{said} must have {', '.join(_COMPOSER_KEYS)}; missing or unknown: {', '.join(unknown)}")
     if problems := kind_problems(ComposerConfig, own):

@@ -167,6 +167,7 @@ def mini(
         width=192,
         max_assets=max_assets,
         guidance=1.5,
+        steps=8,
     )
 
 

@@ -22,7 +22,7 @@ from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.part_config import naming
-from fcjax.presets import STABLE_DIFFUSION_GUIDANCE
+from fcjax.presets import STABLE_DIFFUSION_GUIDANCE, sd15
 from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
@@ -138,10 +138,10 @@ def load(
     return _without_last_layers(model, clip_skip) if clip_skip else model
 
 
-def own_guidance(path: Path) -> float:
-    """The guidance of the model that `load` makes of what lies there, without its weights."""
+def own_sampling(path: Path) -> dict[str, Any]:
+    """`ComposerConfig.own_sampling` of the model that `load` makes of what lies there, without its weights."""
     composes = path.is_dir() and "fcjax" in folder.read_index(path)
-    return folder.load_config(path).guidance if composes else STABLE_DIFFUSION_GUIDANCE
+    return (folder.load_config(path) if composes else sd15()).own_sampling
 
 
 def _read(

@@ -265,7 +265,7 @@ def main(flags: Flags) -> None:
 
     request.check_sampler()
     composer = Composer.load(request.model, dtype=request.dtype)
-    request = request.with_guidance(composer.config.guidance)
+    request = request.settled(composer.config.own_sampling)
     info = png_metadata(request.asdict(), weights_digest(request.model))
     with tqdm(unit="step", desc="album") as bar:
 

@@ -175,7 +175,7 @@ def make(
     request.check_sampler()
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
-    request = request.with_guidance(composer.config.guidance)
+    request = request.settled(composer.config.own_sampling)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
     if embed_assets is False:

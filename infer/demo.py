@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ from fcjax.wardrobe import Sample, Wardrobe
 from fcjax.wardrobe.undressing import parse_of, worn_kinds
 from infer import album, tryon
 from infer.compose import make, panels, prepare_folder, save
+from infer.flags import flag
 from infer.request import AssetFile, ComposeRequest
 from infer.sampling_request import SamplingFlags
 from infer.sets import worn_by
@@ -45,7 +46,7 @@ class Flags:
     """A model folder, or mini, the model in the package."""
     look: int = 0
     """Which full look of the held-out split, counted from 0."""
-    steps: int = 8
+    steps: Annotated[int | None, flag("INT", "the models'")] = None
     seed: int = 0
     tryon_model: str | None = None
     """A model folder that tries on; by default mini-tryon beside mini, and none beside others."""

@@ -39,7 +39,7 @@ from infer.compose import prepare_output, save_png
 from infer.figures import aligned, cell, prepare_file, versions
 from infer.flags import OptionalPath, flag
 from infer.predictions import working_folder
-from infer.request import own_guidance, weights_digest
+from infer.request import own_sampling, weights_digest
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -85,7 +85,7 @@ class Request:
     """The last so many pages show the person in another outfit."""
     seed: int = 0
     """Of the people; album i has the seed SEED + i."""
-    steps: int = 20
+    steps: Annotated[int | None, flag("INT", "the model's")] = None
     guidance: Annotated[float | None, flag("FLOAT", "the model's")] = None
     json: OptionalPath = None
     """All figures, and those of every album."""
@@ -101,8 +101,9 @@ class Request:
     def check(self) -> None:
         """ValueError for what cannot be asked."""
         for name, least in (("count", 1), ("pages", 2), ("changed", 0), ("seed", 0), ("rows", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
         if self.changed >= self.pages:
             raise ValueError(f"changed is {self.changed} of {self.pages} pages; expected fewer, the first one stays")
 
@@ -249,8 +250,8 @@ def main(request: Request) -> None:
     from fcjax.composer import Composer
 
     composer = Composer.load(request.model)
-    if request.guidance is None:
-        request = replace(request, guidance=own_guidance(request.model))
+    own = own_sampling(request.model)
+    request = replace(request, **{name: own[name] for name in own if getattr(request, name) is None})
     size = (composer.config.height, composer.config.width)
     weights = weights_digest(request.model)
     wardrobe = Wardrobe("heldout", request.seed, *size, backgrounds=("plain",))

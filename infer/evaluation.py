@@ -14,7 +14,7 @@ from infer.densepose import parts
 from infer.evaluation_request import Request
 from infer.figures import aligned, cell, versions
 from infer.predictions import Scored
-from infer.request import own_guidance, weights_digest
+from infer.request import own_sampling, weights_digest
 from infer.sets import EvaluationSet
 from infer.sheet import Panel
 
@@ -116,17 +116,21 @@ def weights(request: Request) -> dict[str, str]:
     return {name: weights_digest(model) for name, model in zip(request.names, request.drawn_by, strict=True)}
 
 
-def guidance(request: Request) -> float | dict[str, float]:
-    """The guidance of the models' pictures: what was asked for, else their own, by column where these differ."""
-    if request.guidance is not None:
-        return request.guidance
-    own = {name: own_guidance(model) for name, model in zip(request.names, request.drawn_by, strict=True)}
-    return own if len(set(own.values())) > 1 else next(iter(own.values()))
+def own_settings(request: Request) -> dict[str, Any]:
+    """The models' own of what was not asked for (guidance, steps), each by column where the models differ."""
+    models = {} if request.scores_pictures else dict(zip(request.names, request.drawn_by, strict=True))
+    own = {name: own_sampling(model) for name, model in models.items()}
+    settings = {}
+    for setting in next(iter(own.values()), {}):
+        if getattr(request, setting) is None:
+            values = {name: said[setting] for name, said in own.items()}
+            settings[setting] = values if len(set(values.values())) > 1 else next(iter(values.values()))
+    return settings
 
 
 def settings(request: Request) -> dict[str, Any]:
-    """The request's settings, with the guidance that its pictures were made by."""
-    return request.settings | ({} if request.scores_pictures else {"guidance": guidance(request)})
+    """The request's settings, with how its pictures were sampled."""
+    return request.settings | own_settings(request)
 
 
 def report(request: Request, evaluation: Evaluation, size: tuple[int, int]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Request:
     """Number of sets for the swap test."""
     seed: int = 0
     """Of the sets; the picture of set i has the seed SEED + i."""
-    steps: int = 20
+    steps: Annotated[int | None, flag("INT", "the model's")] = None
     sampler: str = "ddim"
     guidance: Annotated[float | None, flag("FLOAT", "the model's")] = None
     size: Annotated[tuple[int, int] | None, flag("HEIGHT WIDTH", "the model's")] = None

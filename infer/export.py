@@ -116,7 +116,7 @@ def example_arguments(composer: "Composer", request: Request) -> dict[str, Any]:
     inputs = {name: array if name == "empty_ids" else np.repeat(array, count, 0) for name, array in inputs.items()}
     scales = {1: (1.0, None), 2: (config.guidance, None), 3: (config.guidance, 2.0)}[request.branches]
     guidance = make_guidance(_branches(request), *scales)
-    table = sampler_table(config.diffusion, 20)
+    table = sampler_table(config.diffusion, config.steps)
     return {
         "inputs": inputs,
         "table": {field.name: np.asarray(getattr(table, field.name)) for field in dataclasses.fields(table)},

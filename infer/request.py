@@ -260,14 +260,14 @@ def weights_digest(model: str | Path) -> str:
     return folder.weights_digest(pretrained.locate(model))
 
 
-def own_guidance(model: str | Path) -> float:
-    """The guidance of a model's pictures where nothing else is asked for.
+def own_sampling(model: str | Path) -> dict[str, Any]:
+    """How a model's pictures are sampled where nothing else is asked for (`ComposerConfig.own_sampling`).
 
     model: a name, a folder or a single file, as `fcjax.pretrained.locate` takes it.
     """
     from fcjax import pretrained
 
-    return pretrained.own_guidance(pretrained.locate(model))
+    return pretrained.own_sampling(pretrained.locate(model))
 
 
 def warn_of_other_weights(model: str, weights: str, expected: str | None) -> None:

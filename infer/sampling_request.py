@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -17,7 +18,7 @@ class SamplingRequest:
     dtype: str | None = None
     negative_prompt: str = ""
     seed: int = 0
-    steps: int = 20
+    steps: int | None = None
     guidance: float | None = None
     reference_guidance: float | None = None
     guidance_rescale: float = 0.0
@@ -32,13 +33,14 @@ class SamplingRequest:
         fields = (field.name for field in dataclasses.fields(SamplingRequest))
         return {name: getattr(self, name) for name in fields if name not in ("model", "dtype")}
 
-    def with_guidance(self, own: float) -> Self:
-        """The same with the model's own guidance where none is asked for, so that it makes a picture again alike."""
-        return self if self.guidance is not None else dataclasses.replace(self, guidance=own)
+    def settled(self, own: Mapping[str, Any]) -> Self:
+        """The same with the model's own (`ComposerConfig.own_sampling`) where nothing is asked for, so that it makes a
+        picture again alike."""
+        return dataclasses.replace(self, **{name: own[name] for name in own if getattr(self, name) is None})
 
     def check_values(self) -> None:
         """ValueError for values of a wrong kind."""
-        for name in ("seed", "steps", "layout_seed"):
+        for name in ("seed", "layout_seed", *(["steps"] if self.steps is not None else [])):
             check(name, getattr(self, name), numbers.Integral, "a whole number")
         for name in ("guidance_rescale", "eta"):
             check(name, getattr(self, name), numbers.Real, "a number")
@@ -56,7 +58,7 @@ class SamplingRequest:
         # Here, because it takes seconds that a request with a mistake of another kind need not wait for.
         from fcjax.samplers import check_sampler
 
-        check_sampler(self.sampler, self.steps, self.eta)
+        check_sampler(self.sampler, 1 if self.steps is None else self.steps, self.eta)
 
 
 def _of_request(metavar: str, name: str) -> Any:
@@ -70,7 +72,7 @@ class SamplingFlags:
     negative_prompt: Annotated[str | None, flag("TEXT", "none")] = None
     """What guidance leads away from."""
     seed: Annotated[int | None, _of_request("INT", "seed")] = None
-    steps: Annotated[int | None, _of_request("INT", "steps")] = None
+    steps: Annotated[int | None, flag("INT", "the model's")] = None
     sampler: Annotated[str | None, _of_request("NAME", "sampler")] = None
     """ddim, ddpm, euler, euler_karras, euler_ancestral, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras or
     lcm (for models distilled for it)."""

@@ -24,7 +24,7 @@ from infer import predictions
 from infer.arms import TRUTH, Arm, make_arms, picture_arms
 from infer.blind import Contest
 from infer.drawing import Sets, draw, drawn, picture_file, save
-from infer.evaluation import Evaluation, Results, face_asset, given, guidance, report, table, weights, worst
+from infer.evaluation import Evaluation, Results, face_asset, given, own_settings, report, table, weights, worst
 from infer.evaluation_request import Request
 from infer.figures import counted
 from infer.folders import ENDINGS, Matched, Pair
@@ -256,9 +256,8 @@ def _drawn_by(request: Request, size: tuple[int, int]) -> dict[str, Any]:
     """All that decides what the pictures look like."""
     names = ("task", "binding_off", "seed", "steps", "sampler", "guidance")
     said = {name: getattr(request, name) for name in names}
-    if not request.scores_pictures:
-        used = guidance(request)
-        said["guidance"] = list(used.values()) if isinstance(used, dict) else used
+    for name, used in own_settings(request).items():
+        said[name] = list(used.values()) if isinstance(used, dict) else used
     # The pictures lie by the place of their column, whatever it is called.
     drawn_by = list(weights(request).values())
     return {**said, "pairing": request.folders.pairing, "size": list(size), "weights": drawn_by}

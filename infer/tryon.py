@@ -50,7 +50,7 @@ from fcjax.pictures import icc_profile, open_mask, open_rgb
 from infer.compose import prepare_outputs, save_png
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
-from infer.request import AssetFile, own_guidance, read_png_metadata, warn_of_other_weights, weights_digest
+from infer.request import AssetFile, own_sampling, read_png_metadata, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags
 from infer.sheet import sheet
 from infer.tryon_request import FILES, TryOnRequest, as_made, put_over
@@ -254,7 +254,7 @@ def try_on_pairs(flags: Flags) -> None:
                 composer = composers[model]
                 if isinstance(composer, ValueError):
                     raise composer
-                request = request.with_guidance(composer.config.guidance)
+                request = request.settled(composer.config.own_sampling)
                 fitting = fit(request, composer, person, assets)
                 info = request.metadata(weights[request.model], digests(request))
                 save_png(fitting.image, flags.out / name, info, icc_profile(Path(request.person)))
@@ -284,14 +284,14 @@ def left_to_make(
     ValueError names pictures that are there and that their line does not ask for, and in what they differ.
     """
     left, others = [], {}
-    own = functools.cache(own_guidance)
+    own = functools.cache(own_sampling)
     for name, make in pairs:
         if not (out / name).exists():
             left.append((name, make))
             continue
         try:
             request = _placed(make(), beside)
-            request = request.with_guidance(own(request.model))
+            request = request.settled(own(request.model))
             asked = request.asdict(digests(request)), weights[request.model]
         except (ValueError, OSError):
             # What is wrong with it is said when its turn comes.
@@ -382,7 +382,7 @@ def main(flags: Flags) -> None:
     prepare_outputs([flags.out, flags.sheet], [*read, flags.request])
     person, assets = opened(request)
     composer = _load(request.model, request.dtype)
-    request = request.with_guidance(composer.config.guidance)
+    request = request.settled(composer.config.own_sampling)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
     with tqdm(total=request.steps, unit="step", desc="trying on") as bar:

@@ -50,7 +50,8 @@ def pixels(composition) -> np.ndarray:
 
 
 def picture(composer: Composer, **settings) -> np.ndarray:
-    [made] = composer.compose(PROMPT, [SHIRT, JEANS], steps=3, progress=lambda done, steps: None, **settings)
+    settings = {"steps": 3, "progress": lambda done, steps: None} | settings
+    [made] = composer.compose(PROMPT, [SHIRT, JEANS], **settings)
     return pixels(made)
 
 
@@ -118,16 +119,17 @@ def test_assets_text_body_and_guidance_all_matter(composer: Composer) -> None:
 SHIRT_BOX, JEANS_BOX = (0, 0, 16, 16), (16, 16, 32, 32)
 
 
-def test_guidance_is_the_models_own_unless_a_request_says(composer: Composer) -> None:
-    stronger = Composer(
-        dataclasses.replace(composer.config, guidance=4.0), composer.params, composer.tokenizer, composer.dtype
-    )
-    np.testing.assert_array_equal(picture(stronger), picture(composer, guidance=4.0))
-    np.testing.assert_array_equal(picture(stronger, guidance=1.5), picture(composer))
+def test_guidance_and_steps_are_the_models_own_unless_a_request_says(composer: Composer) -> None:
+    own = dataclasses.replace(composer.config, guidance=4.0, steps=3)
+    other = Composer(own, composer.params, composer.tokenizer, composer.dtype)
+    np.testing.assert_array_equal(picture(other, steps=None), picture(composer, guidance=4.0, steps=3))
+    np.testing.assert_array_equal(picture(other, guidance=1.5), picture(composer))
     for function in (Composer.compose, Composer.try_on, make_album):
-        assert inspect.signature(function).parameters["guidance"].default is None
-    weights = sampling_of(stronger.config, 0, 3, "ddim", None, 2.0, 0.0, 1, 1).mixing.weights
-    np.testing.assert_allclose(weights, [4.0, -2.0, -1.0])
+        for name in ("guidance", "steps"):
+            assert inspect.signature(function).parameters[name].default is None
+    sampling = sampling_of(own, 0, None, "ddim", None, 2.0, 0.0, 1, 1)
+    np.testing.assert_allclose(sampling.mixing.weights, [4.0, -2.0, -1.0])
+    assert sampling.steps == 3 and int(sampling.table.steps) == 3
 
 
 def test_guidance_leads_away_from_the_negative_prompt(composer: Composer) -> None:

@@ -234,17 +234,20 @@ def test_pose_parameters_of_smpl_become_part_of_the_request(tiny_model_folder: P
         compose.requested(_flags(given))
 
 
-def test_a_picture_holds_the_guidance_that_made_it(tiny_model_folder: Path, files: Path) -> None:
+def test_a_picture_holds_how_it_was_sampled(tiny_model_folder: Path, files: Path) -> None:
     """The model's own may be another later."""
     model, out = files / "model", files / "out.png"
     shutil.copytree(tiny_model_folder, model)
     index = json.loads((model / "model_index.json").read_text())
-    for guidance in (3.0, 2.0):
-        index["fcjax"]["guidance"] = guidance
+    first = {"guidance": 3.0, "steps": 2}
+    for own in (first, {"guidance": 2.0, "steps": 3}):
+        index["fcjax"] |= own
         (model / "model_index.json").write_text(json.dumps(index))
-        if guidance == 3.0:
-            run(compose.main, arguments(model, files, "--out", out))
-    assert opened(out)[1]["request"]["guidance"] == 3.0
+        if own is first:
+            given = arguments(model, files, "--out", out)
+            place = given.index("--steps")
+            run(compose.main, [*given[:place], *given[place + 2 :]])
+    assert first.items() <= opened(out)[1]["request"].items()
     run(compose.main, ["--request", str(out), "--out", str(files / "again.png")])
     np.testing.assert_array_equal(opened(files / "again.png")[0], opened(out)[0])
 

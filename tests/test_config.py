@@ -36,9 +36,11 @@ def test_the_mini_is_of_the_size_the_issue_asks() -> None:
     assert mini(vocab_size=900, max_assets=4).text_encoder.vocab_size == 900
 
 
-def test_each_model_has_its_own_guidance() -> None:
-    assert sd15().guidance == sd15(condition="tryon").guidance == sd15().sized((64, 64)).guidance == 7.5
-    assert mini().guidance == tiny().guidance == mini().conditioned("tryon").guidance == 1.5
+def test_each_model_is_sampled_its_own_way() -> None:
+    for config in (sd15(), sd15(condition="tryon"), sd15().sized((64, 64))):
+        assert config.own_sampling == {"guidance": 7.5, "steps": 20}
+    assert tiny().own_sampling == {"guidance": 1.5, "steps": 20}
+    assert mini().own_sampling == mini().conditioned("tryon").own_sampling == {"guidance": 1.5, "steps": 8}
 
 
 def test_bound_blocks_are_those_of_the_paper() -> None:

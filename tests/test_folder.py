@@ -73,16 +73,22 @@ def test_configs_of_the_presets_survive(config: ComposerConfig) -> None:
         assert part_config.parse_config(type(part), written, name) == part
 
 
-def test_a_model_keeps_its_guidance(broken: Path, saved) -> None:
-    """Folders of before it was a setting say nothing of it, and were sampled at 1.5."""
+def test_a_model_keeps_how_it_is_sampled(broken: Path, saved) -> None:
+    """Folders of before these were settings say nothing of them, and were sampled at 1.5 in 20 steps."""
     index = broken / "model_index.json"
     own = json.loads(index.read_text())["fcjax"]
-    assert own["guidance"] == saved[1].guidance
-    for said, expected in (({"guidance": 3}, 3), ({}, 1.5)):
-        _edit(index, fcjax={**{key: own[key] for key in own if key != "guidance"}, **said})
-        assert folder.load_config(broken).guidance == expected
-    for wrong, message in ((None, "guidance is None, a number is expected"), (1e9, "must be a finite number")):
-        _edit(index, fcjax={**own, "guidance": wrong})
+    sampling = saved[1].own_sampling
+    assert sampling.items() <= own.items()
+    for said in ({"guidance": 3, "steps": 8}, {"steps": 9}, {}):
+        _edit(index, fcjax={**{key: own[key] for key in own if key not in sampling}, **said})
+        assert folder.load_config(broken).own_sampling == {"guidance": 1.5, "steps": 20, **said}
+    for wrong, message in (
+        ({"guidance": None}, "guidance is None, a number is expected"),
+        ({"guidance": 1e9}, "must be a finite number"),
+        ({"steps": 2.5}, "steps is 2.5, a whole number is expected"),
+        ({"steps": 0}, "steps must be positive whole numbers, got 0"),
+    ):
+        _edit(index, fcjax={**own, **wrong})
         with pytest.raises(ValueError, match=message):
             folder.load_config(broken)
 

@@ -41,10 +41,13 @@ def test_a_short_request_has_the_composers_defaults() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(Composer.compose).parameters.items()}
     assert short.settings == {name: defaults[name] for name in short.settings}
     assert short.body == Body() and short.model == "mini"
-    # How far guidance goes is the model's to say.
+    # How far guidance goes, and in how many steps, is the model's to say.
+    own = {"guidance": 7.5, "steps": 9}
     assert short.guidance is None and "guidance" not in short.asdict()
-    assert short.with_guidance(7.5).asdict()["guidance"] == 7.5
-    assert dataclasses.replace(short, guidance=2.0).with_guidance(7.5).guidance == 2.0
+    assert own.items() <= short.settled(own).asdict().items()
+    asked = dataclasses.replace(short, guidance=2.0)
+    assert {"guidance": 2.0, "steps": 9}.items() <= asked.settled(own).asdict().items()
+    assert dataclasses.replace(short, steps=3).settled(own).steps == 3
 
 
 def test_every_setting_has_a_flag() -> None:

@@ -122,7 +122,7 @@ def test_a_single_file_is_the_folder_that_it_came_from(single) -> None:
     for ours, theirs in (("reference_unet", "unet"), ("vae", "vae"), ("text_encoder", "text_encoder")):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params[ours], given[theirs])))
     [picture] = Composer.load(path).compose("a woman", steps=1, guidance=1.0)
-    assert pretrained.own_guidance(path) == Composer.load(path).config.guidance == 7.5
+    assert pretrained.own_sampling(path) == Composer.load(path).config.own_sampling == {"guidance": 7.5, "steps": 20}
     assert picture.image.size == (96, 128)
     assert weights_digest(path) == hashlib.sha256(hashlib.sha256(path.read_bytes()).digest()).hexdigest()
 

@@ -42,6 +42,8 @@ from train.tasks import check_sizes
 
 SPLITS = ("alike", "heldout")
 SHEET_ROWS = 8
+STEPS = 20
+"""Of sampling the pictures that are scored."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,9 @@ def made_from(request: Request) -> dict[str, Any]:
 def check_same(there: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """ValueError, naming every field with both values, for what was made otherwise."""
     both = [{**one, "data": one["data"] if there["data"] and now["data"] else None} for one in (there, now)]
-    # Figures are by the request's guidance, whatever the models' own is.
-    differ = differing(*both, ("arms.model.guidance", "base.model.guidance"))
+    # Figures are by the request's guidance and by STEPS, whatever the models' own are.
+    free = tuple(f"{who}.model.{name}" for who in ("arms", "base") for name in ("guidance", "steps"))
+    differ = differing(*both, free)
     if differ:
         raise ValueError(
             f"{where} was made otherwise; these differ: {', '.join(differ)}. Choose another --out or restore them"
@@ -272,9 +275,9 @@ def score(request: Request, made: dict[str, Any], arm: str, seed: int, split: st
     place = request.place(arm, seed)
     said, model, pictures = place / f"{split}.said.json", place / "model", place / "pictures" / split
     asked = request.asked(split)
-    flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    flags = (*flags, "--no-without-binding", "--pictures", str(pictures), "--rows", str(SHEET_ROWS))
-    evaluate("--model", str(model), *flags, "--json", str(said), "--overwrite")
+    given = {**asked, "steps": STEPS, "pictures": pictures, "rows": SHEET_ROWS}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    evaluate("--model", str(model), *flags, "--no-without-binding", "--json", str(said), "--overwrite")
     found = json.loads(said.read_text())
     # By the name that it was scored under, which may be another's way to say the same path.
     name = found["settings"]["model"]

@@ -17,7 +17,7 @@ FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", 
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
 FREE_FIELDS += ("strategy", "axes", "devices", "remat")
 FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype", "augment.symmetry")
-FREE_FIELDS += ("model.guidance",)
+FREE_FIELDS += ("model.guidance", "model.steps")
 
 
 def document_of(config: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from train.examples import Transform, example_of, latent_sizes
 from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Canvas, UV map (for try-on the cloth-agnostic person), what 20 DDIM steps compose, and the true picture."""
+        """Canvas, UV map (for try-on the cloth-agnostic person), what DDIM composes, and the true picture."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
         if model.condition == "tryon":
@@ -188,7 +189,7 @@ def _compose(config: TrainConfig) -> Task:
             channels = composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"]))
         inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas"], batch["masks"], channels)
         branches = guidance_branches(model.guidance)
-        mixing, table = make_guidance(branches, model.guidance), sampler_table(model.diffusion, 20)
+        mixing, table = make_guidance(branches, model.guidance), sampler_table(model.diffusion, model.steps)
         keys = image_keys(0, count)
         conditions = prepare(params, inputs, branches=branches)
         noise = initial_latents(table, keys, height, width, model.vae.latent_channels)
@@ -218,12 +219,12 @@ def _compose(config: TrainConfig) -> Task:
 def network_fields(model: ComposerConfig) -> Tree:
     """A configuration's fields but for those that no network depends on, so that a run may go on where they differ.
 
-    These are the sizes of pictures, how far guidance goes, and the token ids of the text encoder's file, which the
+    These are the sizes of pictures, how they are sampled, and the token ids of the text encoder's file, which the
     tokenizer has of its own: Stable Diffusion's files name ids (0, 2 and 1) that are not its tokenizer's.
     """
     fields = dataclasses.asdict(model)
     for part in (fields, *fields.values()):
-        for name in ("height", "width", "sample_size", "guidance", "bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("height", "width", "sample_size", "guidance", "steps", *TOKEN_IDS):
             if isinstance(part, dict):
                 part.pop(name, None)
     return fields
