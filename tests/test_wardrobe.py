@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fcjax.body.poses import POSES, mirror_rotations
-from fcjax.wardrobe import Alike, Wardrobe, captions, poses, samples, vocabulary
+from fcjax.wardrobe import POSES_PER_OUTFIT, Alike, Wardrobe, captions, poses, samples, vocabulary
 from fcjax.wardrobe.palette import HELD_OUT_PAIRS, PAIRS, PALETTE, contrast, partners
 from fcjax.wardrobe.textures import HELD_OUT_VARIANTS, PATTERNS, Grid, draw_fabric, variants
 
@@ -225,6 +225,27 @@ def test_a_jacket_suits_both_what_is_under_it_and_the_bottom():
             assert jacket in partners(top, split) and jacket in (*partners(bottom, "train"), *partners(bottom, split))
             found += 1
         assert found >= 3
+
+
+def test_a_bag_shows_where_the_right_hand_is():
+    """Nothing that a model is given tells in which hand it is."""
+    found = 0
+    for split in ("train", "heldout"):
+        wardrobe = Wardrobe(split, seed=0, height=96, width=72)
+        for number in range(40):
+            if not any(wear.cut.kind == "bag" for wear in wardrobe.outfit(number).wears):
+                continue
+            sample = wardrobe[number * POSES_PER_OUTFIT[split]]
+            bag = [index for index, asset in enumerate(sample.assets) if asset.kind == "bag"]
+            if not bag:
+                continue
+            region = np.argwhere(sample.regions == bag[0] + 1)
+            hands = [np.argwhere(sample.maps.part == part) for part in (3, 4)]
+            if all(len(hand) > 3 for hand in hands):
+                right, left = (np.abs(region[:, None] - hand[None]).sum(axis=-1).min() for hand in hands)
+                assert right < left
+                found += 1
+    assert found >= 4
 
 
 def test_poses_part_the_splits(train, heldout):
