@@ -231,8 +231,8 @@ def test_a_bag_shows_where_the_right_hand_is():
     """Nothing that a model is given tells in which hand it is."""
     found = 0
     for split in ("train", "heldout"):
-        wardrobe = Wardrobe(split, seed=0, height=96, width=72)
-        for number in range(40):
+        wardrobe = Wardrobe(split, seed=0, height=128, width=96)
+        for number in range(60):
             if not any(wear.cut.kind == "bag" for wear in wardrobe.outfit(number).wears):
                 continue
             sample = wardrobe[number * POSES_PER_OUTFIT[split]]
