@@ -120,7 +120,7 @@ def make_album(
     # The first page is in every batch; the last one is filled up with repetitions.
     fresh = max(min(batch_size, count) - 1, 1)
     batches = [[0, *range(start, start + fresh)] for start in range(1, count, fresh)] or [[0]]
-    whole = len(modes) * len(batches) * sampling.steps
+    whole = len(modes) * len(batches) * int(sampling.table.steps)
     denoise = _Denoise(composer, config, sampling, whole, progress)
     # Of the album, then of those that it is joined of.
     latents: list[dict[int, Array]] = [{} for _ in range(1 + len(modes))]

@@ -317,7 +317,6 @@ class Sampling:
     """How the pictures of a request are sampled."""
 
     keys: Key[Array, "n"]
-    steps: int
     table: SamplerTable
     branches: tuple[Branch, ...]
     mixing: Guidance
@@ -350,7 +349,6 @@ def sampling_of(
     branches = guidance_branches(guidance, reference_guidance)
     return Sampling(
         image_keys(seed, num_images),
-        steps,
         sampler_table(config.diffusion, steps, sampler, eta=eta),
         branches,
         make_guidance(branches, guidance, reference_guidance, guidance_rescale),

@@ -16,8 +16,8 @@ from fcjax.network_config import (
     VAEConfig,
 )
 
-STABLE_DIFFUSION_GUIDANCE = 7.5
-"""diffusers' own for Stable Diffusion, without which its pictures are pale and vague."""
+STABLE_DIFFUSION_SAMPLING = {"guidance": 7.5, "steps": 20}
+"""diffusers' own guidance for Stable Diffusion, without which its pictures are pale and vague, and enough steps."""
 
 
 def _composer(
@@ -55,7 +55,7 @@ def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> Comp
         text_encoder=TextConfig(),
         binder=BinderConfig(variant=binding),
         diffusion=DiffusionConfig(),
-        guidance=STABLE_DIFFUSION_GUIDANCE,
+        **STABLE_DIFFUSION_SAMPLING,
     )
 
 

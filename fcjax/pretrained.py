@@ -22,7 +22,7 @@ from fcjax.folder import WEIGHED, weight_patterns
 from fcjax.models.parameters import Parameters, abstract_part, init_binder
 from fcjax.network_config import BinderConfig, BindingVariant, TextConfig, UNetConfig, VAEConfig
 from fcjax.part_config import naming
-from fcjax.presets import STABLE_DIFFUSION_GUIDANCE, sd15
+from fcjax.presets import STABLE_DIFFUSION_SAMPLING
 from fcjax.single_file import PICKLES, open_single_file
 from fcjax.weights import VARIANTS, Tensors, load_parts
 
@@ -141,7 +141,7 @@ def load(
 def own_sampling(path: Path) -> dict[str, Any]:
     """`ComposerConfig.own_sampling` of the model that `load` makes of what lies there, without its weights."""
     composes = path.is_dir() and "fcjax" in folder.read_index(path)
-    return (folder.load_config(path) if composes else sd15()).own_sampling
+    return folder.load_config(path).own_sampling if composes else dict(STABLE_DIFFUSION_SAMPLING)
 
 
 def _read(
@@ -235,7 +235,7 @@ def _adapted(
             height=height,
             width=width,
             condition=condition,
-            guidance=STABLE_DIFFUSION_GUIDANCE,
+            **STABLE_DIFFUSION_SAMPLING,
         )
     params |= {"reference_unet": reference, "binder": init_binder(config, jax.random.key(0), kernel.dtype)}
     return Pretrained(config, params, tokenizer, found)

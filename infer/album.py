@@ -21,6 +21,7 @@ album again. Files may lie beside the request, where they are looked for first.
 """
 
 import dataclasses
+import functools
 import json
 import numbers
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 from fcjax.body import Body
 from fcjax.cli import run
-from infer.compose import prepare_folder, save_png
+from infer.compose import prepare_folder, save_png, show_progress
 from infer.densepose import parts
 from infer.flags import flag, flag_of
 from infer.parameters import Parameters, warn_of_betas
@@ -268,12 +269,7 @@ def main(flags: Flags) -> None:
     request = request.settled(composer.config.own_sampling)
     info = png_metadata(request.asdict(), weights_digest(request.model))
     with tqdm(unit="step", desc="album") as bar:
-
-        def advance(done: int, steps: int) -> None:
-            bar.total = steps
-            bar.update(done - bar.n)
-
-        album = make_album(composer, pages, **request.settings, progress=advance)
+        album = make_album(composer, pages, **request.settings, progress=functools.partial(show_progress, bar))
     for number, picture in enumerate(album.pictures, 1):
         save_png(picture.image, flags.out / f"page_{number}.png", info)
     if (flags.out / ALBUM).exists():

@@ -187,14 +187,16 @@ def make(
     ]
     # Which may be too large; told before the work.
     dataclasses.replace(request, assets=sealed).metadata(weights)
-    with tqdm(total=request.steps * request.num_images, unit="step", desc="composing", disable=quiet) as bar:
+    with tqdm(unit="step", desc="composing", disable=quiet) as bar:
         compositions = composer.compose(
-            request.prompt, assets, request.body, **request.settings, progress=functools.partial(_show, bar)
+            request.prompt, assets, request.body, **request.settings, progress=functools.partial(show_progress, bar)
         )
     return Result(assets, compositions, requests, weights)
 
 
-def _show(bar: tqdm, done: int, _: int) -> None:
+def show_progress(bar: tqdm, done: int, steps: int) -> None:
+    """On the bar, with `functools.partial`."""
+    bar.total = steps
     bar.update(done - bar.n)
 
 

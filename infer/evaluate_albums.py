@@ -19,7 +19,7 @@ goes on; without any of the three it begins anew.
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from fcjax.cli import run
 from fcjax.metrics import Figure, bootstrap
 from fcjax.pictures import open_rgb
-from fcjax.wardrobe import Wardrobe
+from fcjax.wardrobe import EDITION, Wardrobe
 from fcjax.whole_files import write_json
 from infer.album_scores import FIDELITY, FIGURES, PageSet, album_set, score_album
 from infer.compose import prepare_output, save_png
@@ -40,6 +40,7 @@ from infer.figures import aligned, cell, prepare_file, versions
 from infer.flags import OptionalPath, flag
 from infer.predictions import working_folder
 from infer.request import own_sampling, weights_digest
+from infer.sampling_request import settled
 from infer.scoring import claim
 from infer.sheet import Panel, sheet
 
@@ -250,8 +251,7 @@ def main(request: Request) -> None:
     from fcjax.composer import Composer
 
     composer = Composer.load(request.model)
-    own = own_sampling(request.model)
-    request = replace(request, **{name: own[name] for name in own if getattr(request, name) is None})
+    request = settled(request, own_sampling(request.model))
     size = (composer.config.height, composer.config.width)
     weights = weights_digest(request.model)
     wardrobe = Wardrobe("heldout", request.seed, *size, backgrounds=("plain",))
@@ -260,7 +260,7 @@ def main(request: Request) -> None:
     decides = {name: getattr(request, name) for name in ("pages", "changed", "seed", "steps", "guidance")}
     outputs = [path for path in (request.json, request.sheet) if path is not None]
     with working_folder(request.work, outputs) as folder:
-        claim(folder, {"albums": decides, "size": list(size), "weights": weights})
+        claim(folder, {"albums": decides, "edition": EDITION, "size": list(size), "weights": weights})
         for number in tqdm(range(request.count), unit="album"):
             given = album_set(wardrobe, number, request.pages, request.changed)
             made = drawn(composer, given, request, number, folder)

@@ -120,12 +120,12 @@ def own_settings(request: Request) -> dict[str, Any]:
     """The models' own of what was not asked for (guidance, steps), each by column where the models differ."""
     models = {} if request.scores_pictures else dict(zip(request.names, request.drawn_by, strict=True))
     own = {name: own_sampling(model) for name, model in models.items()}
-    settings = {}
+    found = {}
     for setting in next(iter(own.values()), {}):
         if getattr(request, setting) is None:
             values = {name: said[setting] for name, said in own.items()}
-            settings[setting] = values if len(set(values.values())) > 1 else next(iter(values.values()))
-    return settings
+            found[setting] = values if len(set(values.values())) > 1 else next(iter(values.values()))
+    return found
 
 
 def settings(request: Request) -> dict[str, Any]:

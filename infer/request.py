@@ -157,11 +157,11 @@ class ComposeRequest(SamplingRequest):
         return {**self.sampling, "num_images": self.num_images, "boxes": self.boxes}
 
     def asdict(self) -> dict[str, Any]:
-        """Plain data for JSON, without what is at its default (the seed is always said)."""
+        """Plain data for JSON, without what is at its default (model and seed are always said)."""
         said = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in ("model", "prompt", "seed", "steps") or getattr(self, field.name) != field.default
+            if field.name in ("model", "prompt", "seed") or getattr(self, field.name) != field.default
         }
         said["assets"] = [changed(asset) for asset in self.assets]
         said["body"] = changed(self.body)

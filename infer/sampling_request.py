@@ -36,7 +36,7 @@ class SamplingRequest:
     def settled(self, own: Mapping[str, Any]) -> Self:
         """The same with the model's own (`ComposerConfig.own_sampling`) where nothing is asked for, so that it makes a
         picture again alike."""
-        return dataclasses.replace(self, **{name: own[name] for name in own if getattr(self, name) is None})
+        return settled(self, own)
 
     def check_values(self) -> None:
         """ValueError for values of a wrong kind."""
@@ -58,7 +58,13 @@ class SamplingRequest:
         # Here, because it takes seconds that a request with a mistake of another kind need not wait for.
         from fcjax.samplers import check_sampler
 
+        # A model's own steps are checked with it.
         check_sampler(self.sampler, 1 if self.steps is None else self.steps, self.eta)
+
+
+def settled(request: Any, own: Mapping[str, Any]) -> Any:
+    """A dataclass with the model's own values (`ComposerConfig.own_sampling`) where it holds none."""
+    return dataclasses.replace(request, **{name: own[name] for name in own if getattr(request, name) is None})
 
 
 def _of_request(metavar: str, name: str) -> Any:

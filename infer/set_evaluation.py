@@ -20,6 +20,7 @@ from fcjax.data import read_index
 from fcjax.local_devices import accelerators
 from fcjax.metrics import places_exchanged, score
 from fcjax.pictures import open_rgb
+from fcjax.wardrobe import EDITION
 from infer import predictions
 from infer.arms import TRUTH, Arm, make_arms, picture_arms
 from infer.blind import Contest
@@ -232,7 +233,7 @@ def _count(request: Request, sets: Any) -> int:
 def _checked_source(request: Request) -> dict[str, Any]:
     """What the sets are made from, before anything slow is done. ValueError where it is not there."""
     if request.wardrobe is not None:
-        return {"split": request.wardrobe}
+        return {"split": request.wardrobe, "edition": EDITION}
     if request.data is not None:
         return {"data": str(request.data), "index": read_index(request.data)}
     assert request.sets is not None

@@ -47,7 +47,7 @@ from fcjax.cli import one_line, run
 from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
-from infer.compose import prepare_outputs, save_png
+from infer.compose import prepare_outputs, save_png, show_progress
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
 from infer.request import AssetFile, own_sampling, read_png_metadata, warn_of_other_weights, weights_digest
@@ -320,8 +320,7 @@ def differences(path: Path, asked: Mapping[str, Any], weights: str) -> list[str]
         return ["program"]
     if not isinstance(held, Mapping) or "person" not in held:
         return ["program"]
-    # Pictures of before it was the model's own name a guidance only where it was not this one.
-    held, asked = {"guidance": 1.5, **held}, json.loads(json.dumps(asked))
+    asked = json.loads(json.dumps(asked))
     (before, files), (now, others) = (_by_name(as_made(said)) for said in (held, asked))
     told = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     digests = held.get("sha256", {})
@@ -385,8 +384,8 @@ def main(flags: Flags) -> None:
     request = request.settled(composer.config.own_sampling)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
-    with tqdm(total=request.steps, unit="step", desc="trying on") as bar:
-        fitting = fit(request, composer, person, assets, progress=lambda done, _: bar.update(done - bar.n))
+    with tqdm(unit="step", desc="trying on") as bar:
+        fitting = fit(request, composer, person, assets, progress=functools.partial(show_progress, bar))
     info = request.metadata(weights, digests(request))
     save_png(fitting.image, flags.out, info, icc_profile(Path(request.person)))
     print(flags.out)

@@ -178,9 +178,14 @@ class TryOnRequest(SamplingRequest):
 
 
 def as_made(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A request's plain data, which in a picture of before masks followed from garments covers the outfit."""
-    made = "sha256" in request and request.get("mask") is None
-    return {"category": "outfit", **request} if made else request
+    """A request's plain data, with what a picture leaves out that is older than its setting.
+
+    Masks covered the outfit before they followed from garments, and every model was sampled alike.
+    """
+    if "sha256" not in request:
+        return request
+    covered = {"category": "outfit"} if request.get("mask") is None else {}
+    return {"guidance": 1.5, "steps": 20, **covered, **request}
 
 
 def put_over(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

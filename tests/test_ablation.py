@@ -189,6 +189,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return
         place = Path(given["--model"]).parent
         done.append(f"{given['--split']} of {place.name}")
+        assert given["--steps"] == "20"
         Path(given["--pictures"]).mkdir(parents=True, exist_ok=True)
         figures = {"binding_accuracy": {"mean": 0.5}}
         content = {
@@ -274,7 +275,7 @@ def test_arms_of_several_machines(tmp_path: Path, stages: list[str], capsys: pyt
         ablation.main(dataclasses.replace(here, arms=("all",)))
 
 
-def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str]) -> None:
+def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared(name: str, seed: int) -> Path:
         (tmp_path / name).mkdir()
         content = {"version": RECORD_VERSION, "source": "latents", "count": 1, "settings": {"seed": seed}}
@@ -296,6 +297,11 @@ def test_what_was_made_otherwise_is_refused(tmp_path: Path, stages: list[str]) -
         # Nor does another arm join them.
         with pytest.raises(ValueError, match=rf"out was made otherwise; these differ: {words}"):
             ablation.main(dataclasses.replace(changed, arms=("none",)))
+    # Figures of sets that were drawn otherwise do not join these.
+    with monkeypatch.context() as later:
+        later.setattr(ablation, "EDITION", ablation.EDITION + 1)
+        with pytest.raises(ValueError, match=r"alike.json was made otherwise; these differ: edition \("):
+            ablation.main(request)
     (tmp_path / "out/made-from.json").unlink()
     (tmp_path / "out/all_0/alike.json").unlink()
     (tmp_path / "out/all_0/heldout.json").unlink()

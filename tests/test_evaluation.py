@@ -90,19 +90,21 @@ def test_what_is_done_lies_beside_the_first_output(names: tuple[str, ...], tmp_p
     assert not folder.exists()
 
 
-def test_the_guidance_of_pictures_is_told(tiny_model_folder: Path, tmp_path: Path):
+def test_how_pictures_were_sampled_is_told(tiny_model_folder: Path, tmp_path: Path):
     """Each model's own where none is asked for; what is drawn is known by it, whatever columns are called."""
     other = Path(shutil.copytree(tiny_model_folder, tmp_path / "other"))
     index = json.loads((other / "model_index.json").read_text())
-    index["fcjax"]["guidance"] = 3.0
+    index["fcjax"] |= {"guidance": 3.0, "steps": 8}
     (other / "model_index.json").write_text(json.dumps(index))
     one, both = Request(model=str(tiny_model_folder)), Request(model=str(tiny_model_folder), also=(str(other),))
     named = dataclasses.replace(both, labels=("ours", "theirs"))
     assert settings(one)["guidance"] == 1.5 and settings(named)["guidance"] == {"ours": 1.5, "theirs": 3.0}
+    assert settings(one)["steps"] == 20 and settings(named)["steps"] == {"ours": 20, "theirs": 8}
     assert settings(dataclasses.replace(both, guidance=2.0))["guidance"] == 2.0
-    assert _drawn_by(one, SIZE) == _drawn_by(dataclasses.replace(one, guidance=1.5), SIZE)
+    assert _drawn_by(one, SIZE) == _drawn_by(dataclasses.replace(one, guidance=1.5, steps=20), SIZE)
     assert _drawn_by(both, SIZE) == _drawn_by(named, SIZE) != _drawn_by(dataclasses.replace(both, guidance=1.5), SIZE)
-    assert "guidance" not in settings(Request(split="drawn", folders=FolderFlags(predictions=tmp_path)))
+    scored = settings(Request(split="drawn", folders=FolderFlags(predictions=tmp_path)))
+    assert not {"guidance", "steps"} & scored.keys()
 
 
 def test_pictures_of_no_set_are_told(tmp_path: Path):

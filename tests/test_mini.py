@@ -28,7 +28,7 @@ def test_flat_garments_of_another_hand_keep_their_colours(mini: Composer) -> Non
     found = []
     for index in range(3):
         one = sets[index]
-        [made] = mini.compose(one.prompt, one.assets, one.maps, seed=index, steps=8)
+        [made] = mini.compose(one.prompt, one.assets, one.maps, seed=index)
         figures = score(np.asarray(made.image), one.target).figures
         found += figures["binding_accuracy"]
         # Nearer to the own colour than to the other garment's, and near.
@@ -44,7 +44,7 @@ def test_a_person_is_dressed_anew() -> None:
     drawn = DrawnSets(0, 64, 48)[0]
     assets = [Asset(asset.image, asset.phrase) for asset in drawn.assets]
     prompt = f"a person in {assets[0].phrase} and {assets[1].phrase}"
-    [fitting] = tryon.try_on(prompt, assets, Person(sample.image, mask), seed=0, steps=8)
+    [fitting] = tryon.try_on(prompt, assets, Person(sample.image, mask), seed=0)
     made = np.asarray(fitting.image)
     np.testing.assert_array_equal(made[~mask], sample.image[~mask])
     kinds = tuple(asset.kind for asset in sample.assets)

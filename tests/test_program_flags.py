@@ -53,20 +53,24 @@ def test_settings_reach_the_model(
 ) -> None:
     loaded: dict[str, Any] = {}
 
+    own = {"guidance": 6.5, "steps": 9}
+
     def load(path: str, **how: Any) -> Any:
         loaded.update(how)
-        return SimpleNamespace(compose=ask, try_on=ask, config=SimpleNamespace(guidance=6.5))
+        return SimpleNamespace(compose=ask, try_on=ask, config=SimpleNamespace(own_sampling=own))
 
     def ask(*_: Any, **settings: Any) -> None:
-        raise ValueError(f"asked for eta {settings['eta']}, guidance {settings['guidance']} and {loaded}")
+        asked = ", ".join(f"{name} {settings[name]}" for name in ("eta", "guidance", "steps"))
+        raise ValueError(f"asked for {asked} and {loaded}")
 
     monkeypatch.setattr(Composer, "load", load)
     monkeypatch.setattr("fcjax.album.make_album", ask)
     words = request(program, tmp_path)
-    # Guidance that nobody asks for is the model's own.
-    assert "asked for eta 0.0, guidance 6.5 and {'dtype': None}" in refused(program, words, capsys)
-    line = refused(program, [*words, "--eta", "0.5", "--dtype", "bfloat16", "--guidance", "2"], capsys)
-    assert "asked for eta 0.5, guidance 2.0 and {'dtype': 'bfloat16'}" in line
+    # What nobody asks for is the model's own.
+    assert "asked for eta 0.0, guidance 6.5, steps 9 and {'dtype': None}" in refused(program, words, capsys)
+    given = ["--eta", "0.5", "--dtype", "bfloat16", "--guidance", "2", "--steps", "3"]
+    line = refused(program, [*words, *given], capsys)
+    assert "asked for eta 0.5, guidance 2.0, steps 3 and {'dtype': 'bfloat16'}" in line
 
 
 @pytest.mark.parametrize("program", [compose, tryon, album])

@@ -197,7 +197,7 @@ def test_another_configuration_does_not_continue_a_run(data: Path, tmp_path: Pat
     write_config(tmp_path, begun)
     assert read_config(tmp_path) == begun
     check_continues(tmp_path, autoencoder(data, steps=99, log_every=7))
-    check_continues(tmp_path, dataclasses.replace(begun, model=dataclasses.replace(begun.model, guidance=9.0)))
+    check_continues(tmp_path, dataclasses.replace(begun, model=dataclasses.replace(begun.model, guidance=9.0, steps=7)))
     tabled = autoencoder(data, augment=Augmentation(symmetry=Path("UV_symmetry_transforms.mat")))
     check_continues(tmp_path, tabled)
     slower = dataclasses.replace(begun.optimizer, learning_rate=1e-5)

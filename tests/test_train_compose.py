@@ -177,7 +177,7 @@ def test_a_run_goes_on_from_one_on_smaller_pictures(composing, tmp_path: Path):
     config, task, _ = composing
     task.export(task.parameters, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    index["fcjax"] |= {"height": 32, "width": 24, "guidance": 7.5}
+    index["fcjax"] |= {"height": 32, "width": 24, "guidance": 7.5, "steps": 9}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     started = make_task(dataclasses.replace(config, start=tmp_path, seed=5)).parameters
     assert trees.digest(started) == trees.digest(task.parameters)
@@ -224,15 +224,21 @@ def test_stable_diffusions_own_files_are_what_its_configuration_trains(tmp_path:
     assert read != model and network_fields(read) == network_fields(model)
 
 
-def test_samples_are_drawn_at_the_models_guidance(composing, monkeypatch: pytest.MonkeyPatch):
+def test_samples_are_drawn_the_models_own_way(composing, monkeypatch: pytest.MonkeyPatch):
     config, task, batch = composing
-    stronger = make_task(dataclasses.replace(config, model=dataclasses.replace(config.model, guidance=4.0)))
+    own = dataclasses.replace(config.model, guidance=4.0, steps=9)
+    stronger = make_task(dataclasses.replace(config, model=own))
 
-    def asked(scale: float) -> None:
-        raise InterruptedError(f"guidance {scale}")
+    def asked(_: Any, steps: int) -> None:
+        raise InterruptedError(f"guidance {scales[-1]}, steps {steps}")
 
-    monkeypatch.setattr("train.tasks.guidance_branches", asked)
-    for made, expected in ((task, "guidance 1.5"), (stronger, "guidance 4.0")):
+    def noted(_: Any, scale: float) -> None:
+        scales.append(scale)
+
+    scales: list[float] = []
+    monkeypatch.setattr("train.tasks.make_guidance", noted)
+    monkeypatch.setattr("train.tasks.sampler_table", asked)
+    for made, expected in ((task, "guidance 1.5, steps 20"), (stronger, "guidance 4.0, steps 9")):
         with pytest.raises(InterruptedError, match=expected):
             made.pictures(made.parameters, batch)
 

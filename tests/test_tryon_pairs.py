@@ -109,18 +109,22 @@ def test_pictures_of_other_files_or_weights_are_not_taken_for_these(
     refused(listed(files, tryon_model), "was made with another program", capsys)
 
 
-def test_pictures_hold_the_guidance_that_made_them(files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str]):
+def test_pictures_hold_how_they_were_sampled(files: Path, tryon_model: Path, capsys: pytest.CaptureFixture[str]):
     made, weights = files / "made" / "a.png", weights_digest(tryon_model)
     run(tryon.main, listed(files, tryon_model))
     held, _ = read_png_metadata(made)
-    assert held["guidance"] == 1.5
-    # Of before it was the model's own, they hold none.
-    del held["guidance"]
+    assert held["guidance"] == 1.5 and held["steps"] == 2
+    # Of before these were the model's own, they hold none where they had those of every model.
+    del held["guidance"], held["steps"]
     Image.open(made).save(made, pnginfo=png_metadata(held, weights))
-    run(tryon.main, listed(files, tryon_model))
-    run(tryon.main, [*listed(files, tryon_model), "--guidance", "1.5"])
+    before = [*listed(files, tryon_model), "--steps", "20"]
+    run(tryon.main, before)
+    run(tryon.main, [*before, "--guidance", "1.5"])
     assert capsys.readouterr().out.count("0 pictures made, 1 were there") == 2
-    refused([*listed(files, tryon_model), "--guidance", "3"], "was made with another guidance:", capsys)
+    refused([*before, "--guidance", "3"], "was made with another guidance:", capsys)
+    refused(listed(files, tryon_model), "was made with another steps:", capsys)
+    said, _, _ = TryOnRequest.read(made)
+    assert said["steps"] == 20 and said["guidance"] == 1.5
 
 
 def listed(files: Path, tryon_model: Path, anew: bool = True) -> list[str]:

@@ -34,6 +34,7 @@ from configs import load_config
 from fcjax import folder
 from fcjax.cli import run
 from fcjax.data import read_index
+from fcjax.wardrobe import EDITION
 from train.ablation_table import Result, Rows, summary, table
 from train.arms import ARMS, TABLES
 from train.config import TrainConfig
@@ -133,8 +134,8 @@ def arm_config(request: Request, arm: str, seed: int) -> TrainConfig:
 
 
 def made_from(request: Request) -> dict[str, Any]:
-    """All that results of one table must have in common; the data set's own description, not where it lies (None
-    where it is not here).
+    """All that results of one table must have in common: Wardrobe's edition, which scores them, as well; the data
+    set's own description, not where it lies (None where it is not here).
     """
     configs = {"base": base_config(request, 0), "arms": arm_config(request, "all", 0)}
     free = {"name", "seed", *FREE_FIELDS} - {"steps"}
@@ -144,6 +145,7 @@ def made_from(request: Request) -> dict[str, Any]:
     }
     data = configs["arms"].data
     found["data"] = read_index(data)["settings"] if data is not None and data.is_dir() else None
+    found["edition"] = EDITION
     return json.loads(json.dumps(found))
 
 

@@ -48,8 +48,8 @@ class Settings:
     """Samples, or pictures, per device."""
     remat: tuple[Literal["none", "layers", "dots", "all"], ...] = ("none",)
     """For training."""
-    steps: int = 20
-    """Of sampling."""
+    steps: int | None = None
+    """Of sampling; the configuration's by default."""
     quick: bool = False
     """For TPUs about half the time: the same memory but for the program's own, and no count of cycles."""
     json: Path | None = None
@@ -153,7 +153,8 @@ def plans(settings: Settings, config: TrainConfig) -> Iterable[Plan]:
     for name, chosen, batch, remat in grid:
         try:
             if settings.what == "sample":
-                yield plan_sampling(config.model, name, chosen, batch, steps=settings.steps, quick=settings.quick)
+                steps = settings.steps or config.model.steps
+                yield plan_sampling(config.model, name, chosen, batch, steps=steps, quick=settings.quick)
             else:
                 alone = settings.what == "unet"
                 yield plan_training(config, name, chosen, batch, remat, alone=alone, quick=settings.quick)

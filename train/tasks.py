@@ -27,7 +27,7 @@ from train.examples import Transform, example_of, latent_sizes
 from train.step import Loss, autoencoder_loss, composing_loss, with_latents
 
 Tree = dict[str, Any]
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _compose(config: TrainConfig) -> Task:
         shutil.copytree(config.tokenizer, out / "tokenizer", dirs_exist_ok=True)
 
     def columns(params: Tree, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Canvas, UV map (for try-on the cloth-agnostic person), what DDIM composes, and the true picture."""
+        """Canvas, UV map (for try-on the cloth-agnostic person), what DDIM composes in the model's own steps, truth."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
         if model.condition == "tryon":
@@ -224,7 +224,7 @@ def network_fields(model: ComposerConfig) -> Tree:
     """
     fields = dataclasses.asdict(model)
     for part in (fields, *fields.values()):
-        for name in ("height", "width", "sample_size", "guidance", "steps", *TOKEN_IDS):
+        for name in ("height", "width", "sample_size", "guidance", "steps", *_TOKEN_IDS):
             if isinstance(part, dict):
                 part.pop(name, None)
     return fields

@@ -6,6 +6,6 @@ swatches, a face) with their phrases, the caption, body maps and the assets' reg
 
 from fcjax.wardrobe.alike import Alike
 from fcjax.wardrobe.captions import vocabulary
-from fcjax.wardrobe.samples import POSES_PER_OUTFIT, SPLITS, Sample, Wardrobe, WardrobeAsset
+from fcjax.wardrobe.samples import EDITION, POSES_PER_OUTFIT, SPLITS, Sample, Wardrobe, WardrobeAsset
 
-__all__ = ["POSES_PER_OUTFIT", "SPLITS", "Alike", "Sample", "Wardrobe", "WardrobeAsset", "vocabulary"]
+__all__ = ["EDITION", "POSES_PER_OUTFIT", "SPLITS", "Alike", "Sample", "Wardrobe", "WardrobeAsset", "vocabulary"]

@@ -88,10 +88,13 @@ def _spherical(radius: ndarray, azimuth: ndarray, polar: ndarray) -> Float[ndarr
     )
 
 
-def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, side: str, size: tuple[float, float, float]) -> Garment:
-    """A bag of width, height and depth `size` (metres) with a handle, held in the left ("l") or right ("r") hand."""
+def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, size: tuple[float, float, float]) -> Garment:
+    """A bag of width, height and depth `size` (metres) with a handle.
+
+    Choice: in the right hand, as nothing that a model is given would tell in which.
+    """
     width, height, depth = size
-    bone = f"middle_01_{side}"
+    bone = "middle_01_r"
     grip = shaped.joints[embedded_model().bone_index[bone]].astype(np.float64) - np.array((0, 0.02, 0))
     # The body: rings from top to bottom of a rounded box that widens downwards.
     around = np.linspace(-np.pi, np.pi, 33)
@@ -115,7 +118,7 @@ def make_bag(cut: Cut, shaped: ShapedBody, marks: Landmarks, side: str, size: tu
     handle = np.stack([spine + half, inner + half, inner - half, spine - half, spine + half])
     points = np.concatenate([body.reshape(-1, 3), handle.reshape(-1, 3)])
     faces = np.concatenate([grid_faces(len(body), 33), grid_faces(len(handle), 17) + body.shape[0] * 33])
-    turned = points @ view_rotation(38 if side == "l" else -38).T + grip
+    turned = points @ view_rotation(-38).T + grip
     texture = points[:, :2]
     piece = _piece("bag", turned, points, texture, faces, bone, hangs=True)
     return measured(Garment(cut, (piece,), float(turned[:, 2].min() - 1)))

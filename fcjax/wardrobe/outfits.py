@@ -321,8 +321,7 @@ def draw_outfit(
             garment = make_hat(cut, described.name, shaped, marks)
         elif cut.kind == "bag":
             size = (float(rng.uniform(0.22, 0.32)), float(rng.uniform(0.18, 0.30)), float(rng.uniform(0.07, 0.11)))
-            # Choice: always in one hand, as nothing that a model is given would tell in which.
-            garment = make_bag(cut, shaped, marks, "r", size)
+            garment = make_bag(cut, shaped, marks, size)
         else:
             garment = tailor(cut, shaped, marks, inner)
         if garment.tights is not None and cut.kind != "shoes":

@@ -23,6 +23,8 @@ from fcjax.wardrobe.scene import Scene, Surface
 from fcjax.wardrobe.shading import Light, Texture, draw_light
 from fcjax.wardrobe.studio import draw_camera, draw_view, photograph
 
+EDITION = 3
+"""Raised where a seed, split and index give another sample than before, so that what is kept of samples can tell."""
 SPLITS = ("train", "heldout")
 POSES_PER_OUTFIT = {"train": 3, "heldout": 1}
 """How many neighbouring samples show one person in one outfit: cutting and painting are shared among them."""
