@@ -13,6 +13,7 @@ from fcjax.cli import run
 from fcjax.pictures import open_rgb
 from infer import tryon
 from infer.request import KEY, png_metadata, read_png_metadata, weights_digest
+from infer.tryon_request import TryOnRequest
 from tests.tryon_model import PROMPT, a_person, refused, write_person
 
 
