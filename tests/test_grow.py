@@ -1,4 +1,4 @@
-"""Models that compute what they were made from."""
+"""Deeper models that compute what they grew from."""
 
 import dataclasses
 from pathlib import Path
@@ -62,33 +62,8 @@ def test_a_grown_model_computes_what_it_grew_from(
     np.testing.assert_allclose(after, before, atol=2e-5 * float(np.abs(before).max()))
 
 
-def test_lower_hidden_values_make_the_same_prediction():
-    tiny = presets.tiny()
-    # Groups of 16 channels of 48 and 16, and of 8 of 16 and 16: none holds both hidden and skip channels.
-    unets = {
-        part: dataclasses.replace(getattr(tiny, part), block_out_channels=(16, 48), norm_num_groups=4)
-        for part in ("unet", "reference_unet")
-    }
-    config = dataclasses.replace(tiny, **unets)
-    params = init_parameters(config, jax.random.key(0))
-    params = trees.map_paths(lambda path, leaf: leaf + 0.02 * np.sin(np.arange(leaf.size)).reshape(leaf.shape), params)
-    lower = {part: grow.lowered(params[part], unet, 4.0) for part, unet in unets.items()}
-    raised = {part: grow.lowered(params[part], unet, 0.1) for part, unet in unets.items()}
-    before, after, other = (predict(given, config) for given in (params, {**params, **lower}, {**params, **raised}))
-    scale = float(np.abs(before).max())
-    np.testing.assert_allclose(after, before, atol=2e-4 * scale)
-    np.testing.assert_allclose(other, before, atol=2e-4 * scale)
-    changed = {
-        path for path, leaf in trees.flatten(lower["unet"]).items() if leaf is not trees.flatten(params["unet"])[path]
-    }
-    assert {path.split("/")[0] for path in changed} == {"up_blocks_0", "up_blocks_1"}
-    assert "up_blocks_1/attentions_0/proj_out/kernel" in changed and "up_blocks_0/upsamplers_0/conv/kernel" in changed
-    with pytest.raises(ValueError, match="a positive number of times smaller, got 0"):
-        grow.lowered(params["unet"], config.unet, 0)
-
-
 def test_the_program_writes_a_model_folder(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(grow.main, [str(tiny_model_folder), str(tmp_path / "deep"), "--layers", "2", "1", "--lower", "1", "2"])
+    run(grow.main, [str(tiny_model_folder), str(tmp_path / "deep"), "--layers", "2", "1"])
     config, params = folder.load(tmp_path / "deep")
     assert config.unet.layers_per_block == config.reference_unet.layers_per_block == (2, 1)
     assert "resnets_2" in params["unet"]["up_blocks_1"] and "resnets_2" not in params["unet"]["up_blocks_0"]

@@ -1,16 +1,11 @@
-"""Another model that computes what a trained one does: `python -m train.grow SRC OUT --layers 2 2 1 1 --attend 0`.
+"""A deeper model that computes what a trained one does: `python -m train.grow SRC OUT --layers 2 2 1 1 --attend 0`.
 
 New layers of both UNets' blocks begin as nothing added: the last products of a resnet and of an attention are zero, and
 where a skip is joined its part of the shortcut is zero (Net2DeeperNet, arXiv 1511.05641). Attentions otherwise begin
 with their neighbour's weights, or at random where the block had none. A run goes on from OUT with `--start OUT`.
-
-`--lower S R`: in the finest up blocks hidden values become S (denoiser) and R (reference UNet) times smaller, which the
-norms behind them undo. Where training let hidden values grow over skips and attentions, these begin to count again:
-what is added to large values, or learnt of small ones, is next to nothing to an optimiser.
 """
 
 import dataclasses
-import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -28,14 +23,12 @@ from fcjax.models.parameters import init_parameters
 from fcjax.network_config import CROSS_ATTENTION_UP, UNetConfig
 
 Tree = dict[str, Any]
-# What adds to an up block's hidden values, and the norm behind a joined skip.
-_HIDDEN = re.compile(r"up_blocks_(\d+)/(resnets_\d+|attentions_\d+)/((?:conv_shortcut|conv2|proj_out|norm1)/[a-z]+)")
 _LAYER = re.compile(r"(down|up)_blocks_(\d+)/(resnets|attentions)_(\d+)/(.*)")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What grows, and how deep, and what becomes smaller."""
+    """What grows, and how deep."""
 
     src: Annotated[Path, tyro.conf.Positional]
     """A model folder of ours."""
@@ -44,8 +37,6 @@ class Flags:
     """Per level of both UNets, the finest first: how many layers a down block has; an up block has one more."""
     attend: tuple[int, ...] = ()
     """Levels whose up blocks get attention, 0 the finest."""
-    lower: tuple[float, float] = (1.0, 1.0)
-    """How many times smaller the finest up blocks' hidden values become, of the denoiser and of the reference UNet."""
     seed: int = 0
 
 
@@ -128,43 +119,10 @@ def _neighbour(side: str, block: int, before: UNetConfig) -> int:
     return before.layers(block) - 1 if side == "down" else 0
 
 
-def lowered(params: Tree, config: UNetConfig, times: float) -> Tree:
-    """A UNet's parameters with hidden values so many times smaller in its finest up block.
-
-    Outputs stay what they were but for rounding. Where a norm's group holds hidden and skip channels they nearly do:
-    the skip's counted for next to nothing in it, and still do. ValueError for `times` that is not positive.
-    """
-    if not 0 < times < math.inf:
-        raise ValueError(f"hidden values become a positive number of times smaller, got {times}")
-    if config.levels < 2:
-        raise ValueError(f"hidden values come from a coarser level, and this UNet has {config.levels}")
-    last, groups, (finest, coarser) = config.levels - 1, config.norm_num_groups, config.block_out_channels[:2]
-
-    def lower(path: str, leaf: jax.Array) -> jax.Array:
-        if path.startswith(f"up_blocks_{last - 1}/upsamplers_0/"):
-            return leaf / times
-        place = _HIDDEN.fullmatch(path)
-        if place is None or int(place[1]) != last:
-            return leaf
-        # What is joined with the skip; its rows of the shortcut have become smaller by what they read.
-        hidden = coarser if place[2] == "resnets_0" else finest
-        if place[3] == "conv_shortcut/kernel":
-            return jnp.asarray(leaf).at[..., hidden:, :].divide(times)
-        if place[3] == "norm1/scale":
-            size = leaf.size // groups
-            return jnp.asarray(leaf).at[hidden : -(-hidden // size) * size].divide(times)
-        return leaf if place[3].startswith("norm1/") else leaf / times
-
-    return trees.map_paths(lower, params)
-
-
 def main(flags: Flags) -> None:
     config, params = folder.load(flags.src, dtype=jnp.float32)
     count = trees.count(params)
     config, params = grown(params, config, flags.layers, flags.attend, flags.seed)
-    for part, times in zip(("unet", "reference_unet"), flags.lower, strict=True):
-        if times != 1:
-            params = {**params, part: lowered(params[part], getattr(config, part), times)}
     folder.save(flags.out, params, config, dtype=jnp.float32)
     shutil.copytree(flags.src / "tokenizer", flags.out / "tokenizer", dirs_exist_ok=True)
     print(f"{flags.out}: {trees.count(params):,} parameters, of {count:,}")
