@@ -82,6 +82,10 @@ def condition_channels(condition: Condition, latent_channels: int, pose_patch: i
     return 2 * pose_patch**2 + wave_channels(3, pose_octaves) if condition == "pose" else latent_channels + 1
 
 
+OWN_SAMPLING = ("guidance", "steps")
+"""What of `ComposerConfig` says how pictures are sampled where a request does not; no network depends on it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ComposerConfig:
     """The whole model. `height` and `width` are pixels; `unet` is the denoiser.
@@ -199,7 +203,7 @@ class ComposerConfig:
     @property
     def own_sampling(self) -> dict[str, Any]:
         """How pictures are sampled where a request does not say: arguments of `Composer.compose`."""
-        return {"guidance": self.guidance, "steps": self.steps}
+        return {name: getattr(self, name) for name in OWN_SAMPLING}
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import convert
-from fcjax.config import APPEARANCES, ComposerConfig
+from fcjax.config import APPEARANCES, OWN_SAMPLING, ComposerConfig
 from fcjax.models.parameters import Parameters, abstract_binder, abstract_part
 from fcjax.network_config import NetworkConfig
 from fcjax.part_config import CLASSES, INDEX, PartConfig, config_dict, kind_problems, naming, parse_config
@@ -49,8 +49,7 @@ _COMPOSER_KEYS = (
     "pose_patch",
     "pose_octaves",
     "reference_octaves",
-    "guidance",
-    "steps",
+    *OWN_SAMPLING,
 )
 
 
@@ -105,7 +104,7 @@ def load_config(path: str | Path) -> ComposerConfig:
     if not isinstance(own, dict):
         raise ValueError(f"{said} must be an object of {', '.join(_COMPOSER_KEYS)}, got {own!r}")
     # Folders of before these were settings say nothing of them.
-    unknown = sorted((own.keys() ^ set(_COMPOSER_KEYS)) - {"guidance", "steps"})
+    unknown = sorted((own.keys() ^ set(_COMPOSER_KEYS)) - {*OWN_SAMPLING})
     if unknown:
         raise ValueError(f"{said} must have {', '.join(_COMPOSER_KEYS)}; missing or unknown: {', '.join(unknown)}")
     if problems := kind_problems(ComposerConfig, own):

@@ -51,7 +51,7 @@ from infer.request import (
     read_request,
     weights_digest,
 )
-from infer.sampling_request import SamplingFlags, SamplingRequest
+from infer.sampling_request import SamplingFlags, SamplingRequest, settled
 from infer.sheet import Panel, sheet
 from infer.values import changed, check, key_problems, tuples
 
@@ -266,7 +266,7 @@ def main(flags: Flags) -> None:
 
     request.check_sampler()
     composer = Composer.load(request.model, dtype=request.dtype)
-    request = request.settled(composer.config.own_sampling)
+    request = settled(request, composer.config.own_sampling)
     info = png_metadata(request.asdict(), weights_digest(request.model))
     with tqdm(unit="step", desc="album") as bar:
         album = make_album(composer, pages, **request.settings, progress=functools.partial(show_progress, bar))

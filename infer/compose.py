@@ -32,7 +32,7 @@ from infer.densepose import parts
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.parameters import read_parameters, warn_of_betas
 from infer.request import AssetFile, ComposeRequest, found, pose_words, warn_of_other_weights, weights_digest
-from infer.sampling_request import SamplingFlags
+from infer.sampling_request import SamplingFlags, settled
 from infer.sheet import Panel, sheet
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def make(
     request.check_sampler()
     if composer is None:
         composer = Composer.load(request.model, dtype=request.dtype)
-    request = request.settled(composer.config.own_sampling)
+    request = settled(request, composer.config.own_sampling)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
     if embed_assets is False:

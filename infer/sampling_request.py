@@ -4,10 +4,12 @@ import dataclasses
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, TypeVar
 
 from infer.flags import flag, flag_of
 from infer.values import check, check_whole_numbers
+
+Asked = TypeVar("Asked", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +35,6 @@ class SamplingRequest:
         fields = (field.name for field in dataclasses.fields(SamplingRequest))
         return {name: getattr(self, name) for name in fields if name not in ("model", "dtype")}
 
-    def settled(self, own: Mapping[str, Any]) -> Self:
-        """The same with the model's own (`ComposerConfig.own_sampling`) where nothing is asked for, so that it makes a
-        picture again alike."""
-        return settled(self, own)
-
     def check_values(self) -> None:
         """ValueError for values of a wrong kind."""
         for name in ("seed", "layout_seed", *(["steps"] if self.steps is not None else [])):
@@ -62,8 +59,10 @@ class SamplingRequest:
         check_sampler(self.sampler, 1 if self.steps is None else self.steps, self.eta)
 
 
-def settled(request: Any, own: Mapping[str, Any]) -> Any:
-    """A dataclass with the model's own values (`ComposerConfig.own_sampling`) where it holds none."""
+def settled(request: Asked, own: Mapping[str, Any]) -> Asked:
+    """A request (a dataclass) with the model's own (`ComposerConfig.own_sampling`) where nothing is asked for, so that
+    it makes a picture again alike.
+    """
     return dataclasses.replace(request, **{name: own[name] for name in own if getattr(request, name) is None})
 
 

@@ -51,7 +51,7 @@ from infer.compose import prepare_outputs, save_png, show_progress
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
 from infer.request import AssetFile, own_sampling, read_png_metadata, warn_of_other_weights, weights_digest
-from infer.sampling_request import SamplingFlags
+from infer.sampling_request import SamplingFlags, settled
 from infer.sheet import sheet
 from infer.tryon_request import FILES, TryOnRequest, as_made, put_over
 from infer.values import changed
@@ -254,7 +254,7 @@ def try_on_pairs(flags: Flags) -> None:
                 composer = composers[model]
                 if isinstance(composer, ValueError):
                     raise composer
-                request = request.settled(composer.config.own_sampling)
+                request = settled(request, composer.config.own_sampling)
                 fitting = fit(request, composer, person, assets)
                 info = request.metadata(weights[request.model], digests(request))
                 save_png(fitting.image, flags.out / name, info, icc_profile(Path(request.person)))
@@ -291,7 +291,7 @@ def left_to_make(
             continue
         try:
             request = _placed(make(), beside)
-            request = request.settled(own(request.model))
+            request = settled(request, own(request.model))
             asked = request.asdict(digests(request)), weights[request.model]
         except (ValueError, OSError):
             # What is wrong with it is said when its turn comes.
@@ -381,7 +381,7 @@ def main(flags: Flags) -> None:
     prepare_outputs([flags.out, flags.sheet], [*read, flags.request])
     person, assets = opened(request)
     composer = _load(request.model, request.dtype)
-    request = request.settled(composer.config.own_sampling)
+    request = settled(request, composer.config.own_sampling)
     weights = weights_digest(request.model)
     warn_of_other_weights(request.model, weights, expected_weights)
     with tqdm(unit="step", desc="trying on") as bar:

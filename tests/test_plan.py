@@ -195,6 +195,8 @@ def test_a_plan_of_sampling_on_simulated_devices(config: TrainConfig, sampling: 
     )
     assert sampling.flops == pytest.approx(conditions + 5 * step + decode)
     assert sampling.collectives and sampling.samples_per_second == 1 / sampling.seconds
+    with pytest.raises(ValueError, match="steps of sampling must be at least 1, got 0"):
+        forecast.plan_sampling(config.model, "cpu:8", "tensor", 1, steps=0)
     json.dumps(dataclasses.asdict(sampling))
 
 

@@ -14,7 +14,7 @@ from fcjax.body import Body
 from fcjax.composer import Composer
 from infer import compose
 from infer.request import AssetFile, ComposeRequest
-from infer.sampling_request import SamplingFlags
+from infer.sampling_request import SamplingFlags, settled
 from infer.sheet import sheet
 
 
@@ -44,10 +44,10 @@ def test_a_short_request_has_the_composers_defaults() -> None:
     # How far guidance goes, and in how many steps, is the model's to say.
     own = {"guidance": 7.5, "steps": 9}
     assert short.guidance is short.steps is None and not own.keys() & short.asdict().keys()
-    assert own.items() <= short.settled(own).asdict().items()
+    assert own.items() <= settled(short, own).asdict().items()
     asked = dataclasses.replace(short, guidance=2.0)
-    assert {"guidance": 2.0, "steps": 9}.items() <= asked.settled(own).asdict().items()
-    assert dataclasses.replace(short, steps=3).settled(own).steps == 3
+    assert {"guidance": 2.0, "steps": 9}.items() <= settled(asked, own).asdict().items()
+    assert settled(dataclasses.replace(short, steps=3), own).steps == 3
 
 
 def test_every_setting_has_a_flag() -> None:

@@ -33,6 +33,7 @@ import tyro
 from configs import load_config
 from fcjax import folder
 from fcjax.cli import run
+from fcjax.config import OWN_SAMPLING
 from fcjax.data import read_index
 from fcjax.wardrobe import EDITION
 from train.ablation_table import Result, Rows, summary, table
@@ -153,7 +154,7 @@ def check_same(there: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """ValueError, naming every field with both values, for what was made otherwise."""
     both = [{**one, "data": one["data"] if there["data"] and now["data"] else None} for one in (there, now)]
     # Figures are by the request's guidance and by STEPS, whatever the models' own are.
-    free = tuple(f"{who}.model.{name}" for who in ("arms", "base") for name in ("guidance", "steps"))
+    free = tuple(f"{who}.model.{name}" for who in ("arms", "base") for name in OWN_SAMPLING)
     differ = differing(*both, free)
     if differ:
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fcjax.config import OWN_SAMPLING
 from fcjax.whole_files import write_json
 from train.config import TrainConfig
 
@@ -17,7 +18,7 @@ FREE_FIELDS = ("steps", "log_every", "watch_every", "checkpoint_every", "keep", 
 FREE_FIELDS += ("explode", "tensorboard", "profile_at", "profile_steps")
 FREE_FIELDS += ("strategy", "axes", "devices", "remat")
 FREE_FIELDS += ("data", "heldout", "start", "tokenizer", "vae", "export_dtype", "augment.symmetry")
-FREE_FIELDS += ("model.guidance", "model.steps")
+FREE_FIELDS += tuple(f"model.{name}" for name in OWN_SAMPLING)
 
 
 def document_of(config: Any) -> dict[str, Any]:

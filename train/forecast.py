@@ -248,6 +248,8 @@ def plan_sampling(
 
     One request's conditions, a guided step, and decoding are programs of their own; the step counts `steps` times.
     """
+    if steps < 1:
+        raise ValueError(f"steps of sampling must be at least 1, got {steps}")
     hardware, devices = devices_of(name)
     chosen, count = named(strategy_name), images * len(devices)
     sizes = axis_sizes(chosen, len(devices))

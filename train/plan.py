@@ -153,7 +153,7 @@ def plans(settings: Settings, config: TrainConfig) -> Iterable[Plan]:
     for name, chosen, batch, remat in grid:
         try:
             if settings.what == "sample":
-                steps = settings.steps or config.model.steps
+                steps = config.model.steps if settings.steps is None else settings.steps
                 yield plan_sampling(config.model, name, chosen, batch, steps=steps, quick=settings.quick)
             else:
                 alone = settings.what == "unet"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcjax import folder, trees
-from fcjax.config import ComposerConfig
+from fcjax.config import OWN_SAMPLING, ComposerConfig
 from fcjax.data import Mixed, Prepared
 from fcjax.generation import Inputs, decode, generate, make_conditions, to_bytes
 from fcjax.models import composer
@@ -224,7 +224,7 @@ def network_fields(model: ComposerConfig) -> Tree:
     """
     fields = dataclasses.asdict(model)
     for part in (fields, *fields.values()):
-        for name in ("height", "width", "sample_size", "guidance", "steps", *_TOKEN_IDS):
+        for name in ("height", "width", "sample_size", *OWN_SAMPLING, *_TOKEN_IDS):
             if isinstance(part, dict):
                 part.pop(name, None)
     return fields
