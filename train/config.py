@@ -67,6 +67,8 @@ class LossConfig:
     """The same of the pose."""
     matching: float = 0.0
     """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
+    texture: float = 0.0
+    """Weight of `train.texture.texture_loss`."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 

@@ -22,6 +22,7 @@ from fcjax.models.vae import VAE
 from fcjax.network_config import UNetConfig
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
+from train.texture import texture_loss
 
 Tree = dict[str, Any]
 Metrics = dict[str, Array]
@@ -233,6 +234,10 @@ def composing_loss(
         weight = loss_weight(config.weighting, model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
         restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
+        if config.texture:
+            drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], 2))
+            texture = jnp.mean(weight * texture_loss(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
+            total, metrics = total + config.texture * texture, {**metrics, "texture": texture}
         if fixed is not None:
             metrics[SAMPLE_LOSSES] = weight * error
         if config.matching and isinstance(own, composer.ReferenceFeatures):

@@ -1,0 +1,90 @@
+"""The texture loss: right textures out of place are forgiven, blurs are not."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training import composing_task, prepared
+from train.step import composing_loss
+from train.texture import texture_loss
+
+KEY = jax.random.key(0)
+EVERYWHERE = np.ones((1, 16, 24), bool)
+
+
+def stripes(phase: int) -> np.ndarray:
+    """(1, 16, 24, 3): four tokens of 1, four of -1, down the picture."""
+    rows = np.where((np.arange(16) + phase) // 4 % 2, 1.0, -1.0)
+    return np.broadcast_to(rows[None, :, None, None], (1, 16, 24, 3)).astype(np.float32)
+
+
+def loss(restored: np.ndarray, clean: np.ndarray, foreground: np.ndarray = EVERYWHERE, emphasis: float = 0.0) -> float:
+    """Averaged over draws."""
+    keys = jax.random.split(KEY, 64)
+    given = (jnp.asarray(restored), jnp.asarray(clean), jnp.asarray(foreground), 1.0, emphasis)
+    return float(jnp.mean(jax.vmap(lambda key: texture_loss(*given, key))(keys)))
+
+
+def test_a_texture_out_of_place_is_nearer_than_a_blur():
+    clean = stripes(0)
+    shifted, blurred = stripes(4), np.zeros_like(clean)
+    assert np.mean((shifted - clean) ** 2) == 4 * np.mean((blurred - clean) ** 2)
+    assert loss(clean, clean) == 0.0
+    assert loss(shifted, clean) < 0.15 * loss(blurred, clean)
+
+
+def test_it_is_at_most_the_squared_error():
+    rng = np.random.default_rng(0)
+    clean, restored = rng.standard_normal((2, 1, 16, 24, 3)).astype(np.float32)
+    assert 0.0 < loss(restored, clean) < np.mean((restored - clean) ** 2)
+    # Of a constant difference it is all of it where filters sum up to no more than their deviation.
+    assert loss(clean + 0.5, clean) == pytest.approx(0.25, rel=0.3)
+
+
+def test_foreground_and_background_are_held_apart_and_count_by_their_emphasis():
+    clean = stripes(0)
+    # The colours of a person and of what is behind it exchanged: the same colours in every window.
+    assert loss(-clean, clean, clean[..., 0] > 0) > 5 * loss(-clean, clean)
+    inside = np.broadcast_to(np.arange(24) < 12, (1, 16, 24))
+    wrong = np.where(inside[..., None], clean + 1.0, clean)
+    # But for the tokens beside the person that filters of three by three reach.
+    assert loss(wrong, clean, inside, emphasis=4.0) == pytest.approx(loss(wrong, clean, inside) * 5 / 3, rel=0.1)
+
+
+def test_gradients_lead_from_a_blur_to_stripes():
+    clean = jnp.asarray(stripes(0))
+    guess = 0.1 * jnp.asarray(stripes(2))
+
+    @jax.jit
+    def step(guess, key):
+        value = lambda guess: jnp.sum(texture_loss(guess, clean, jnp.asarray(EVERYWHERE), 1.0, 0.0, key))  # noqa: E731
+        return guess - 200.0 * jax.grad(value)(guess)
+
+    for key in jax.random.split(KEY, 100):
+        guess = step(guess, key)
+    assert float(jnp.std(guess)) == pytest.approx(float(jnp.std(clean)), rel=0.15)
+
+
+def test_latents_of_any_size_from_a_window_on():
+    clean = stripes(0)[:, :11, :17]
+    assert loss(np.zeros_like(clean), clean, EVERYWHERE[:, :11, :17]) > 0.5
+    small = jnp.asarray(clean[:, :7])
+    with pytest.raises(ValueError, match="at least 8 tokens a side, got 7x17"):
+        texture_loss(small, small, jnp.zeros((1, 7, 17), bool), 1.0, 0.0, KEY)
+
+
+def test_the_composing_loss_adds_it_by_its_weight(tmp_path: Path):
+    config, task, batch = composing_task(prepared(tmp_path))
+    values = {}
+    for weight in (0.0, 1.0, 2.0):
+        given = dataclasses.replace(config.loss, texture=weight)
+        values[weight] = jax.jit(composing_loss(config.model, given, jnp.float32))(task.parameters, batch, KEY)
+    assert "texture" not in values[0.0][1]
+    texture = float(values[1.0][1]["texture"])
+    assert texture > 0.0
+    for weight in (1.0, 2.0):
+        assert float(values[weight][0] - values[0.0][0]) == pytest.approx(weight * texture, rel=1e-4)
