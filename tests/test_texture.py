@@ -69,6 +69,13 @@ def test_gradients_lead_from_a_blur_to_stripes():
     assert float(jnp.std(guess)) == pytest.approx(float(jnp.std(clean)), rel=0.15)
 
 
+def test_predictions_in_half_precision_are_sorted_in_single():
+    clean = 0.1 * stripes(0)
+    half = jnp.asarray(clean, jnp.bfloat16)
+    value = texture_loss(half, jnp.asarray(clean), jnp.asarray(EVERYWHERE), 1.0, 0.0, KEY)
+    assert value.dtype == jnp.float32 and float(value[0]) < 1e-5
+
+
 def test_latents_of_any_size_from_a_window_on():
     clean = stripes(0)[:, :11, :17]
     assert loss(np.zeros_like(clean), clean, EVERYWHERE[:, :11, :17]) > 0.5

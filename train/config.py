@@ -68,7 +68,7 @@ class LossConfig:
     matching: float = 0.0
     """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
     texture: float = 0.0
-    """Weight of `train.texture.texture_loss`."""
+    """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 

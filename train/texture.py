@@ -49,7 +49,7 @@ def texture_loss(
         return array.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, depth, WINDOW**2)
 
     def projected(latents: Float[Array, "b h w c"]) -> Float[Array, "b n d t"]:
-        scaled = latents * jnp.sqrt(jnp.asarray(channel_weights))
+        scaled = latents.astype(jnp.float32) * jnp.sqrt(jnp.asarray(channel_weights, jnp.float32))
         dimensions = ("NHWC", "HWIO", "NHWC")
         values = jax.lax.conv_general_dilated(scaled, filters, (1, 1), "SAME", dimension_numbers=dimensions)
         return jnp.sort(windows(values) + _APART * inside, axis=-1)
