@@ -236,7 +236,8 @@ def composing_loss(
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
         if config.texture:
             drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], 2))
-            texture = jnp.mean(weight * texture_loss(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
+            of_clean = loss_weight(config.weighting, "sample", schedule, timesteps, config.min_snr)
+            texture = jnp.mean(of_clean * texture_loss(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
             total, metrics = total + config.texture * texture, {**metrics, "texture": texture}
         if fixed is not None:
             metrics[SAMPLE_LOSSES] = weight * error

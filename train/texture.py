@@ -25,7 +25,7 @@ def texture_loss(
 
     Of latents projected on random directions, the foreground's and the background's of a window apart. A mean squared
     error asks for the average of all textures that may be, which is a blur where their phase is not known; this asks
-    for any texture of the right colours, and is never more than the error itself (by the draw's expectation).
+    for any texture of the right colours, and is never more than the squared error where emphasis is 0.
     channel_weights, emphasis: what an error in each channel counts, and one in the foreground `1 + emphasis` times.
     ValueError where latents are smaller than a window.
     """
