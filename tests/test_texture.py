@@ -41,7 +41,7 @@ def test_it_is_at_most_the_squared_error():
     rng = np.random.default_rng(0)
     clean, restored = rng.standard_normal((2, 1, 16, 24, 3)).astype(np.float32)
     assert 0.0 < loss(restored, clean) < np.mean((restored - clean) ** 2)
-    # Of a constant difference it is all of it where filters sum up to no more than their deviation.
+    # A constant difference is no texture to be found elsewhere: all of it counts, by the draws' expectation.
     assert loss(clean + 0.5, clean) == pytest.approx(0.25, rel=0.3)
 
 
@@ -55,13 +55,15 @@ def test_foreground_and_background_are_held_apart_and_count_by_their_emphasis():
     assert loss(wrong, clean, inside, emphasis=4.0) == pytest.approx(loss(wrong, clean, inside) * 5 / 3, rel=0.1)
 
 
-def test_gradients_lead_from_a_blur_to_stripes():
+def test_gradients_lead_from_faint_stripes_to_full_ones_where_they_are():
     clean = jnp.asarray(stripes(0))
     guess = 0.1 * jnp.asarray(stripes(2))
 
     @jax.jit
     def step(guess, key):
-        value = lambda guess: jnp.sum(texture_loss(guess, clean, jnp.asarray(EVERYWHERE), 1.0, 0.0, key))  # noqa: E731
+        def value(guess):
+            return jnp.sum(texture_loss(guess, clean, jnp.asarray(EVERYWHERE), 1.0, 0.0, key))
+
         return guess - 200.0 * jax.grad(value)(guess)
 
     for key in jax.random.split(KEY, 100):
@@ -88,12 +90,20 @@ def test_latents_of_any_size_from_a_window_on():
 
 def test_the_composing_loss_adds_it_by_its_weight(tmp_path: Path):
     config, task, batch = composing_task(prepared(tmp_path))
-    values = {}
-    for weight in (0.0, 1.0, 2.0):
-        given = dataclasses.replace(config.loss, texture=weight)
-        values[weight] = jax.jit(composing_loss(config.model, given, jnp.float32))(task.parameters, batch, KEY)
-    assert "texture" not in values[0.0][1]
-    texture = float(values[1.0][1]["texture"])
-    assert texture > 0.0
-    for weight in (1.0, 2.0):
-        assert float(values[weight][0] - values[0.0][0]) == pytest.approx(weight * texture, rel=1e-4)
+
+    def value(channels: np.ndarray | float = 1.0, **changes: float) -> tuple[float, dict[str, jax.Array]]:
+        given = dataclasses.replace(config.loss, **changes)
+        total, metrics = jax.jit(composing_loss(config.model, given, jnp.float32, channels))(
+            task.parameters, batch, KEY
+        )
+        return float(total), metrics
+
+    without, metrics = value()
+    assert "texture" not in metrics
+    total, metrics = value(texture=2.0)
+    texture = float(metrics["texture"])
+    assert texture > 0.0 and total - without == pytest.approx(2.0 * texture, rel=1e-4)
+    # Channels and the person count in it as they do in the squared error.
+    assert float(value(4.0, texture=2.0)[1]["texture"]) == pytest.approx(4.0 * texture, rel=1e-4)
+    emphasised = value(texture=2.0, foreground_weight=config.loss.foreground_weight + 50.0)[1]
+    assert float(emphasised["texture"]) != pytest.approx(texture, rel=1e-3)

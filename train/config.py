@@ -68,7 +68,8 @@ class LossConfig:
     matching: float = 0.0
     """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
     texture: float = 0.0
-    """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur."""
+    """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur.
+    As an error of the clean latents it counts by `weighting`: choose "min_snr" where noise is predicted."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 

@@ -1,4 +1,4 @@
-"""The texture loss: predictions should have a picture's local distribution of colours and edges, wherever they lie."""
+"""The texture loss: a picture's local distribution of colours and edges, wherever in a window they lie."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ def texture_loss(
     emphasis: float,
     key: Key[Array, ""],
 ) -> Float[Array, "b"]:
-    """Squared sliced Wasserstein distance (arXiv 2006.07229) of each sample, averaged over windows at random places.
+    """Squared sliced Wasserstein distance (arXiv 2006.07229) of each sample, averaged over windows at random places
+    (which go on at the opposite edge).
 
     Of latents projected on random directions, the foreground's and the background's of a window apart. A mean squared
     error asks for the average of all textures that may be, which is a blur where their phase is not known; this asks
@@ -51,7 +52,9 @@ def texture_loss(
     def projected(latents: Float[Array, "b h w c"]) -> Float[Array, "b n d t"]:
         scaled = latents.astype(jnp.float32) * jnp.sqrt(jnp.asarray(channel_weights, jnp.float32))
         dimensions = ("NHWC", "HWIO", "NHWC")
-        values = jax.lax.conv_general_dilated(scaled, filters, (1, 1), "SAME", dimension_numbers=dimensions)
+        values = jax.lax.conv_general_dilated(
+            scaled, filters, (1, 1), "SAME", dimension_numbers=dimensions, precision=jax.lax.Precision.HIGHEST
+        )
         return jnp.sort(windows(values) + _APART * inside, axis=-1)
 
     inside = windows(foreground[..., None].astype(jnp.float32))
