@@ -1,4 +1,4 @@
-"""The training step on the composing task: what is drawn, dropped, frozen, added up."""
+"""The training step on the composing task: what is dropped, frozen, added up."""
 
 import dataclasses
 import functools
@@ -24,9 +24,6 @@ from tests.training import composing_task, prepared
 from train.config import OptimizerConfig
 from train.step import (
     composing_loss,
-    drawn_noise,
-    drawn_timesteps,
-    dropped,
     initial_state,
     make_step,
     matching_loss,
@@ -199,24 +196,6 @@ def test_matching_is_low_where_the_right_place_is_looked_at(composing):
     assert loss(nowhere, hidden=(6 * width + 5, 6 * width + 6)) == 0.0
 
 
-def test_a_shift_draws_noisier_timesteps(composing):
-    config = composing[0].loss
-    for shift, below_half in ((1.0, 0.5), (3.0, 0.25)):
-        drawn = np.asarray(drawn_timesteps(dataclasses.replace(config, timestep_shift=shift), KEY, 20_000, 1000))
-        assert np.mean(drawn < 500) == pytest.approx(below_half, abs=0.01)
-        assert drawn.min() < 5 and drawn.max() == 999
-    with pytest.raises(ValueError, match="timestep_shift must be positive"):
-        dataclasses.replace(config, timestep_shift=0.0)
-
-
-def test_offset_noise_moves_whole_channels(composing):
-    loss = dataclasses.replace(composing[0].loss, offset_noise=0.5)
-    noise = np.asarray(drawn_noise(loss, KEY, (200, 8, 8, 4)))
-    means = noise.mean(axis=(1, 2))
-    assert np.std(means) == pytest.approx(np.hypot(0.5, 1 / 8), rel=0.1)
-    assert np.std(noise - means[:, None, None]) == pytest.approx(1.0, rel=0.02)
-
-
 @pytest.mark.parametrize("remat", ["layers", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dots", "all"))])
 def test_rematerialisation_changes_no_gradient(composing, remat: str):
     config, task, batch = composing
@@ -337,16 +316,6 @@ def test_without_a_moving_average_none_is_kept(composing):
     assert not jax.tree.leaves(state.average)
     averaged, last = parameters(state, averaged=True), parameters(state)
     assert all(trees.flatten(trees.map_paths(lambda _, a, b: a is b, averaged, last)).values())
-
-
-def test_drop_out_gives_each_guidance_branch_its_share(composing):
-    shares = dataclasses.replace(composing[0].loss, drop_text=0.1, drop_reference=0.2, drop_both=0.3)
-    no_words, no_assets = (np.asarray(drop) for drop in dropped(shares, KEY, 20_000))
-    assert np.mean(no_words & ~no_assets) == pytest.approx(0.1, abs=0.01)
-    assert np.mean(~no_words & no_assets) == pytest.approx(0.2, abs=0.01)
-    assert np.mean(no_words & no_assets) == pytest.approx(0.3, abs=0.01)
-    with pytest.raises(ValueError, match="drop-out shares"):
-        dataclasses.replace(shares, drop_text=0.6)
 
 
 def test_freezing_everything_is_refused(composing):

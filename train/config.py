@@ -70,6 +70,9 @@ class LossConfig:
     texture: float = 0.0
     """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur.
     As an error of the clean latents it counts by `weighting`: choose "min_snr" where noise is predicted."""
+    rollout: float = 0.0
+    """The share of samples whose noisy latents come of the model's own prediction at a noisier timestep, as sampling's
+    do, so that it learns to mend its errors (`train.draws.own_noise`). Costs a forward pass of the denoiser."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 
@@ -77,6 +80,8 @@ class LossConfig:
         shares = (self.drop_text, self.drop_reference, self.drop_both)
         if min(*shares, self.drop_pose) < 0 or sum(shares) > 1 or self.drop_pose > 1:
             raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
+        if not 0 <= self.rollout <= 1:
+            raise ValueError(f"rollout is a share of the samples, from 0 to 1; got {self.rollout}")
         if self.weighting not in get_args(Weighting):
             raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {self.weighting!r}")
         if self.timestep_shift <= 0:

@@ -22,6 +22,7 @@ from fcjax.models.vae import VAE
 from fcjax.network_config import UNetConfig
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
+from train.draws import drawn_noise, drawn_timesteps, dropped, own_noise
 from train.texture import texture_loss
 
 Tree = dict[str, Any]
@@ -222,11 +223,21 @@ def composing_loss(
         fixed = batch.get("timesteps")
         timesteps = drawn_timesteps(config, keys["time"], count, len(schedule)) if fixed is None else fixed.reshape(-1)
         noise = drawn_noise(config, keys["noise"], clean.shape)
-        noisy = add_noise(schedule, clean, noise, timesteps)
         denoise = network(composer.denoise_with_queries)
-        prediction, queries = denoise(
-            params, noisy=noisy, timesteps=timesteps, text=text, condition=condition, features=features
-        )
+        given = {"text": text, "condition": condition, "features": features}
+        if config.rollout:
+            held = jax.lax.stop_gradient((params, given))
+            noise = own_noise(
+                config,
+                model.diffusion,
+                lambda noisy, timesteps: denoise(held[0], noisy=noisy, timesteps=timesteps, **held[1])[0],
+                clean,
+                noise,
+                timesteps,
+                jax.random.fold_in(keys["noise"], 3),
+            )
+        noisy = add_noise(schedule, clean, noise, timesteps)
+        prediction, queries = denoise(params, noisy=noisy, timesteps=timesteps, **given)
         target = training_target(model.diffusion.prediction_type, schedule, clean, noise, timesteps)
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
         emphasis = emphasis / jnp.mean(emphasis)
@@ -350,29 +361,6 @@ def matching_loss(
             sums, counts = jax.lax.platform_dependent(given, cpu=each, default=together)
             losses.append(jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1))
     return jnp.mean(jnp.stack(losses))
-
-
-def drawn_timesteps(config: LossConfig, key: Key[Array, ""], count: int, total: int) -> Int[Array, "b"]:
-    """Timesteps in [0, total), uniform or moved towards noise by `timestep_shift`."""
-    share = jax.random.uniform(key, (count,))
-    share = config.timestep_shift * share / (1 + (config.timestep_shift - 1) * share)
-    return jnp.minimum(share * total, total - 1).astype(jnp.int32)
-
-
-def drawn_noise(config: LossConfig, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
-    """Gaussian noise of deviation 1 in every token, and of `offset_noise` for all tokens of a channel together."""
-    noise = jax.random.normal(key, shape)
-    if config.offset_noise:
-        offset = jax.random.normal(jax.random.fold_in(key, 1), (shape[0], 1, 1, shape[-1]))
-        noise += config.offset_noise * offset
-    return noise
-
-
-def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:
-    """Whose text and whose assets the denoiser does not see: disjoint shares of the samples, by one draw each."""
-    draw = jax.random.uniform(key, (count,))
-    both, text = config.drop_both, config.drop_both + config.drop_text
-    return draw < text, (draw < both) | ((draw >= text) & (draw < text + config.drop_reference))
 
 
 def make_step(config: TrainConfig, loss: Loss, shardings: tuple[Any, Any] | None = None):

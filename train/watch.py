@@ -16,9 +16,10 @@ from PIL import Image
 
 from fcjax.data import Prepared
 from train.config import TrainConfig
+from train.draws import drawn_timesteps
 from train.logs import Log
 from train.placement import Placement
-from train.step import SAMPLE_LOSSES, drawn_timesteps
+from train.step import SAMPLE_LOSSES
 from train.tasks import Task
 
 HELDOUT_BATCHES = 8
