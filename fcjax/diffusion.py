@@ -105,17 +105,6 @@ def to_clean(
     raise _unknown_prediction_type(prediction_type)
 
 
-def to_noise(
-    alphas_cumprod: Float[Array | np.ndarray, "t"],
-    clean: Float[Array, "b ..."],
-    noisy: Float[Array, "b ..."],
-    timesteps: Int[Array, "b"],
-) -> Float[Array, "b ..."]:
-    """The noise that leads from x_0 to x_t: `add_noise` solved for it."""
-    alpha, sigma = _per_sample(alphas_cumprod, timesteps, clean.ndim)
-    return (noisy - alpha * clean) / sigma
-
-
 def loss_weight(
     weighting: Weighting,
     prediction_type: str,

@@ -1,6 +1,7 @@
 """What a training step draws: noise levels, noise, drop-outs, and noise that holds the model's own errors."""
 
-from pathlib import Path
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,19 @@ import pytest
 from jaxtyping import Array
 
 from fcjax.config import DiffusionConfig
-from fcjax.diffusion import PREDICTION_TYPES, add_noise, make_alphas_cumprod, training_target
+from fcjax.diffusion import add_noise, make_alphas_cumprod, to_clean
+from fcjax.models import composer
+from fcjax.samplers import sampler_step, sampler_table
 from tests.training import composing_task, prepared
 from train.config import LossConfig
+from train.cost import flops_of
 from train.draws import drawn_noise, drawn_timesteps, dropped, own_noise
 from train.step import composing_loss
 
 KEY = jax.random.key(0)
 SIZE = (200, 2, 3, 4)
+DIFFUSION = DiffusionConfig(prediction_type="sample", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+SCHEDULE = make_alphas_cumprod(DIFFUSION)
 
 
 def test_a_shift_draws_noisier_timesteps():
@@ -45,75 +51,149 @@ def test_drop_out_gives_each_guidance_branch_its_share():
         LossConfig(**{**shares, "drop_text": 0.6})
 
 
-class Network:
-    """Predicts as one would that takes clean latents for `guess`; remembers what it was asked."""
-
-    def __init__(self, diffusion: DiffusionConfig, guess: Array):
-        self.diffusion, self.schedule, self.guess = diffusion, make_alphas_cumprod(diffusion), guess
-
-    def __call__(self, noisy: Array, timesteps: Array) -> Array:
-        self.noisy, self.timesteps = noisy, timesteps
-        share = jnp.asarray(self.schedule)[timesteps][:, None, None, None]
-        noise = (noisy - jnp.sqrt(share) * self.guess) / jnp.sqrt(1 - share)
-        return training_target(self.diffusion.prediction_type, self.schedule, self.guess, noise, timesteps)
-
-
-def rolled_out(guess: Array, clean: Array, prediction_type: str = "sample", rollout: float = 1.0):
-    """(noise, own noise, timesteps, the network that was asked), at a shift of 3."""
-    config = LossConfig(timestep_shift=3.0, rollout=rollout)
-    diffusion = DiffusionConfig(prediction_type=prediction_type, rescale_betas_zero_snr=prediction_type != "epsilon")
+def rolled_out(guess: Array, clean: Array, rollout: float = 1.0, shift: float = 3.0):
+    """(noise, own noise, timesteps, the noisier ones, noisy latents there) with a model that says `guess` of all."""
+    config = LossConfig(timestep_shift=shift, rollout=rollout)
     noise = jax.random.normal(jax.random.fold_in(KEY, 1), clean.shape)
-    timesteps = drawn_timesteps(config, jax.random.fold_in(KEY, 2), len(clean), diffusion.num_train_timesteps)
-    network = Network(diffusion, guess)
-    return noise, own_noise(config, diffusion, network, clean, noise, timesteps, KEY), timesteps, network
+    timesteps = drawn_timesteps(config, jax.random.fold_in(KEY, 2), len(clean), 1000)
+    asked = []
+
+    def restore(noisy: Array, before: Array) -> Array:
+        asked.append((before, noisy))
+        return guess
+
+    own = own_noise(config, SCHEDULE, restore, clean, noise, timesteps, KEY)
+    return noise, own, timesteps, *asked[0]
 
 
-def test_a_perfect_model_leaves_the_noise_as_it_is():
+def test_a_model_that_knows_the_truth_leaves_the_noise_as_it_is():
     clean = jax.random.normal(KEY, SIZE)
-    noise, own, _, _ = rolled_out(clean, clean)
-    np.testing.assert_allclose(own, noise, atol=1e-3)
+    noise, own, timesteps, before, _ = rolled_out(clean, clean)
+    np.testing.assert_array_equal(own, noise)
+    assert np.mean(before > timesteps) > 0.9
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_noisy_latents_are_a_step_of_ddim_from_a_noisier_timestep(prediction_type: str):
-    clean = jax.random.normal(KEY, SIZE)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0, 0.5])
+def test_noisy_latents_are_a_step_of_ddim_from_any_noisier_timestep(shift: float):
+    clean = jax.random.normal(KEY, (4000, 1, 1, 2))
     guess = 0.5 * clean + 0.2
-    _, own, timesteps, network = rolled_out(guess, clean, prediction_type)
-    assert np.all(network.timesteps >= timesteps)
-    # Between this timestep and the last by the shift: half way on average, of what was uniform.
-    levels = [np.asarray(t + 0.5) / (3000 - 2 * np.asarray(t + 0.5)) for t in (timesteps, network.timesteps)]
-    assert np.mean((levels[1] - levels[0]) / (1 - levels[0])) == pytest.approx(0.5, abs=0.05)
-    (alpha, sigma), (later_alpha, later_sigma) = (
-        (np.sqrt(share), np.sqrt(1 - share))
-        for share in (network.schedule[np.asarray(t)][:, None, None, None] for t in (network.timesteps, timesteps))
-    )
-    expected = later_alpha * guess + later_sigma * (network.noisy - alpha * guess) / sigma
-    np.testing.assert_allclose(add_noise(network.schedule, clean, own, timesteps), expected, atol=2e-3)
+    noise, own, timesteps, before, noisy = rolled_out(guess, clean, shift=shift)
+    assert np.all(before >= timesteps) and np.max(before) <= 999
+    # Of what lies between this timestep and the last any share is as likely, by the shift.
+    quantiles = [np.asarray(t) / (1000 * shift - (shift - 1) * np.asarray(t)) for t in (timesteps, before)]
+    shares = (quantiles[1] - quantiles[0]) / (1 - quantiles[0])
+    shares = shares[timesteps < 800]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.03) and np.std(shares) == pytest.approx(12**-0.5, abs=0.02)
+    np.testing.assert_array_equal(noisy, add_noise(SCHEDULE, clean, noise, before))
+    share, next_share = (SCHEDULE[np.asarray(t)][:, None, None, None] for t in (before, timesteps))
+    seen = (noisy - np.sqrt(share) * guess) / np.sqrt(1 - share)
+    expected = np.sqrt(next_share) * guess + np.sqrt(1 - next_share) * seen
+    np.testing.assert_allclose(add_noise(SCHEDULE, clean, own, timesteps), expected, atol=1e-4)
+
+
+def test_a_step_is_the_samplers(monkeypatch: pytest.MonkeyPatch):
+    """From the last timestep but one of four to the last, as `sampler_step` goes."""
+    table = sampler_table(DIFFUSION, 4, max_steps=4)
+    rungs = table.timesteps[2], table.timesteps[3]
+    monkeypatch.setattr("train.draws._shifted", lambda config, quantile, total: jnp.full(2, int(rungs[0])))
+    clean = jax.random.normal(KEY, (2, 4, 4, 3))
+    noise, guess = jax.random.normal(jax.random.fold_in(KEY, 1), (2, *clean.shape))
+    asked = []
+
+    def restore(noisy: Array, before: Array) -> Array:
+        asked.append(noisy)
+        return guess
+
+    to = jnp.full(2, int(rungs[1]))
+    own = own_noise(LossConfig(rollout=1.0), SCHEDULE, restore, clean, noise, to, KEY)
+    stepped, _ = sampler_step(table, jnp.int32(2), asked[0], guess, jnp.zeros_like(guess), jnp.zeros_like(guess))
+    np.testing.assert_allclose(add_noise(SCHEDULE, clean, own, to), stepped, atol=1e-5)
 
 
 def test_only_its_share_of_samples_holds_the_models_errors():
     clean = jax.random.normal(KEY, (2000, 1, 1, 1))
-    noise, own, _, _ = rolled_out(clean + 1.0, clean, rollout=0.25)
-    assert np.mean(np.abs(own - noise) > 1e-3) == pytest.approx(0.25, abs=0.03)
-    with pytest.raises(ValueError, match="rollout is a share of the samples, from 0 to 1; got 1.5"):
+    noise, own, timesteps, before, _ = rolled_out(clean + 1.0, clean, rollout=0.25)
+    assert np.mean((own != noise)[before > timesteps]) == pytest.approx(0.25, abs=0.03)
+    with pytest.raises(ValueError, match="rollout is a share of the noise levels, from 0 to 1; got 1.5"):
         LossConfig(rollout=1.5)
 
 
-def test_no_gradient_flows_through_the_models_own_errors():
-    clean = jax.random.normal(KEY, SIZE)
-    gradient = jax.grad(lambda guess: jnp.sum(jnp.square(rolled_out(guess, clean)[1])))(clean)
-    assert not np.any(gradient)
+@pytest.fixture(scope="module")
+def composing(tmp_path_factory: pytest.TempPathFactory):
+    """The composing task on one batch: (config, task, batch), half of the noise levels with a drop-out."""
+    config, task, batch = composing_task(prepared(tmp_path_factory.mktemp("data")))
+    loss = dataclasses.replace(config.loss, drop_text=0.2, drop_reference=0.2, drop_both=0.1, noises=2, matching=0.0)
+    return dataclasses.replace(config, loss=loss), task, batch
 
 
-def test_the_composing_loss_asks_for_the_clean_latents_all_the_same(tmp_path: Path):
-    config, task, batch = composing_task(prepared(tmp_path))
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_composing_loss_predicts_twice_under_the_same_conditions(
+    composing, prediction_type: str, monkeypatch: pytest.MonkeyPatch
+):
+    config, task, batch = composing
+    diffusion = dataclasses.replace(config.model.diffusion, prediction_type=prediction_type)
+    model = dataclasses.replace(config.model, diffusion=diffusion)
+    loss = dataclasses.replace(config.loss, rollout=1.0, weighting="min_snr", foreground_weight=0.0)
+    calls = []
 
-    def value(rollout: float) -> dict[str, float]:
-        given = LossConfig(timestep_shift=3.0, rollout=rollout, drop_text=0.0, drop_reference=0.0, drop_both=0.0)
-        _, metrics = jax.jit(composing_loss(config.model, given, jnp.float32))(task.parameters, batch, KEY)
-        return {name: float(metric) for name, metric in metrics.items()}
+    def noting(*params: Any, **given: Any):
+        said = denoise(*params, **given)
+        calls.append((given, said[0]))
+        return said
 
-    taught, own = value(0.0), value(1.0)
-    assert own["clean_error"] != taught["clean_error"]
-    # An untrained model's own errors hide more of the truth than noise alone does, not all of it.
-    assert taught["clean_error"] < own["clean_error"] < 2 * taught["clean_error"] + 1
+    denoise = composer.denoise_with_queries
+    monkeypatch.setattr(composer, "denoise_with_queries", noting)
+    given = {name: jnp.asarray(rows) for name, rows in batch.items()}
+    total, metrics = composing_loss(model, loss, jnp.float32)(task.parameters, given, KEY)
+    (first, said), (second, prediction) = calls
+    for name in ("text", "condition", "features"):
+        jax.tree.map(np.testing.assert_array_equal, first[name], second[name])
+    schedule, timesteps = make_alphas_cumprod(diffusion), second["timesteps"]
+    assert np.all(first["timesteps"] >= timesteps) and np.any(first["timesteps"] > timesteps)
+    clean = jnp.repeat(given["latents"], 2, axis=0)
+    shares = (schedule[np.asarray(call["timesteps"])][:, None, None, None] for call in (first, second))
+    (alpha, sigma), (next_alpha, next_sigma) = ((np.sqrt(share), np.sqrt(1 - share)) for share in shares)
+    restored = to_clean(prediction_type, schedule, said, first["noisy"], first["timesteps"])
+    seen = (first["noisy"] - alpha * restored) / sigma
+    np.testing.assert_allclose(second["noisy"], next_alpha * restored + next_sigma * seen, atol=1e-3)
+    # What is asked for is the clean latents, whatever led to the noisy ones: in their own units for every prediction.
+    wanted = to_clean(prediction_type, schedule, prediction, second["noisy"], timesteps)
+    weight = np.minimum(next_alpha**2 / next_sigma**2, loss.min_snr)
+    assert float(total) == pytest.approx(float(np.mean(weight * np.square(wanted - clean))), rel=1e-3)
+    assert float(metrics["clean_error"]) == pytest.approx(float(np.mean(np.square(wanted - clean))), rel=1e-3)
+
+
+def test_held_out_losses_are_those_of_plain_noise(composing):
+    config, task, batch = composing
+    batch = batch | {"timesteps": np.array([[100, 500], [900, 999], [300, 700], [0, 50]])}
+
+    def value(rollout: float) -> float:
+        loss = composing_loss(config.model, dataclasses.replace(config.loss, rollout=rollout), jnp.float32)
+        return float(jax.jit(loss)(task.parameters, batch, KEY)[0])
+
+    assert value(1.0) == value(0.0)
+
+
+@pytest.mark.parametrize("remat", ["none", "layers", "all"])
+def test_a_rollout_costs_a_forward_pass_and_no_gradient_flows_through_it(composing, remat: str):
+    config, task, batch = composing
+    model, batch = config.model, {name: jnp.asarray(rows) for name, rows in batch.items()}
+    cost = {}
+    for rollout in (0.0, 1.0):
+        loss = composing_loss(model, dataclasses.replace(config.loss, rollout=rollout), jnp.float32, remat=remat)
+        gradient = jax.grad(lambda params, loss=loss: loss(params, batch, KEY)[0])
+        cost[rollout] = flops_of(gradient, task.parameters)
+    rows = config.loss.noises * len(batch["ids"])
+    text = jnp.zeros((rows, batch["ids"].shape[1], model.text_encoder.hidden_size))
+    latents = jnp.zeros((rows, model.latent_height, model.latent_width, model.vae.latent_channels))
+    given = {name: batch[name] for name in ("canvas", "spans", "masks")}
+    features = composer.appearance_features(task.parameters, model, text=text[:4], **given, dtype=jnp.float32)
+    features = composer.repeat_features(features, config.loss.noises)
+    condition = jnp.repeat(composer.pose_channels(model, batch["uv"], batch["places"]), config.loss.noises, axis=0)
+    forward = flops_of(
+        lambda params: composer.denoise(
+            params, model, latents, jnp.zeros(rows), text, condition, features, dtype=jnp.float32
+        ),
+        composer.denoising_parameters(task.parameters),
+    )
+    assert cost[1.0] - cost[0.0] == forward > 0

@@ -71,8 +71,9 @@ class LossConfig:
     """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur.
     As an error of the clean latents it counts by `weighting`: choose "min_snr" where noise is predicted."""
     rollout: float = 0.0
-    """The share of samples whose noisy latents come of the model's own prediction at a noisier timestep, as sampling's
-    do, so that it learns to mend its errors (`train.draws.own_noise`). Costs a forward pass of the denoiser."""
+    """How many of the noise levels, as a share, come of the model's own prediction at a noisier one, so that it learns
+    to mend its errors (`train.draws.own_noise`). Any share costs a whole forward pass of the denoiser. Begin with a
+    trained model, and choose "min_snr" where noise is predicted: what is then asked for holds the errors, too."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 
@@ -81,7 +82,7 @@ class LossConfig:
         if min(*shares, self.drop_pose) < 0 or sum(shares) > 1 or self.drop_pose > 1:
             raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
         if not 0 <= self.rollout <= 1:
-            raise ValueError(f"rollout is a share of the samples, from 0 to 1; got {self.rollout}")
+            raise ValueError(f"rollout is a share of the noise levels, from 0 to 1; got {self.rollout}")
         if self.weighting not in get_args(Weighting):
             raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {self.weighting!r}")
         if self.timestep_shift <= 0:

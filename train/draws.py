@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fcjax.config import DiffusionConfig
-from fcjax.diffusion import add_noise, make_alphas_cumprod, to_clean, to_noise
+from fcjax.diffusion import add_noise
 from train.config import LossConfig
 
 
@@ -32,32 +32,35 @@ def drawn_noise(config: LossConfig, key: Key[Array, ""], shape: tuple[int, ...])
 
 def own_noise(
     config: LossConfig,
-    diffusion: DiffusionConfig,
-    predict: Callable[[Float[Array, "b h w c"], Int[Array, "b"]], Float[Array, "b h w c"]],
+    alphas_cumprod: Float[np.ndarray, "t"],
+    restore: Callable[[Float[Array, "b h w c"], Int[Array, "b"]], Float[Array, "b h w c"]],
     clean: Float[Array, "b h w c"],
     noise: Float[Array, "b h w c"],
     timesteps: Int[Array, "b"],
     key: Key[Array, ""],
 ) -> Float[Array, "b h w c"]:
-    """The noise, in `config.rollout` of the samples replaced by what leads from clean latents to sampling's own.
+    """Noise that holds the model's own errors: of `config.rollout` of the samples that which, added to their clean
+    latents, gives what a step of DDIM from a noisier timestep makes of the model's prediction there.
 
-    Noisy latents of a sampler hold what it predicted before, errors included; those of training hold the truth
-    ("exposure bias", arXiv 2308.15321). Here the model predicts at a noisier timestep, drawn between this one and the
-    last by the same shift, and a step of DDIM leads from there to `timesteps`. The errors are then part of the noise.
-    predict: what the network says of noisy latents at timesteps. No gradient flows through it.
+    A sampler's noisy latents hold what was predicted before, errors included, those of training hold the truth
+    ("exposure bias", arXiv 2308.15321, which scales noise in sampling instead). The noisier timestep lies anywhere
+    above, by the same shift.
+    restore: the clean latents predicted of noisy ones at timesteps. No gradient flows through it.
     """
-    schedule = make_alphas_cumprod(diffusion)
+    # Choice: one step of the last weights, without guidance. The squared error's best answer is then what the first
+    # prediction said, however much noise has gone since: without a texture loss that asks for patterns, pictures become
+    # duller.
     draw, choose = jax.random.split(key)
-    share = timesteps / len(schedule)
-    share = share / (config.timestep_shift - (config.timestep_shift - 1) * share)
-    share += (1 - share) * jax.random.uniform(draw, share.shape)
-    before = jnp.maximum(_shifted(config, share, len(schedule)), timesteps)
-    noisy = add_noise(schedule, clean, noise, before)
-    restored = to_clean(diffusion.prediction_type, schedule, predict(noisy, before), noisy, before)
-    seen = to_noise(schedule, restored, noisy, before)
-    own = to_noise(schedule, clean, add_noise(schedule, restored, seen, timesteps), timesteps)
-    chosen = jax.random.bernoulli(choose, config.rollout, share.shape)
-    return jnp.where(chosen[:, None, None, None], jax.lax.stop_gradient(own), noise)
+    total = len(alphas_cumprod)
+    quantile = timesteps / total
+    quantile = quantile / (config.timestep_shift - (config.timestep_shift - 1) * quantile)
+    quantile += (1 - quantile) * jax.random.uniform(draw, quantile.shape)
+    before = jnp.maximum(_shifted(config, quantile, total), timesteps)
+    error = restore(add_noise(alphas_cumprod, clean, noise, before), before) - clean
+    # What is left of the prediction's error in the noise: DDIM's step, solved for it.
+    signal = jnp.asarray(np.sqrt(alphas_cumprod / (1.0 - alphas_cumprod)), jnp.float32)
+    kept = (signal[timesteps] - signal[before]) * jax.random.bernoulli(choose, config.rollout, quantile.shape)
+    return jax.lax.stop_gradient(noise + kept[:, None, None, None] * error)
 
 
 def dropped(config: LossConfig, key: Key[Array, ""], count: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:

@@ -43,7 +43,6 @@ from train.kernels import (
     FORWARD,
     AttentionLayer,
     KernelCost,
-    attention_layers,
     denoiser_layers,
     kernel_cost,
     reader_layers,
@@ -132,13 +131,14 @@ def _without_vae(params: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """What a step is made of, all of it abstract. attentions: those of one sample."""
+    """What a step is made of, all of it abstract. attentions: those of one sample; rolled: forward alone."""
 
     config: TrainConfig
     params: dict[str, Any]
     batch: dict[str, jax.ShapeDtypeStruct]
     loss: Loss
     attentions: list[AttentionLayer]
+    rolled: list[AttentionLayer] = dataclasses.field(default_factory=list)
 
 
 def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat: str = "none") -> _Training:
@@ -147,7 +147,9 @@ def _training(config: TrainConfig, count: int, alone: bool, dtype: Dtype, remat:
     if not alone:
         loss = composing_loss(model, config.loss, dtype, remat=remat)
         params = _without_vae(abstract_parameters(model))
-        return _Training(config, params, abstract_batch(model, count), loss, attention_layers(model))
+        layers = denoiser_layers(model) * config.loss.noises
+        attentions, rolled = [*layers, *reader_layers(model)], layers if config.loss.rollout else []
+        return _Training(config, params, abstract_batch(model, count), loss, attentions, rolled)
     unet = dataclasses.replace(model.unet, in_channels=model.vae.latent_channels)
     everything = dataclasses.replace(config.optimizer, trainable=((r".*", True),))
     rows, columns, words = model.latent_height, model.latent_width, model.text_encoder.max_position_embeddings
@@ -210,6 +212,7 @@ def plan_training(
     temporaries = {"gradients": gradients, "activations": compiled.temporaries - gradients}
     # No policy keeps what a kernel gives: the backward pass runs it anew.
     kernels = kernel_cost(training.attentions, hardware, (FORWARD if remat == "none" else FORWARD * 2) + BACKWARD)
+    kernels = kernels.plus(kernel_cost(training.rolled, hardware, FORWARD))
     subject = _Subject("unet" if alone else "train", name, strategy_name, remat, batch)
     kinds, flops = held | compiled.beside(sum(held.values())) | temporaries, model_flops(config, alone)
     return _plan(subject, mesh, kinds, flops, [(compiled, 1, kernels.times(batch), flops * batch)])

@@ -48,11 +48,6 @@ def unet_layers(model: ComposerConfig, unet: UNetConfig, levels: Sequence[int], 
     return found
 
 
-def attention_layers(model: ComposerConfig) -> list[AttentionLayer]:
-    """Of a training step: of the denoiser and of what reads the canvas."""
-    return [*denoiser_layers(model), *reader_layers(model)]
-
-
 def denoiser_layers(model: ComposerConfig) -> list[AttentionLayer]:
     return unet_layers(model, model.unet, model.unet.attention_levels, 1 if model.reference_unet is None else 2)
 
@@ -89,6 +84,9 @@ class KernelCost:
 
     def times(self, count: float) -> "KernelCost":
         return KernelCost(self.flops * count, self.seconds * count)
+
+    def plus(self, other: "KernelCost") -> "KernelCost":
+        return KernelCost(self.flops + other.flops, self.seconds + other.seconds)
 
 
 def kernel_cost(layers: list[AttentionLayer], hardware: Hardware, passes: Sequence[int]) -> KernelCost:

@@ -223,27 +223,27 @@ def composing_loss(
         fixed = batch.get("timesteps")
         timesteps = drawn_timesteps(config, keys["time"], count, len(schedule)) if fixed is None else fixed.reshape(-1)
         noise = drawn_noise(config, keys["noise"], clean.shape)
-        denoise = network(composer.denoise_with_queries)
-        given = {"text": text, "condition": condition, "features": features}
-        if config.rollout:
-            held = jax.lax.stop_gradient((params, given))
-            noise = own_noise(
-                config,
-                model.diffusion,
-                lambda noisy, timesteps: denoise(held[0], noisy=noisy, timesteps=timesteps, **held[1])[0],
-                clean,
-                noise,
-                timesteps,
-                jax.random.fold_in(keys["noise"], 3),
-            )
+        kind, denoise = model.diffusion.prediction_type, network(composer.denoise_with_queries)
+        shown = {"text": text, "condition": condition, "features": features}
+        # Held-out losses, of fixed timesteps, are those of plain noise, so that they compare between steps and runs.
+        if config.rollout and fixed is None:
+            stopped = jax.lax.stop_gradient({"params": composer.denoising_parameters(params), **shown})
+
+            def restore(noisy: Array, timesteps: Array) -> Array:
+                said, _ = denoise(noisy=noisy, timesteps=timesteps, **stopped)
+                return to_clean(kind, schedule, said, noisy, timesteps)
+
+            # A child of the noise's key, so that runs without rollouts keep their draws.
+            draw = jax.random.fold_in(keys["noise"], 3)
+            noise = own_noise(config, schedule, restore, clean, noise, timesteps, draw)
         noisy = add_noise(schedule, clean, noise, timesteps)
-        prediction, queries = denoise(params, noisy=noisy, timesteps=timesteps, **given)
-        target = training_target(model.diffusion.prediction_type, schedule, clean, noise, timesteps)
+        prediction, queries = denoise(params, noisy=noisy, timesteps=timesteps, **shown)
+        target = training_target(kind, schedule, clean, noise, timesteps)
         emphasis = 1.0 + config.foreground_weight * repeat(batch["foreground"])[..., None]
         emphasis = emphasis / jnp.mean(emphasis)
         error = jnp.mean(channel_weights * emphasis * jnp.square(prediction - target), axis=(1, 2, 3))
-        weight = loss_weight(config.weighting, model.diffusion.prediction_type, schedule, timesteps, config.min_snr)
-        restored = to_clean(model.diffusion.prediction_type, schedule, prediction, noisy, timesteps)
+        weight = loss_weight(config.weighting, kind, schedule, timesteps, config.min_snr)
+        restored = to_clean(kind, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
         if config.texture:
             drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], 2))
