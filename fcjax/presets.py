@@ -155,18 +155,18 @@ def mini(
         # Choice: a model trained from nothing predicts the clean latents (arXiv 2511.13720). Narrow layers suffice for
         # them; noise, and v, which is noise where there is little of it, has to pass through them whole. No signal is
         # left at the last timestep, so that plain backgrounds come out in their colour. Sampling stays where there is
-        # much noise: below, this model takes what is left of its own errors for patterns.
+        # much noise: what is decided below that is little, and wants training with rollouts.
         diffusion=DiffusionConfig(
             prediction_type="sample",
             rescale_betas_zero_snr=True,
             timestep_spacing="trailing",
             set_alpha_to_one=True,
-            timestep_shift=20.0,
+            timestep_shift=8.0,
         ),
         height=256,
         width=192,
         max_assets=max_assets,
-        guidance=1.5,
+        guidance=1.25,
         steps=8,
     )
 
