@@ -7,9 +7,17 @@ The PNG holds its own request, with the SHA-256 of every asset file (or, with --
 
 python -m infer.compose --request out.png --out again.png
 
-makes it again. A request may also be a JSON file (infer/request.py shows one); flags change what it says, and its boxes
-for assets are left out with --layout-seed or another number of assets. Several images become out_0.png, out_1.png ...,
-each with its own seed in its request.
+makes it again. A request may also be a JSON file, which may lie beside its assets:
+
+{
+  "prompt": "a woman in a red striped shirt and blue jeans",
+  "assets": [{"path": "shirt.png", "phrase": "a red striped shirt"}, {"path": "jeans.png", "phrase": "blue jeans"}],
+  "body": {"pose": "walking"},
+  "seed": 0
+}
+
+Flags change what a request says, and its boxes for assets are left out with --layout-seed or another number of assets.
+Several images become out_0.png, out_1.png ..., each with its own seed in its request.
 """
 
 import dataclasses

@@ -241,7 +241,7 @@ def read_png_metadata(path: Path) -> tuple[Any, str | None]:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read {path} as a PNG: {error}") from error
     if KEY not in text:
-        raise ValueError(f"{path} holds no request: it was not made by fcjax, or another program dropped its metadata")
+        raise ValueError(f"{path} holds no request: no program of fcjax wrote it, or its metadata were dropped since")
     try:
         held = json.loads(text[KEY])
         return held["request"], held.get("weights")
