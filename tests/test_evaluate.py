@@ -113,7 +113,7 @@ def test_table_and_report(evaluated):
     assert all(name in text for name in (TRUTH, "painted", "careless", FIGURES["binding_accuracy"], "by pattern"))
     found = json.loads(json.dumps(report(request, evaluation, SIZE), allow_nan=False))
     assert set(found) == {"settings", "versions", "weights", "arms", "sets", "swaps"}
-    assert found["settings"]["seed"] == 1 and found["settings"]["guidance"] == 1.5
+    assert found["settings"]["seed"] == 1 and found["settings"]["guidance"] == 1.25
     assert found["versions"]["jax"] == jax.__version__
     figure = found["arms"]["painted"]["figures"]["binding_accuracy"]
     assert figure["low"] <= figure["mean"] <= figure["high"] and figure["groups"] <= 6 <= figure["count"]
