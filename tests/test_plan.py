@@ -117,6 +117,17 @@ def test_a_plan_of_training_on_simulated_devices(config: TrainConfig):
     json.dumps(dataclasses.asdict(found))
 
 
+def test_kernels_run_for_every_noise_level_and_forward_alone_in_a_rollout(config: TrainConfig):
+    def training(**changes: Any) -> Any:
+        changed = dataclasses.replace(config, loss=dataclasses.replace(config.loss, **changes))
+        return forecast._training(changed, 1, False, jnp.bfloat16)
+
+    denoiser, reader = kernels.denoiser_layers(config.model), kernels.reader_layers(config.model)
+    plain, rolled = training(noises=3), training(noises=3, rollout=0.5)
+    assert plain.attentions == rolled.attentions == [*denoiser * 3, *reader]
+    assert plain.rolled == [] and rolled.rolled == denoiser * 3
+
+
 def test_a_plan_of_training_the_denoiser_alone(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     """Without text encoder, reference UNet and pose channels, with a gradient for every weight."""
     found = forecast.plan_training(config, "cpu:1", "data", 2, "layers", alone=True)
