@@ -2,7 +2,8 @@
 
 The help of `infer.compose` shows one. Whatever is left out has its default. In place of a pose, a body may name a file
 of SMPL parameters, which may lie beside the request, as {"params": "walk.npz", "frame": 12, "up": "z", "subject": "0"}
-(all but params may be left out). A PNG's own request also holds the SHA-256 of every asset file, or the files, and a file's pose as joint_rotations.
+(all but params may be left out). A PNG's own request also holds the SHA-256 of every asset file, or the files, and a
+file's pose as joint_rotations.
 """
 
 import base64
