@@ -10,7 +10,6 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "mini_vae": mini.autoencoder,
     "mini_coarse": mini.compose_coarse,
     "mini": mini.compose,
-    "mini_tryon_coarse": mini.tryon_coarse,
     "mini_tryon": mini.tryon,
     "mini_unbound": mini.unbound,
     "mini_ablation": mini.ablation,

@@ -68,7 +68,7 @@ class Fitting:
 
 
 class Composer:
-    """A model folder ready to compose (`compose`), or to try on (`try_on`) where its condition is "tryon".
+    """A model folder ready to compose (`compose`), or to try on (`try_on`) where its condition says so.
 
     `params` is the plain parameter tree, `config` says how it is built.
 
@@ -237,8 +237,8 @@ class Composer:
     ) -> list[Fitting]:
         """The person in other garments, at the size of the person's own picture; image i has the seed `seed + i`.
 
-        All assets are put on in one pass. A model whose condition is "tryon" is needed. Outside the mask every pixel
-        is the person's own.
+        All assets are put on in one pass. A model whose condition is "tryon" or "posed_tryon" is needed. Outside the
+        mask every pixel is the person's own. Warns where the latter is given no body map and has to guess the pose.
 
         size: height and width at which the model works; pictures of another shape are letterboxed.
         feather: pixels inside the mask over which old becomes new (by default the person's longer side / 128).
@@ -253,6 +253,12 @@ class Composer:
         check_whole(layout_seed=layout_seed)
         if feather is not None:
             check_whole(feather=feather)
+        if config.takes_pose and isinstance(person, Person) and not person.tells_pose:
+            warnings.warn(
+                "there is no body map of the person with u and v, so the model guesses the pose from what the mask "
+                "leaves to see: a DensePose map (Person's iuv, --iuv) tells it",
+                stacklevel=2,
+            )
         prepared = prepare(
             config, self.tokenizer, prompt, assets, person,
             negative_prompt=negative_prompt, boxes=boxes, layout_seed=layout_seed,

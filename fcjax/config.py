@@ -7,7 +7,7 @@ Derive others with `dataclasses.replace`; every combination is checked where it 
 import dataclasses
 import numbers
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fcjax.network_config import (
     SHARED_FIELDS,
@@ -23,7 +23,7 @@ from fcjax.network_config import (
 )
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
-Condition = Literal["pose", "tryon"]
+Condition = Literal["pose", "tryon", "posed_tryon"]
 
 APPEARANCES = ("reference_unet", "controlnet", "image_encoder")
 
@@ -79,7 +79,8 @@ def wave_channels(coordinates: int, octaves: int) -> int:
 
 def condition_channels(condition: Condition, latent_channels: int, pose_patch: int, pose_octaves: int) -> int:
     """Channels that join the noisy latent at the denoiser's conv_in."""
-    return 2 * pose_patch**2 + wave_channels(3, pose_octaves) if condition == "pose" else latent_channels + 1
+    pose = 2 * pose_patch**2 + wave_channels(3, pose_octaves)
+    return {"pose": pose, "tryon": latent_channels + 1, "posed_tryon": pose + latent_channels + 1}[condition]
 
 
 OWN_SAMPLING = ("guidance", "steps")
@@ -95,7 +96,7 @@ class ComposerConfig:
       the denoiser reads and adds to its features; `image_encoder` puts its tokens in the text's place. Only a
       reference UNet has keys and values to bind.
     condition: what joins the noisy latent at the denoiser's conv_in. "pose": the UV map, `pose_patch` x `pose_patch`
-      points per latent token, 2 channels each. "tryon": the person's latent and a 1-channel mask.
+      points per latent token, 2 channels each. "tryon": the person's latent and a 1-channel mask. "posed_tryon": both.
     pose_octaves: sines and cosines, over so many octaves, of where on a resting body each place of the UV map lies.
     attend_blank: whether the denoiser sees reference tokens that no asset covers.
     reference_octaves: the same of each asset's own coordinates, as further input channels of the reference UNet.
@@ -126,7 +127,7 @@ class ComposerConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "height", "width", "max_assets", "pose_patch", "steps")
-        require_choice("ComposerConfig", "condition", self.condition, ("pose", "tryon"))
+        require_choice("ComposerConfig", "condition", self.condition, get_args(Condition))
         for field in ("pose_octaves", "reference_octaves"):
             value = getattr(self, field)
             require(value >= 0, f"ComposerConfig.{field} must not be negative, got {value}")
@@ -229,6 +230,16 @@ class ComposerConfig:
     def condition_channels(self) -> int:
         """Channels that join the noisy latent at the denoiser's conv_in."""
         return condition_channels(self.condition, self.vae.latent_channels, self.pose_patch, self.pose_octaves)
+
+    @property
+    def takes_pose(self) -> bool:
+        """Whether the denoiser reads a body's UV map."""
+        return self.condition != "tryon"
+
+    @property
+    def tries_on(self) -> bool:
+        """Whether the denoiser reads a person's picture and a mask of what is to be repainted."""
+        return self.condition != "pose"
 
     def conditioned(self, condition: Condition) -> "ComposerConfig":
         """The config of a like model that is told this beside text and assets."""

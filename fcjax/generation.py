@@ -71,7 +71,8 @@ def make_conditions(
 class PictureInputs(NamedTuple):
     """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size.
 
-    `uv` and `places` are for models that take a pose, `persons` and `person_masks` for those that try on.
+    `uv` and `places` are for models that take a pose, `persons` and `person_masks` for those that try on. ValueError
+    from a program where what its model reads is missing.
     """
 
     ids: Int[Array, "n k"]
@@ -101,13 +102,13 @@ def conditions_of_pictures(
         return pictures.astype(jnp.float32) / 127.5 - 1.0
 
     canvas = model.read_canvas(params, config, scaled(given.canvases), dtype=dtype)
-    if given.persons is not None and given.person_masks is not None:
-        persons = model.encode_images(params, config, scaled(given.persons), dtype=dtype)
-        channels = model.tryon_channels(persons, given.person_masks)
-    elif given.uv is not None and given.places is not None:
-        channels = model.pose_channels(config, given.uv, given.places)
-    else:
-        raise ValueError("PictureInputs need uv and places, or persons and person_masks")
+    needed = ("uv", "places") * config.takes_pose + ("persons", "person_masks") * config.tries_on
+    if missing := [name for name in needed if getattr(given, name) is None]:
+        raise ValueError(f"PictureInputs of a model that reads {config.condition} lack {' and '.join(missing)}")
+    shown = {name: getattr(given, name) for name in needed}
+    if config.tries_on:
+        shown["person_latents"] = model.encode_images(params, config, scaled(shown["persons"]), dtype=dtype)
+    channels = model.condition_channels(config, shown)
     inputs = Inputs(given.ids, given.empty_ids, given.spans, canvas, given.masks, channels)
     return make_conditions(params, config, inputs, branches, images, dtype=dtype)
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from fcjax.agnostic import agnostic_image, chessboard
+from fcjax.data.sources.files import read_iuv
 from fcjax.frame import Frame
 from fcjax.pictures import open_mask, open_rgb
 
@@ -16,10 +17,15 @@ FEATHER = 1 / 128
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """`image` uint8 RGB (h, w, 3) of any size, and `mask` bool (h, w), True where it is repainted."""
+    """`image` uint8 RGB (h, w, 3) of any size, and `mask` bool (h, w), True where it is repainted.
+
+    iuv: uint8 (h, w, 3), the picture's DensePose map, for a model that takes a pose; None where there is none. One of
+    the parts alone, without u and v, as of VITON-HD's colours, tells no pose.
+    """
 
     image: np.ndarray
     mask: np.ndarray
+    iuv: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, array in (("picture", self.image), ("mask", self.mask)):
@@ -41,15 +47,30 @@ class Person:
                 f"the mask is {_size(self.mask)} (height x width), the person's picture {_size(self.image)}: "
                 + ("turn one of them by a quarter" if turned else "give a mask of the picture's own size")
             )
+        if self.iuv is not None and (
+            not isinstance(self.iuv, np.ndarray) or self.iuv.dtype != np.uint8 or self.iuv.shape != self.image.shape
+        ):
+            raise ValueError(
+                f"a person's body map must be uint8 (part, u, v) of the picture's own size, {_size(self.image)}, got "
+                + (f"{self.iuv.dtype} {self.iuv.shape}" if isinstance(self.iuv, np.ndarray) else repr(self.iuv)[:60])
+                + "; Person.open reads files"
+            )
         if not self.mask.any():
             raise ValueError("the mask is empty: white it where the picture is to be repainted")
         if self.mask.all():
             raise ValueError("the mask covers everything, so nothing of the person is left: black it what stays")
 
+    @property
+    def tells_pose(self) -> bool:
+        """Whether there is a body map with u and v."""
+        return self.iuv is not None and bool(self.iuv[..., 1:].any())
+
     @classmethod
-    def open(cls, image: str | Path, mask: str | Path) -> "Person":
-        """Reads both from files of any common format; white in the mask is repainted. ValueError for what is wrong."""
-        return cls(open_rgb(image), open_mask(mask))
+    def open(cls, image: str | Path, mask: str | Path, iuv: str | Path | None = None) -> "Person":
+        """Reads them from files of any common format; white in the mask is repainted. ValueError for what is wrong."""
+        picture = open_rgb(image)
+        shown = None if iuv is None else read_iuv(Path(iuv), picture.shape[:2], parts_alone=True)
+        return cls(picture, open_mask(mask), shown)
 
     def framed(self, height: int, width: int) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
         """The cloth-agnostic picture and the mask at the model's size, letterboxed where the shape differs."""
@@ -58,6 +79,12 @@ class Person:
         if not mask.any():
             raise ValueError(f"the mask is so thin that nothing of it is left at the model's {height}x{width}")
         return agnostic_image(frame.picture(self.image), mask), mask
+
+    def posed(self, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+        """The body map at the model's size, as `framed` lays the picture; all background where no pose is told."""
+        if self.iuv is None or not self.tells_pose:
+            return np.zeros((height, width, 3), np.uint8)
+        return Frame.of(self.mask.shape, height, width).labels(self.iuv)
 
     def restored(
         self, picture: UInt8[np.ndarray, "H W 3"], *, feather: int | None = None, raw: bool = False

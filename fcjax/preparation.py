@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fcjax.assets import AssetCanvas, Placeable, lay_out, owned_tokens
-from fcjax.body import Body, BodyMaps, rest_places
+from fcjax.body import Body, BodyMaps, atlas_uv, rest_places
 from fcjax.config import ComposerConfig
 from fcjax.person import Person
 from fcjax.tokenizer import PromptTokens, Tokenizer
@@ -39,13 +39,13 @@ def prepare(
 ) -> Prepared:
     """The arrays of one request, for pictures of the config's size.
 
-    shown: a body (None: the default one) for a model that takes a pose, a person for one that tries on. ValueError
+    shown: a body (None: the default one) for a model that composes, a person for one that tries on. ValueError
     where it is of the other kind, and for what cannot be laid out or drawn.
     negative_prompt: what branches of guidance without text read.
     boxes, layout_seed: as `fcjax.assets.lay_out` takes them.
     """
-    maps = None
-    if config.condition == "tryon":
+    maps, condition = None, {}
+    if config.tries_on:
         if not isinstance(shown, Person):
             raise ValueError(
                 "this model tries garments on a person's picture, it does not compose from a body: use "
@@ -53,11 +53,14 @@ def prepare(
             )
         person, mask = shown.framed(config.height, config.width)
         condition = {"persons": person, "person_masks": mask.astype(np.float32)}
+        if config.takes_pose:
+            uv = atlas_uv(shown.posed(config.height, config.width))
+            condition |= {"uv": uv, "places": rest_places(uv)}
     else:
         if isinstance(shown, Person):
             raise ValueError(
-                "this model composes from a body, it cannot try on: load one whose condition is 'tryon' "
-                "(python -m infer.convert SRC DST --condition tryon makes one to train)"
+                "this model composes from a body, it cannot try on: load one whose condition is 'tryon' or "
+                "'posed_tryon' (python -m infer.convert SRC DST --condition tryon makes one to train)"
             )
         maps = _maps(shown, config)
         condition = {"uv": maps.uv, "places": rest_places(maps.uv)}

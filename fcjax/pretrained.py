@@ -157,8 +157,8 @@ def _read(
     index = folder.read_index(path)
     if "fcjax" in index:
         config, params = folder.load(path, dtype=dtype, host=host)
-        if (condition, config.condition) == ("tryon", "pose"):
-            config, params = for_tryon(config, params)
+        if config.condition == "pose" and condition in ("tryon", "posed_tryon"):
+            config, params = for_tryon(config, params, condition)
         for name, wanted, present in (
             ("condition", condition, config.condition),
             ("binding", binding, config.binder.variant),
@@ -211,8 +211,12 @@ def _adapted(
     kernel = params["unet"]["conv_in"]["kernel"]
     if inpainting:
         ours = inpainting_to_tryon(kernel, latent)
+        # The pose's, if there is one, come before the person's.
+        before = latent
     else:
-        ours = jnp.pad(kernel, ((0, 0), (0, 0), (0, joined - latent), (0, 0)))
+        ours, before = kernel, kernel.shape[2]
+    pose = jnp.zeros((*kernel.shape[:2], joined - ours.shape[2], kernel.shape[3]), kernel.dtype)
+    ours = jnp.concatenate([ours[:, :, :before], pose, ours[:, :, before:]], axis=2)
     # All but its first convolution are the same arrays.
     reference = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": kernel[:, :, :latent]}}
     params["unet"] = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": ours}}
@@ -253,18 +257,21 @@ def _without_last_layers(model: Pretrained, clip_skip: int) -> Pretrained:
     return model._replace(config=config, params={**model.params, "text_encoder": {**params, "encoder": first}})
 
 
-def for_tryon(config: ComposerConfig, params: dict[str, Any]) -> tuple[ComposerConfig, dict[str, Any]]:
+def for_tryon(
+    config: ComposerConfig, params: dict[str, Any], condition: Condition = "tryon"
+) -> tuple[ComposerConfig, dict[str, Any]]:
     """A composing model as one to be trained for try-on, as the paper begins it.
 
     conv_in of the denoiser, and of its ControlNet, reads the person and the mask, with zero weights, in the pose's
-    place.
+    place, or with "posed_tryon" behind the pose.
     """
-    changed, latent = config.conditioned("tryon"), config.vae.latent_channels
-    joined = ((0, 0), (0, 0), (0, changed.condition_channels), (0, 0))
+    changed, latent = config.conditioned(condition), config.vae.latent_channels
+    kept = latent + (config.condition_channels if changed.takes_pose else 0)
+    joined = ((0, 0), (0, 0), (0, latent + changed.condition_channels - kept), (0, 0))
     params = dict(params)
     for name in {"unet", "controlnet"} & params.keys():
         conv_in = params[name]["conv_in"]
-        kernel = jnp.pad(conv_in["kernel"][:, :, :latent], joined)
+        kernel = jnp.pad(conv_in["kernel"][:, :, :kept], joined)
         params[name] = {**params[name], "conv_in": {**conv_in, "kernel": kernel}}
     return changed, params
 

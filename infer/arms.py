@@ -41,20 +41,20 @@ def make_arms(
     size: tuple[int, int] | None,
     binding_off: bool | None,
     truth: bool,
-    condition: str = "pose",
+    tries_on: bool = False,
     labels: Sequence[str] = (),
 ) -> tuple[list[Arm], tuple[int, int]]:
     """The columns of the table, and the size of all pictures.
 
     settings: keywords of `Composer.compose`; size: of pictures, if not the model's; binding_off: the model once more,
     with its binding switched off, None: where it has any; truth: true pictures and their reconstruction, first;
-    condition: of all models; labels: what columns are called, if not by their models.
-    ValueError where models cannot be compared, or are of another condition.
+    tries_on: whether all models do, or compose; labels: what columns are called, if not by their models.
+    ValueError where models cannot be compared, or do the other.
     """
     # Here, because it takes seconds that a request with a mistake need not wait for.
     from fcjax.composer import Composer
 
-    composer = _of_condition(Composer.load(model), model, condition)
+    composer = _of_task(Composer.load(model), model, tries_on)
     chosen = size or (composer.config.height, composer.config.width)
     settings = {**settings, "size": chosen}
     names = labels or (model, *also)
@@ -62,7 +62,7 @@ def make_arms(
     if binding_off or (binding_off is None and composer.params["binder"]):
         columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings)))
     for name, other in zip(names[1:], also, strict=True):
-        loaded = _of_condition(Composer.load(other), other, condition)
+        loaded = _of_task(Composer.load(other), other, tries_on)
         own = (loaded.config.height, loaded.config.width)
         if size is None and own != chosen:
             raise ValueError(
@@ -130,10 +130,11 @@ def without_binding(composer: "Composer") -> "Composer":
     return Composer(composer.config, {**composer.params, "binder": binder}, composer.tokenizer, composer.dtype)
 
 
-def _of_condition(composer: "Composer", name: str, condition: str) -> "Composer":
-    if composer.config.condition != condition:
+def _of_task(composer: "Composer", name: str, tries_on: bool) -> "Composer":
+    if composer.config.tries_on != tries_on:
         raise ValueError(
-            f"{name} is a model whose condition is {composer.config.condition!r}; these sets need one for {condition!r}"
+            f"{name} is a model whose condition is {composer.config.condition!r}; these sets need one that "
+            + ("tries on" if tries_on else "composes")
         )
     return composer
 

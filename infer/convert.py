@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fcjax.cli import run
+from fcjax.config import Condition
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Request:
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """How tensors are stored; by default as they are."""
-    condition: Literal["pose", "tryon"] | None = None
-    """What the model is to be told beside text and assets; by default a pose, for an inpainting model tryon. A
-    composer's own folder keeps its pose, or becomes one to be trained for try-on."""
+    condition: Condition | None = None
+    """What the model is to be told beside text and assets: a pose, a person to dress (tryon), or both (posed_tryon); by
+    default a pose, for an inpainting model tryon. A composer's own folder keeps its pose, or becomes one to be trained
+    for try-on."""
     binding: Literal["none", "conv_in", "smallest", "all"] | None = None
     """The binder of a model of others; by default all."""
     appearance: Literal["reference_unet", "controlnet", "image_encoder"] = "reference_unet"
@@ -84,7 +86,7 @@ def main(request: Request) -> None:
     print(
         f"  condition {config.condition}, binding {config.binder.variant}, pictures of {config.height}x{config.width}"
     )
-    behind = {"pose": "the body map", "tryon": "the person's latents, the mask"}[config.condition]
+    behind = ", ".join(["the body map"] * config.takes_pose + ["the person's latents, the mask"] * config.tries_on)
     print(f"  unet reads {config.unet.in_channels} channels: noise, {behind}; weights that the source lacks are 0")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as aside:

@@ -121,7 +121,8 @@ def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryo
     kinds, parse = worn_kinds(sample), parse_of(other, worn_kinds(other))
     # Shoes and hats of the look come on bare feet and heads, too.
     mask = agnostic_mask(parse, iuv=other.maps.iuv, category="outfit", shoes="shoes" in kinds, hat="hat" in kinds)
-    for name, array in (("person", other.image), ("mask", 255 * mask.astype(np.uint8))):
+    pictures = {"person": other.image, "mask": 255 * mask.astype(np.uint8), "iuv": other.maps.iuv}
+    for name, array in pictures.items():
         Image.fromarray(array).save(flags.out / f"{name}.png")
     files = _garments(sample, write_assets(sample, flags.out / "assets"))
     return tryon.Flags(
@@ -130,6 +131,7 @@ def tryon_flags(sample: Sample, other: Sample, model: str, flags: Flags) -> tryo
         model=model,
         person=str(flags.out / "person.png"),
         mask=str(flags.out / "mask.png"),
+        iuv=str(flags.out / "iuv.png"),
         prompt=worn_by(other.subject, [file.phrase for file in files]),
         asset=tuple(f"{flags.out / file.path}={file.phrase}" for file in files),
         sampling=SamplingFlags(seed=flags.seed, steps=flags.steps),

@@ -129,7 +129,7 @@ def _example_person(config: "ComposerConfig") -> "Person | None":
     """Whom a try-on model's example dresses: nobody in particular, repainted in the middle."""
     from fcjax.person import Person
 
-    if config.condition != "tryon":
+    if not config.tries_on:
         return None
     height, width = config.height, config.width
     mask = np.zeros((height, width), bool)

@@ -118,7 +118,7 @@ class PreparedSets:
         regions = self._regions(sample, donor)
         image, prompt, person = frame.picture(sample["image"]), donor["caption"], None
         if self.task == "tryon":
-            person = Person(image, frame.labels(sample["mask"]) > 0)
+            person = Person(image, frame.labels(sample["mask"]) > 0, iuv)
             regions[~person.mask] = 0
             if donor is not sample:
                 # Choice: data sets but Wardrobe do not say who a picture shows.

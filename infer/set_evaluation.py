@@ -214,7 +214,7 @@ def _columns(request: Request) -> tuple[list[Arm], tuple[int, int]]:
         size=request.size,
         binding_off=request.binding_off,
         truth=paired if request.data is not None else request.wardrobe not in (None, "drawn"),
-        condition="tryon" if request.task == "tryon" else "pose",
+        tries_on=request.task == "tryon",
         labels=request.labels,
     )
 

@@ -44,6 +44,7 @@ from tqdm import tqdm
 from fcjax.agnostic import Category
 from fcjax.assets import Asset
 from fcjax.cli import one_line, run
+from fcjax.data.sources.files import read_iuv
 from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
 from fcjax.pictures import icc_profile, open_mask, open_rgb
@@ -77,7 +78,7 @@ class Flags:
     pairs: OptionalPath = None
     """A file with one request a line."""
     model: Annotated[str | None, _of_request("FOLDER", "model")] = None
-    """A model folder whose condition is tryon, or mini-tryon, the one in the package."""
+    """A model folder that tries on, or mini-tryon, the one in the package."""
     person: Annotated[str | None, flag("PATH", "none")] = None
     """The person's picture, of any size."""
     mask: Annotated[str | None, flag("PATH", "none")] = None
@@ -87,8 +88,8 @@ class Flags:
     labels: Annotated[Labels | None, _of_request("NAME", "labels")] = None
     """Whose labels the parse map has: viton-hd, lip, atr or deepfashion."""
     iuv: Annotated[str | None, flag("PATH", "none")] = None
-    """The person's body map (part ids, u, v), from which a mask is made where there is none; of the picture as its EXIF
-    turns it."""
+    """The person's body map (part ids, u, v) of the picture as its EXIF turns it: the pose, for a model that takes one,
+    and where there is no mask one is made of it."""
     keypoints: Annotated[str | None, flag("PATH", "none")] = None
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
     estimate: Switch = None
@@ -125,15 +126,17 @@ def given_by(flags: Flags) -> dict[str, Any]:
 
 
 def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
-    """The person and the mask: the file's, or one made from the body map. ValueError for files that do not fit."""
-    image = open_rgb(request.file("person", beside))
+    """The person, the mask (the file's, or one made of maps) and the body map. ValueError for files that do not fit."""
+    image, iuv = open_rgb(request.file("person", beside)), None
+    if request.iuv is not None:
+        iuv = read_iuv(request.file("iuv", beside), image.shape[:2], parts_alone=True)
     if request.mask is not None:
-        return Person(image, open_mask(request.file("mask", beside)))
+        return Person(image, open_mask(request.file("mask", beside)), iuv)
     for problem in request.oddities():
         warnings.warn(problem, stacklevel=2)
     made = request.made
     files = {name: request.file(name, beside) for name in FILES if made.get(name) is not None}
-    return Person(image, make_mask(image, **{**made, **files}))
+    return Person(image, make_mask(image, **{**made, **files}), iuv)
 
 
 def opened(request: TryOnRequest) -> tuple[Person, list[Asset]]:

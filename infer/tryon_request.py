@@ -82,6 +82,9 @@ class TryOnRequest(SamplingRequest):
                 "nothing says what to repaint: give --mask (white is repainted), or --iuv or --parse to make one (or "
                 "--estimate, where there is only the photograph)"
             )
+        if self.mask is not None and "iuv" in maps:
+            # It tells the pose.
+            maps.remove("iuv")
         sources = [name for name in ("mask", "estimate") if getattr(self, name)] + maps
         if len(sources) > 1 and sources != maps:
             raise ValueError(f"{' and '.join(sources)} each say what to repaint: give one of them")

@@ -15,7 +15,12 @@ from fcjax.presets import mini, sd15, tiny
 def test_presets_are_consistent_in_every_variant(preset: Callable[..., ComposerConfig]) -> None:
     for binding in ("none", "conv_in", "smallest", "all"):
         assert preset(binding).binder.variant == binding
-    assert preset(condition="tryon").unet.in_channels == 2 * preset().vae.latent_channels + 1
+    plain, tryon, posed = preset(), preset(condition="tryon"), preset(condition="posed_tryon")
+    latent = plain.vae.latent_channels
+    assert tryon.unet.in_channels == 2 * latent + 1
+    assert posed.unet.in_channels == plain.unet.in_channels + tryon.unet.in_channels - latent
+    told = [(config.takes_pose, config.tries_on) for config in (plain, tryon, posed)]
+    assert told == [(True, False), (False, True), (True, True)]
 
 
 def test_sd15_is_the_papers_setting() -> None:

@@ -137,7 +137,7 @@ def test_what_was_exported_is_said(written: Path) -> None:
 
 def test_a_tryon_model_equals_the_live_function(tiny_model_folder: Path, tmp_path: Path) -> None:
     """Of another person than the example's, who is seen in the picture."""
-    composer = Composer.load(tiny_model_folder, condition="tryon")
+    composer = Composer.load(tiny_model_folder, condition="posed_tryon")
     kernel = composer.params["unet"]["conv_in"]["kernel"]
     composer.params["unet"]["conv_in"]["kernel"] = 0.2 * oracles.normal(1, *kernel.shape)
     composer.save(tmp_path / "tryon")
@@ -145,7 +145,8 @@ def test_a_tryon_model_equals_the_live_function(tiny_model_folder: Path, tmp_pat
     height, width = composer.config.height, composer.config.width
     mask = np.zeros((height, width), bool)
     mask[height // 2 :] = True
-    person = Person(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8), mask)
+    iuv = Body().render(height, width).iuv
+    person = Person(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8), mask, iuv)
     inputs = prepare(composer.config, composer.tokenizer, PROMPT, shown=person).arrays
     _, table, guidance, seeds = arguments_of(tmp_path / "out")
     sample = exported.load(tmp_path / "out")

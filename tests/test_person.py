@@ -44,6 +44,8 @@ def test_persons_that_cannot_be():
         ((image, np.zeros_like(mask)), "the mask is empty"),
         ((image, np.ones_like(mask)), "the mask covers everything"),
         ((image[..., 0], mask), "must be uint8 RGB"),
+        ((image, mask, image[1:]), r"body map must be uint8 .* own size, 50x30, got uint8 \(49, 30, 3\)"),
+        ((image, mask, "iuv.png"), "got 'iuv.png'; Person.open reads files"),
     ):
         with pytest.raises(ValueError, match=expected):
             Person(*given)
@@ -53,6 +55,23 @@ def test_persons_that_cannot_be():
         Person(np.zeros((500, 500, 3), np.uint8), speck).framed(32, 32)
     with pytest.raises(ValueError, match="feather must be 0"):
         feathered(mask, -1)
+
+
+def test_the_body_map_is_framed_as_the_picture(tmp_path: Path):
+    image, mask = np.zeros((60, 30, 3), np.uint8), np.zeros((60, 30), bool)
+    mask[20:30] = True
+    iuv = fcjax.Body(pose="walking").render(60, 30).iuv
+    for name, array in (("person", image), ("mask", mask), ("iuv", iuv), ("parts", iuv * np.uint8([1, 0, 0]))):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in ("person", "mask", "iuv", "parts")]
+    person = Person.open(*paths[:3])
+    assert person.tells_pose
+    posed = person.posed(60, 60)
+    np.testing.assert_array_equal(posed[:, 15:45], iuv)
+    assert not posed[:, :15].any() and not posed[:, 45:].any()
+    # Parts alone serve to make masks, and tell no pose.
+    for untold in (Person.open(*paths[:2]), Person.open(*paths[:2], paths[3])):
+        assert not untold.tells_pose and not untold.posed(60, 60).any()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "L", "P", "I;16"])

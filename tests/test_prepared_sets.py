@@ -342,7 +342,7 @@ def test_trying_on_in_a_prepared_set(data: Path, tryon_model: Path, tmp_path: Pa
     [
         (["--data", "DATA"], "--data needs --task"),
         (["--data", "nowhere", "--task", "compose"], "expected a prepared data set"),
-        (["--data", "DATA", "--task", "tryon"], "condition is 'pose'; these sets need one for 'tryon'"),
+        (["--data", "DATA", "--task", "tryon"], "condition is 'pose'; these sets need one that tries on"),
         (["--data", "DATA", "--task", "compose", "--count", "4"], "count is 4, "),
         (["--data", "DATA", "--task", "compose", "--split", "train"], "--data makes no use of --split"),
         (["--data", "DATA", "--task", "compose", "--metrics", "ssim"], "name it with --protocol"),

@@ -30,7 +30,7 @@ def inpainting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return path, save_stable_diffusion(path, "StableDiffusionInpaintPipeline", 2 * LATENT + 1)
 
 
-@pytest.mark.parametrize("condition", ["pose", "tryon"])
+@pytest.mark.parametrize("condition", ["pose", "tryon", "posed_tryon"])
 def test_a_plain_model_predicts_as_before_whatever_the_condition(stable, condition: Condition) -> None:
     path, given = stable
     config, params, tokenizer, found, _ = pretrained.load(path, condition=condition, binding="smallest")
@@ -57,6 +57,12 @@ def test_an_inpainting_model_reads_its_channels_in_our_order(inpainting) -> None
     path, given = inpainting
     config, params, _, found, _ = pretrained.load(path)
     assert config.condition == "tryon" and "Inpaint" in found
+    posed = pretrained.load(path, condition="posed_tryon")
+    kernel, wider = (one["unet"]["conv_in"]["kernel"] for one in (params, posed.params))
+    # Noise, the pose with no weight yet, person and mask.
+    assert wider.shape[2] == posed.config.unet.in_channels == kernel.shape[2] + 2
+    np.testing.assert_array_equal(np.delete(wider, [LATENT, LATENT + 1], axis=2), kernel)
+    assert not np.asarray(wider[:, :, LATENT : LATENT + 2]).any()
     noisy, person = oracles.normal(0, 1, 8, 6, LATENT), oracles.normal(1, 1, 8, 6, LATENT)
     mask = (oracles.normal(2, 1, 8, 6, 1) > 0).astype(jnp.float32)
     text, times = oracles.normal(3, 1, 77, config.text_encoder.hidden_size), jnp.asarray([300.0])
@@ -116,6 +122,10 @@ def test_a_composer_becomes_a_tryon_model_that_sees_no_person_yet(tiny_model_fol
     before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (posed, tryon))
     np.testing.assert_array_equal(after[:, :, :latent], before[:, :, :latent])
     assert not np.asarray(after[:, :, latent:]).any()
+    both = pretrained.load(tiny_model_folder, condition="posed_tryon")
+    told = both.params["unet"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(told[:, :, : before.shape[2]], before)
+    assert told.shape[2] == before.shape[2] + latent + 1 and not np.asarray(told[:, :, before.shape[2] :]).any()
     Composer(tryon.config, tryon.params, Tokenizer.load(TOKENIZER)).save(tmp_path / "tryon")
     with pytest.raises(ValueError, match="is a composer with condition 'tryon'; it cannot become one with 'pose'"):
         pretrained.load(tmp_path / "tryon", condition="pose")

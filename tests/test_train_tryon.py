@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,11 +13,15 @@ from configs import load_config
 from fcjax import folder, presets, trees
 from fcjax.agnostic import agnostic_image
 from fcjax.composer import Composer
+from fcjax.config import Condition
 from fcjax.data import Prepared
 from fcjax.data.records import decode_record
+from fcjax.generation import PictureInputs, conditions_of_pictures
 from fcjax.models.parameters import abstract_parameters, init_parameters
 from fcjax.person import Person
+from fcjax.preparation import prepare
 from fcjax.pretrained import for_tryon
+from fcjax.sampling import FULL
 from fcjax.tokenizer import Tokenizer
 from fcjax.wardrobe import Wardrobe
 from tests.conftest import TOKENIZER
@@ -91,17 +96,68 @@ def test_examples_of_latents_and_pictures_agree(data: Path):
     )
 
 
-def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path, tmp_path: Path):
-    assert run.train(config_of(data, heldout=data / "latents", watch_every=2), tmp_path)
+def test_examples_of_a_model_that_takes_a_pose_hold_it_as_well(data: Path):
+    tokenizer, model = Tokenizer.load(TOKENIZER), config_of(data).model.conditioned("posed_tryon")
+    for name in ("latents", "pictures"):
+        prepared = Prepared(data / name)
+        both, worn, posed = (
+            example_of(one, tokenizer, prepared.index)(prepared[1], np.random.default_rng(0))
+            for one in (model, model.conditioned("tryon"), model.conditioned("pose"))
+        )
+        assert both.keys() == worn.keys() | posed.keys() and posed["uv"].max() > 0
+        # What is to be painted counts in the loss.
+        expected = {**posed, **worn}
+        assert all(np.array_equal(both[key], expected[key]) for key in both)
+
+
+@pytest.mark.parametrize("condition", ["tryon", "posed_tryon"])
+def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path, tmp_path: Path, condition: Condition):
+    config = config_of(data, heldout=data / "latents", watch_every=2)
+    config = dataclasses.replace(config, model=config.model.conditioned(condition))
+    assert run.train(config, tmp_path)
     composer = Composer.load(tmp_path / "model")
-    assert composer.config.condition == "tryon"
+    assert composer.config.condition == condition
     page = np.asarray(Image.open(tmp_path / "samples/00000002.png"))
     # Canvas, cloth-agnostic person, picture, truth.
     assert page.shape == (2 * 64, 4 * 48, 3)
     sample = record(0)
-    person = Person(sample["image"], sample["mask"] > 0)
+    person = Person(sample["image"], sample["mask"] > 0, sample["iuv"])
     [fitting] = composer.try_on("a person", [], person, steps=1)
     assert fitting.image.size == (96, 128)
+
+
+def test_the_pose_is_seen_and_may_be_missing(tiny_model_folder: Path):
+    composer = Composer.load(tiny_model_folder, condition="posed_tryon")
+    sample = record(0)
+    posed, unposed = (Person(sample["image"], sample["mask"] > 0, iuv) for iuv in (sample["iuv"], None))
+    [seen] = composer.try_on("a person", [], posed, steps=1, raw=True)
+    with pytest.warns(UserWarning, match=r"no body map of the person with u and v.*--iuv"):
+        [guessed] = composer.try_on("a person", [], unposed, steps=1, raw=True)
+    assert not np.array_equal(seen.image, guessed.image)
+    with pytest.raises(ValueError, match="PictureInputs of a model that reads posed_tryon lack uv and places"):
+        given = prepare(composer.config, composer.tokenizer, "a person", shown=posed).arrays
+        inputs = PictureInputs(**{name: given[name] for name in given if name not in ("uv", "places")})
+        conditions_of_pictures(
+            composer.params, inputs, config=composer.config, branches=(FULL,), images=1, dtype=composer.dtype
+        )
+
+
+def test_hidden_poses_are_background(data: Path):
+    """All of them hidden, the loss is that of maps that show nobody."""
+    seeing = config_of(data)
+    seeing = dataclasses.replace(seeing, start=None, model=seeing.model.conditioned("posed_tryon"))
+    hiding = dataclasses.replace(seeing, loss=dataclasses.replace(seeing.loss, drop_pose=1.0))
+    task = make_task(seeing)
+    rows = [task.plain_transform(task.data[place], np.random.default_rng(place)) for place in (0, 1)]
+    batch = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+    nobody = {**batch, "uv": jnp.full_like(batch["uv"], -1.0)}
+    # Its last convolution is zero at first, so that nothing would be seen.
+    params = jax.tree.map(lambda leaf: leaf + 0.01, task.parameters)
+    losses = [
+        float(one.loss(params, given, jax.random.key(0))[0])
+        for one, given in ((make_task(hiding), batch), (task, nobody), (task, batch))
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_set_without_masks_is_refused(data: Path, tmp_path: Path):

@@ -171,7 +171,7 @@ def test_what_flags_say_together_is_not_replaced(files: Path):
     (files / "r.json").write_text(json.dumps({"prompt": "a woman", "person": "person.png"}))
     shirt = f"{files / 'shirt.png'}=a red shirt"
     for words, expected in (
-        (["--mask", "m.png", "--iuv", "i.png"], "mask and iuv each say what to repaint"),
+        (["--mask", "m.png", "--parse", "i.png"], "mask and parse each say what to repaint"),
         (["--mask", "m.png", "--hat"], "the mask says what to repaint: hat are for masks"),
         (["--mask", "m.png", "--raw", "--feather", "0"], "leave one out"),
     ):

@@ -175,7 +175,7 @@ class TrainConfig:
     """Threads that read the data."""
 
     def __post_init__(self):
-        if self.task == "tryon":
+        if self.task == "tryon" and not self.model.tries_on:
             # Of any composing configuration there is the like that tries on.
             object.__setattr__(self, "model", self.model.conditioned("tryon"))
         elif self.task == "compose" and self.model.condition != "pose":

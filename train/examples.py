@@ -40,14 +40,16 @@ def example_of(
 
     def transform(sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if not latents and augment != AS_THEY_ARE:
-            if model.condition == "tryon":
-                # It goes by person and mask: no map is read, and none need be mirrored.
+            if not model.takes_pose:
+                # No map is read, and none need be mirrored.
                 sample = {name: value for name, value in sample.items() if name != "iuv"}
             sample = augment(sample, rng, densepose)
         layout = int(rng.integers(layouts))
         tokens = prompt_tokens(tokenizer, sample, model)
         read = _from_latents if latents else _from_pictures
-        shown = _worn(sample, model, latents) if model.condition == "tryon" else _posed(sample, model, latents)
+        shown = _posed(sample, model, latents) if model.takes_pose else {}
+        if model.tries_on:
+            shown |= _worn(sample, model, latents)
         text = {"ids": tokens.ids, "empty_ids": empty_ids, "spans": tokens.spans}
         if latents and "embeddings" in sample:
             if not np.array_equal(tokens.ids, sample["ids"]):

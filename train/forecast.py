@@ -109,9 +109,9 @@ def abstract_batch(model: ComposerConfig, count: int) -> dict[str, jax.ShapeDtyp
         "foreground": (rows, columns),
         "matches": (rows >> finest, columns >> finest, 2),
     }
-    if model.condition == "tryon":
+    if model.tries_on:
         shapes |= {"person_latents": shapes["latents"], "person_masks": (model.height, model.width)}
-    else:
+    if model.takes_pose:
         shapes |= {"uv": (*points, 2), "places": (*points, 3)}
     whole = {"ids", "empty_ids"}
     return {
@@ -273,7 +273,7 @@ def plan_sampling(
     each = {key: flops_of(*_counted(config, key, dtype)) for key in times}
     shared = {"conditions": 1, "step": images, "decode": images}
     branches = len(guidance_branches(2.0))
-    encoded = [vae_layer(config)] * ((not config.canvas_in_pixels) + (config.condition == "tryon"))
+    encoded = [vae_layer(config)] * ((not config.canvas_in_pixels) + config.tries_on)
     cost = functools.partial(kernel_cost, hardware=hardware, passes=FORWARD)
     kernels = {
         "conditions": cost([*reader_layers(config), *encoded]),

@@ -36,9 +36,9 @@ def sampling_programs(
         shaped((1, *size, 3), jnp.uint8),
         shaped((1, assets, rows, columns), jnp.float32),
     )
-    if config.condition == "tryon":
+    if config.tries_on:
         given = given._replace(persons=given.canvases, person_masks=shaped((1, *size), jnp.float32))
-    else:
+    if config.takes_pose:
         given = given._replace(uv=shaped((1, *size, 2), jnp.float32), places=shaped((1, *size, 3), jnp.float32))
     prepare = functools.partial(conditions_of_pictures, config=config, branches=branches, images=images, dtype=dtype)
     conditions = jax.eval_shape(prepare, params, given)

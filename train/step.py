@@ -175,8 +175,9 @@ def composing_loss(
 
     batch: `latents` (b, h, w, c) scaled and `canvas` as `read_canvas` gives it, or pictures as `with_latents` takes
     them; `ids`, `empty_ids` (b, 77), and of a frozen text encoder maybe `text` (b, 77, e), what it says of `ids`;
-    `spans` (b, a, 77); `masks` (b, a, h, w); `uv` and `places` (b, H, W, 2 and 3) as `pose_channels` takes them, or for
-    try-on `person_latents` (b, h, w, c) of the cloth-agnostic person and `person_masks` (b, H, W) in [0, 1];
+    `spans` (b, a, 77); `masks` (b, a, h, w); for a model that takes a pose `uv` and `places` (b, H, W, 2 and 3) as
+    `pose_channels` takes them, and for one that tries on `person_latents` (b, h, w, c) of the cloth-agnostic person and
+    `person_masks` (b, H, W) in [0, 1];
     `foreground` (b, h, w) in [0, 1]; `matches` (b, h, w, 2) as `matching_loss` takes them.
     Every reference pass serves `config.noises` noise levels of its sample, which are drawn, or given as `timesteps`
     (b, noises); then the metrics have the denoising loss of each as SAMPLE_LOSSES (b * noises).
@@ -211,13 +212,11 @@ def composing_loss(
         no_words, no_assets = dropped(config, keys["drop"], count)
         features = composer.keep_assets(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
-        if model.condition == "tryon":
-            condition = repeat(composer.tryon_channels(batch["person_latents"], batch["person_masks"]))
-        else:
+        seen = {name: repeat(batch[name]) for name in composer.CONDITIONS if name in batch}
+        if model.takes_pose:
             blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
-            nobody = composer.pose_channels(model, jnp.full_like(batch["uv"][:1], -1.0), batch["places"][:1])
-            condition = composer.pose_channels(model, batch["uv"], batch["places"])
-            condition = jnp.where(blind[:, None, None, None], nobody, repeat(condition))
+            seen["uv"] = jnp.where(blind[:, None, None, None], -1.0, seen["uv"])
+        condition = composer.condition_channels(model, seen)
 
         clean = repeat(batch["latents"])
         fixed = batch.get("timesteps")

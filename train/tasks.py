@@ -154,12 +154,12 @@ def _compose(config: TrainConfig) -> Task:
     if not pictures_given:
         check_sizes(data.index, data.folder, model, config.name)
     data.require(model.condition)
-    if pictures_given and model.condition == "pose" and config.augment.flip and config.augment.symmetry is None:
+    if pictures_given and model.takes_pose and config.augment.flip and config.augment.symmetry is None:
         data.require_own_charts()
     if config.start:
         started, drawn = folder.load(config.start, dtype=jnp.float32, host=True)
-        if (model.condition, started.condition) == ("tryon", "pose"):
-            started, drawn = for_tryon(started, drawn)
+        if model.tries_on and not started.tries_on:
+            started, drawn = for_tryon(started, drawn, model.condition)
         if differ := differing(*map(network_fields, (started, model))):
             raise ValueError(
                 f"{config.start} holds a model of another configuration than {config.name!r}; these fields differ: "
@@ -183,10 +183,8 @@ def _compose(config: TrainConfig) -> Task:
         """Canvas, UV map (for try-on the cloth-agnostic person), what DDIM composes in the model's own steps, truth."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
-        if model.condition == "tryon":
-            channels = composer.tryon_channels(jnp.asarray(batch["person_latents"]), jnp.asarray(batch["person_masks"]))
-        else:
-            channels = composer.pose_channels(model, jnp.asarray(batch["uv"]), jnp.asarray(batch["places"]))
+        given = {name: jnp.asarray(batch[name]) for name in composer.CONDITIONS if name in batch}
+        channels = composer.condition_channels(model, given)
         inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas"], batch["masks"], channels)
         branches = guidance_branches(model.guidance)
         mixing, table = make_guidance(branches, model.guidance), sampler_table(model.diffusion, model.steps)
@@ -199,7 +197,7 @@ def _compose(config: TrainConfig) -> Task:
             shown = to_bytes(composer.show_canvas(canvas))
         else:
             shown = decode(params, canvas, config=model, dtype=dtype)
-        if model.condition == "tryon":
+        if model.tries_on:
             condition = decode(params, batch["person_latents"], config=model, dtype=dtype)
         else:
             condition = uv_pictures(batch["uv"], model.height, model.width)

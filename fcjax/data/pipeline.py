@@ -61,12 +61,12 @@ class Prepared:
 
     def require(self, condition: Condition) -> None:
         """ValueError where samples lack what models of that condition go by: a body map, or a person to dress."""
-        if condition == "pose" and not self.index["settings"].get("need_pose", True):
+        if condition != "tryon" and not self.index["settings"].get("need_pose", True):
             raise ValueError(
                 f"{self.folder} was prepared with --no-need-pose, so that samples without a body map are in it, and "
-                "composing goes by that map: prepare the set anew without the flag"
+                "the model goes by that map: prepare the set anew without the flag"
             )
-        if condition == "tryon" and not {"agnostic", "mask"} <= self[0].keys():
+        if condition != "pose" and not {"agnostic", "mask"} <= self[0].keys():
             raise ValueError(
                 f"{self.folder} has no cloth-agnostic people and masks: prepare it anew with them (wardrobe: --tryon; "
                 "other sets: without --no-agnostic)"

@@ -26,6 +26,9 @@ from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
 from fcjax.network_config import VAEConfig
 
+CONDITIONS = ("uv", "places", "person_latents", "person_masks")
+"""What `condition_channels` reads."""
+
 
 def _apply(module: nn.Module, params: dict[str, Any], *inputs: Any, **options: Any) -> Any:
     """What a module computes; flax's own annotation leaves room for changed variables, of which there are none."""
@@ -126,6 +129,18 @@ def pose_channels(
     on_body = points[..., :1] >= 0
     surface = jnp.mean(on_body * waves(per_token(places), config.pose_octaves), axis=-2)
     return jnp.concatenate([points.reshape(*points.shape[:3], -1), surface], axis=-1)
+
+
+def condition_channels(config: ComposerConfig, given: Mapping[str, Array]) -> Float[Array, "b h w p"]:
+    """What joins the noisy latents at conv_in, by `config.condition`: `pose_channels` of `uv` and `places`, and behind
+    them, or alone, `tryon_channels` of `person_latents` and `person_masks`.
+    """
+    parts = []
+    if config.takes_pose:
+        parts.append(pose_channels(config, given["uv"], given["places"]))
+    if config.tries_on:
+        parts.append(tryon_channels(given["person_latents"], given["person_masks"]))
+    return jnp.concatenate(parts, axis=-1)
 
 
 def tryon_channels(person_latents: Float[Array, "b h w c"], masks: Float[Array, "b H W"]) -> Float[Array, "b h w c1"]:
@@ -249,7 +264,7 @@ def denoise(
 ) -> Float[Array, "b h w c"]:
     """The denoiser's raw prediction (what it is of: `config.diffusion.prediction_type`), in float32.
 
-    params: `denoising_parameters`. condition: `pose_channels` or `tryon_channels`, by `config.condition`.
+    params: `denoising_parameters`. condition: `condition_channels`.
     features None: no assets at all.
     corresponding: of albums, per level of the UNet.
     """
