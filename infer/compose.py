@@ -33,13 +33,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcjax.assets import Asset
-from fcjax.body import Body
+from fcjax.body import POSES, Body
 from fcjax.cli import run
 from fcjax.whole_files import written_whole
 from infer.densepose import parts
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.parameters import read_parameters, warn_of_betas
-from infer.request import AssetFile, ComposeRequest, found, pose_words, warn_of_other_weights, weights_digest
+from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags, settled
 from infer.sheet import Panel, sheet
 
@@ -82,8 +82,8 @@ class Flags:
     """At most 1000; image i has the seed SEED + i."""
     sampling: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=SamplingFlags)
 
-    pose: Annotated[str | None, _of_body("NAME", "pose")] = None
-    """Of the library (`fcjax.body.POSES`), such as walking, sitting, hands_on_hips."""
+    pose: Annotated[str | None, _of_body(f"{{{','.join(POSES)}}}", "pose")] = None
+    """A named pose (`fcjax.body.POSES`)."""
     gender: Annotated[float | None, _of_body("0..1", "gender")] = None
     """0 female, 1 male."""
     age: Annotated[float | None, _of_body("0..1", "age")] = None
@@ -280,7 +280,7 @@ def main(flags: Flags) -> None:
     request, weights = requested(flags)
     pictures = files_of(flags.out, request.num_images)
     beside = flags.request.parent if flags.request is not None else None
-    read = [found(asset.path, beside, "asset file") for asset in request.assets if asset.data is None]
+    read = [asset.places(beside)[0] for asset in request.assets if asset.data is None]
     prepare_outputs([*pictures, flags.sheet], [*read, flags.request, flags.params])
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)

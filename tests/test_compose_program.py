@@ -61,6 +61,10 @@ def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path
     assert opened(again)[1] == opened(out)[1]
     run(compose.main, ["--request", str(out), "--out", str(again), "--seed", "4"])
     assert np.abs(opened(again)[0].astype(int) - opened(out)[0]).max() > 0
+    (files / "shirt.png").unlink()
+    with pytest.raises(SystemExit):
+        run(compose.main, ["--request", str(out), "--out", str(again)])
+    assert "shirt.png; give it anew with --asset (pictures made with --embed-assets" in capsys.readouterr().err
 
 
 def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> None:
