@@ -17,6 +17,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
     "sd15_controlnet": sd15.controlnet,
     "sd15_image_encoder": sd15.image_encoder,
     "sd15_tryon": sd15.tryon,
+    "sd15_posed_tryon": sd15.posed_tryon,
     "tiny_vae": mini.tiny_autoencoder,
     "tiny": mini.tiny_compose,
 }

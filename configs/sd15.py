@@ -102,3 +102,20 @@ def tryon() -> TrainConfig:
         # Choice: the paper is silent; what is kept of the person need not be learnt anew.
         steps=20_000,
     )
+
+
+def posed_tryon() -> TrainConfig:
+    """The same of a model that reads the body's map as well, for sets with DensePose's u and v; a share hides it.
+
+    python -m train.prepare dresscode SRC data/dresscode
+    python -m train.prepare latents --config sd15_posed_tryon --data data/dresscode --model outputs/sd15 \\
+        --out data/latents_sd15_tryon
+    python -m train.run --config sd15_posed_tryon --out runs/sd15_posed_tryon --strategy fsdp
+    """
+    given = tryon()
+    return dataclasses.replace(
+        given,
+        name="sd15_posed_tryon",
+        model=presets.sd15(condition="posed_tryon"),
+        loss=dataclasses.replace(given.loss, drop_pose=0.2),
+    )

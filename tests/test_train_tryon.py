@@ -174,12 +174,16 @@ def test_composing_takes_a_pose(data: Path):
         dataclasses.replace(tryon, task="compose")
 
 
-def test_the_full_size_recipe_starts_from_the_composing_one():
+@pytest.mark.parametrize(("condition", "channels"), [("tryon", 9), ("posed_tryon", 11)])
+def test_the_full_size_recipes_start_from_the_composing_one(condition: Condition, channels: int):
     """Shapes alone: the paper's parameters are trained, conv_in among them, which reads person and mask."""
-    config, composing = load_config("sd15_tryon"), load_config("sd15")
-    assert config.task == config.model.condition == "tryon" and config.model.unet.in_channels == 9
+    config, composing = load_config(f"sd15_{condition}"), load_config("sd15")
+    assert (config.task, config.model.condition) == ("tryon", condition) and config.model.unet.in_channels == channels
     assert config.optimizer == composing.optimizer and config.start != composing.start
-    made = jax.eval_shape(lambda params: for_tryon(composing.model, params)[1], abstract_parameters(composing.model))
+    assert bool(config.loss.drop_pose) == config.model.takes_pose
+    made = jax.eval_shape(
+        lambda params: for_tryon(composing.model, params, condition)[1], abstract_parameters(composing.model)
+    )
     expected = abstract_parameters(config.model)
     assert jax.tree.map(lambda leaf: leaf.shape, made) == jax.tree.map(lambda leaf: leaf.shape, expected)
     trained = trees.flatten(trees.match_rules(expected, config.optimizer.trainable))
