@@ -105,8 +105,8 @@ def compose() -> TrainConfig:
 def tryon() -> TrainConfig:
     """The model in the package that tries on, from the one that composes; all but denoiser and binder is shared.
 
-    It reads the body's map behind which the paper's reads none: without it a small model learns anew, and slowly, which
-    place of a garment covers which of the body. A share of the samples hide the map, as users may have none.
+    Unlike the paper's it reads the body's map as well: without it a small model learns anew, and slowly, which place of
+    a garment covers which of the body. A share of the samples hide the map, as some users have none.
 
     python -m train.prepare wardrobe --tryon --out data/wardrobe_tryon --count 6000
     python -m train.prepare latents --config mini_tryon --data data/wardrobe_tryon --model runs/mini/model \\

@@ -109,7 +109,7 @@ def posed_tryon() -> TrainConfig:
 
     python -m train.prepare dresscode SRC data/dresscode
     python -m train.prepare latents --config sd15_posed_tryon --data data/dresscode --model outputs/sd15 \\
-        --out data/latents_sd15_tryon
+        --out data/latents_sd15_posed_tryon
     python -m train.run --config sd15_posed_tryon --out runs/sd15_posed_tryon --strategy fsdp
     """
     given = tryon()
@@ -117,5 +117,6 @@ def posed_tryon() -> TrainConfig:
         given,
         name="sd15_posed_tryon",
         model=presets.sd15(condition="posed_tryon"),
+        data=Path("data/latents_sd15_posed_tryon"),
         loss=dataclasses.replace(given.loss, drop_pose=0.2),
     )

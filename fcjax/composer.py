@@ -253,16 +253,16 @@ class Composer:
         check_whole(layout_seed=layout_seed)
         if feather is not None:
             check_whole(feather=feather)
-        if config.takes_pose and isinstance(person, Person) and not person.tells_pose:
-            warnings.warn(
-                "there is no body map of the person with u and v, so the model guesses the pose from what the mask "
-                "leaves to see: a DensePose map (Person's iuv, --iuv) tells it",
-                stacklevel=2,
-            )
         prepared = prepare(
             config, self.tokenizer, prompt, assets, person,
             negative_prompt=negative_prompt, boxes=boxes, layout_seed=layout_seed,
         )  # fmt: skip
+        if config.takes_pose and not person.tells_pose:
+            warnings.warn(
+                "there is no body map of the person with u and v, so the model guesses the pose from what the mask "
+                "leaves to see: Person's iuv (--iuv) tells it",
+                stacklevel=2,
+            )
         pictures = self._pictures(prepared, config, sampling, progress)
         return [
             Fitting(

@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     spans: Float[Array, "n a k"]
     canvas: Float[Array, "n h w c"]  # of `read_canvas`
     masks: Float[Array, "n a h w"]
-    channels: Float[Array, "n h w p"]  # of the pose or of try-on
+    channels: Float[Array, "n h w p"]  # of the pose, of try-on or of both
 
 
 class Conditions(NamedTuple):
@@ -71,8 +71,7 @@ def make_conditions(
 class PictureInputs(NamedTuple):
     """What n requests say before anything is encoded (`fcjax.preparation.prepare`), all of the picture's size.
 
-    `uv` and `places` are for models that take a pose, `persons` and `person_masks` for those that try on. ValueError
-    from a program where what its model reads is missing.
+    `uv` and `places` are for models that take a pose, `persons` and `person_masks` for those that try on.
     """
 
     ids: Int[Array, "n k"]
@@ -96,7 +95,7 @@ def conditions_of_pictures(
     images: int,
     dtype: Dtype,
 ) -> Conditions:
-    """`make_conditions` from pictures."""
+    """`make_conditions` from pictures. ValueError where what the model reads is missing."""
 
     def scaled(pictures: UInt8[Array, "n H W 3"]) -> Float[Array, "n H W 3"]:
         return pictures.astype(jnp.float32) / 127.5 - 1.0

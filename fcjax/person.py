@@ -67,7 +67,9 @@ class Person:
 
     @classmethod
     def open(cls, image: str | Path, mask: str | Path, iuv: str | Path | None = None) -> "Person":
-        """Reads them from files of any common format; white in the mask is repainted. ValueError for what is wrong."""
+        """Reads them from files of any common format; white in the mask is repainted, and a body map of another size
+        but the same shape is brought to the picture's. ValueError for what is wrong.
+        """
         picture = open_rgb(image)
         shown = None if iuv is None else read_iuv(Path(iuv), picture.shape[:2], parts_alone=True)
         return cls(picture, open_mask(mask), shown)

@@ -15,7 +15,7 @@ from fcjax.tokenizer import PromptTokens, Tokenizer
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A request's canvas and tokens, and the arrays made of them (`fcjax.generation.PictureInputs`, with a batch of
-    one in front of all but `empty_ids`). `maps` are the body's, for a model that takes a pose. `negative` is what
+    one in front of all but `empty_ids`). `maps` are the body's, for a model that composes. `negative` is what
     guidance leads away from, the empty text unless the request says more.
     """
 
@@ -44,7 +44,7 @@ def prepare(
     negative_prompt: what branches of guidance without text read.
     boxes, layout_seed: as `fcjax.assets.lay_out` takes them.
     """
-    maps, condition = None, {}
+    maps = None
     if config.tries_on:
         if not isinstance(shown, Person):
             raise ValueError(

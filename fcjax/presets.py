@@ -47,7 +47,7 @@ def _composer(
 
 
 def sd15(binding: BindingVariant = "all", condition: Condition = "pose") -> ComposerConfig:
-    """The paper's model: two Stable Diffusion v1.5 UNets at 512x384, a 2-channel pose map or 5 try-on channels."""
+    """The paper's model: two SD v1.5 UNets at 512x384; a 2-channel pose map, 5 try-on channels or both."""
     return _composer(
         UNetConfig(),
         VAEConfig(),

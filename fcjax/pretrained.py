@@ -157,7 +157,7 @@ def _read(
     index = folder.read_index(path)
     if "fcjax" in index:
         config, params = folder.load(path, dtype=dtype, host=host)
-        if config.condition == "pose" and condition in ("tryon", "posed_tryon"):
+        if config.condition == "pose" and condition not in (None, "pose"):
             config, params = for_tryon(config, params, condition)
         for name, wanted, present in (
             ("condition", condition, config.condition),
@@ -211,12 +211,12 @@ def _adapted(
     kernel = params["unet"]["conv_in"]["kernel"]
     if inpainting:
         ours = inpainting_to_tryon(kernel, latent)
-        # The pose's, if there is one, come before the person's.
+        # A pose's, of which it knows nothing, come before the person's.
         before = latent
     else:
         ours, before = kernel, kernel.shape[2]
-    pose = jnp.zeros((*kernel.shape[:2], joined - ours.shape[2], kernel.shape[3]), kernel.dtype)
-    ours = jnp.concatenate([ours[:, :, :before], pose, ours[:, :, before:]], axis=2)
+    unread = jnp.zeros((*kernel.shape[:2], joined - ours.shape[2], kernel.shape[3]), kernel.dtype)
+    ours = jnp.concatenate([ours[:, :, :before], unread, ours[:, :, before:]], axis=2)
     # All but its first convolution are the same arrays.
     reference = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": kernel[:, :, :latent]}}
     params["unet"] = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": ours}}

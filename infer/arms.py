@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from fcjax.assets import Placeable
+from fcjax.config import Condition
 from infer.figures import counted
 from infer.folders import SHOWN, beside, pictures, size_of
 from infer.sets import EvaluationSet
@@ -30,6 +31,7 @@ class Arm:
     name: str
     draw: Draw
     composes: bool = True  # False for what knows no phrases: the truth and its reconstruction
+    condition: Condition | None = None  # what a model is told beside text and assets
     drawn: Mapping[int, Path] = field(default_factory=dict)  # pictures that are there already, by set, scored or not
 
 
@@ -58,9 +60,10 @@ def make_arms(
     chosen = size or (composer.config.height, composer.config.width)
     settings = {**settings, "size": chosen}
     names = labels or (model, *also)
-    columns = [Arm(names[0], _composing(composer, settings))]
+    told = {"condition": composer.config.condition}
+    columns = [Arm(names[0], _composing(composer, settings), **told)]
     if binding_off or (binding_off is None and composer.params["binder"]):
-        columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings)))
+        columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings), **told))
     for name, other in zip(names[1:], also, strict=True):
         loaded = _of_task(Composer.load(other), other, tries_on)
         own = (loaded.config.height, loaded.config.width)
@@ -69,7 +72,7 @@ def make_arms(
                 f"{other} makes pictures of {own[0]}x{own[1]} pixels and {model} of {chosen[0]}x{chosen[1]}: "
                 "models are compared at one size, which --size can state"
             )
-        columns.append(Arm(name, _composing(loaded, settings)))
+        columns.append(Arm(name, _composing(loaded, settings), condition=loaded.config.condition))
     names = [column.name for column in columns]
     if len(set(names)) < len(names):
         raise ValueError(f"every model can be scored once, got {', '.join(names)}")

@@ -39,7 +39,7 @@ from fcjax.whole_files import written_whole
 from infer.densepose import parts
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.parameters import read_parameters, warn_of_betas
-from infer.request import AssetFile, ComposeRequest, pose_words, warn_of_other_weights, weights_digest
+from infer.request import AssetFile, ComposeRequest, found, pose_words, warn_of_other_weights, weights_digest
 from infer.sampling_request import SamplingFlags, settled
 from infer.sheet import Panel, sheet
 
@@ -275,12 +275,24 @@ def save_png(image: Image.Image, path: Path, info: Any, icc_profile: bytes | Non
         image.save(aside, format="PNG", pnginfo=info, icc_profile=icc_profile)
 
 
+def _located(asset: AssetFile, beside: Path | None) -> Path:
+    try:
+        return found(asset.path, beside, "asset file")
+    except ValueError as error:
+        if asset.sha256 is None:
+            raise
+        # A picture's request, which was made where the file lay.
+        raise ValueError(
+            f"{error}; find it, or give all assets anew with --asset (pictures of --embed-assets hold theirs)"
+        ) from error
+
+
 def main(flags: Flags) -> None:
     """Compose the pictures that the flags ask for and write them."""
     request, weights = requested(flags)
     pictures = files_of(flags.out, request.num_images)
     beside = flags.request.parent if flags.request is not None else None
-    read = [asset.places(beside)[0] for asset in request.assets if asset.data is None]
+    read = [_located(asset, beside) for asset in request.assets if asset.data is None]
     prepare_outputs([*pictures, flags.sheet], [*read, flags.request, flags.params])
     result = make(request, beside=beside, embed_assets=flags.embed_assets, expected_weights=weights)
     paths = save(result, flags.out)

@@ -63,9 +63,7 @@ class AssetFile:
         cuts = [place for place, letter in enumerate(words) if letter == "="]
         if not cuts:
             lacks = "has no phrase" if Path(words).is_file() else "names no file"
-            raise ValueError(
-                f"the asset {words!r} {lacks}: write a picture and its phrase in one, shirt.png='a red striped shirt'"
-            )
+            raise ValueError(f"the asset {words!r} {lacks}: write it as FILE=PHRASE, shirt.png='a red striped shirt'")
         cut = next((place for place in cuts if Path(words[:place]).is_file()), cuts[0])
         return cls(words[:cut], words[cut + 1 :], whole)
 
@@ -82,7 +80,8 @@ class AssetFile:
             except binascii.Error as error:
                 raise ValueError(f"the embedded asset {self.path} is no base64: {error}") from error
         else:
-            contents = [(place, _content(place)) for place in self.places(beside)]
+            there = places(self.path, beside, "asset file")
+            contents = [(place, _content(place)) for place in there]
             place, content = next((one for one in contents if self.sha256 in (None, _sha256(one[1]))), contents[0])
         if self.sha256 is not None and self.sha256 != _sha256(content):
             raise ValueError(
@@ -90,18 +89,6 @@ class AssetFile:
                 f"{self.sha256} was expected; find the old file, or give it anew with --asset"
             )
         return dataclasses.replace(self, path=str(place)), content
-
-    def places(self, beside: Path | None = None) -> list[Path]:
-        """Where files of this path lie, as the function of this name finds them. ValueError where there is none."""
-        try:
-            return places(self.path, beside, "asset file")
-        except ValueError as error:
-            if self.sha256 is None:
-                raise
-            # A picture's request, which was made where the file lay.
-            raise ValueError(
-                f"{error}; give it anew with --asset (pictures made with --embed-assets hold their assets)"
-            ) from error
 
     def open(self, content: bytes) -> Asset:
         """The asset of the file's content."""

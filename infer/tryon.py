@@ -3,7 +3,10 @@
 python -m infer.tryon --person person.png --mask mask.png --prompt "a woman in a striped shirt"
 --asset top.png="a striped shirt" --out out.png
 
-The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted.
+The model is mini-tryon, the small one in the package, or any that --model names. White in the mask is repainted. A
+model that takes a pose, as mini-tryon does, reads it from the body map (--iuv), or guesses without. The map's u and v
+must follow the charts that the model was trained with; mini-tryon's are those of infer.densepose without
+--uv-processed.
 Without a mask, one is made as infer.mask makes it, of --iuv (a DensePose map, or the body map of infer.densepose) or
 --parse (a parse map); with nothing but the photograph, --estimate guesses the body, which is second best
 (fcjax.estimate says what to install). It covers what the garments' phrases name, such as the upper body for a shirt, or
@@ -15,7 +18,8 @@ the picture square. Turn such a picture for good before its maps are made.
 
 The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
 makes it again. Flags change what a request says: --no-shoes and its like take it back, --mask stands for all that a
-mask was made of, a map for a mask, --feather for --raw, and the other way round.
+mask was made of, a parse map for a mask, --feather for --raw, and the other way round; a body map joins them, as it
+tells the pose.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -47,7 +51,7 @@ from fcjax.cli import one_line, run
 from fcjax.data.sources.files import read_iuv
 from fcjax.data.sources.sample import Labels
 from fcjax.person import Person
-from fcjax.pictures import icc_profile, open_mask, open_rgb
+from fcjax.pictures import icc_profile, open_rgb
 from infer.compose import prepare_outputs, save_png, show_progress
 from infer.flags import OptionalPath, Switch, flag, flag_of
 from infer.mask import make_mask
@@ -127,16 +131,17 @@ def given_by(flags: Flags) -> dict[str, Any]:
 
 def person_of(request: TryOnRequest, beside: Path | None = None) -> Person:
     """The person, the mask (the file's, or one made of maps) and the body map. ValueError for files that do not fit."""
-    image, iuv = open_rgb(request.file("person", beside)), None
-    if request.iuv is not None:
-        iuv = read_iuv(request.file("iuv", beside), image.shape[:2], parts_alone=True)
+    picture = request.file("person", beside)
+    iuv = None if request.iuv is None else request.file("iuv", beside)
     if request.mask is not None:
-        return Person(image, open_mask(request.file("mask", beside)), iuv)
+        return Person.open(picture, request.file("mask", beside), iuv)
     for problem in request.oddities():
         warnings.warn(problem, stacklevel=2)
     made = request.made
     files = {name: request.file(name, beside) for name in FILES if made.get(name) is not None}
-    return Person(image, make_mask(image, **{**made, **files}), iuv)
+    image = open_rgb(picture)
+    mask = make_mask(image, **{**made, **files})
+    return Person(image, mask, None if iuv is None else read_iuv(iuv, image.shape[:2], parts_alone=True))
 
 
 def opened(request: TryOnRequest) -> tuple[Person, list[Asset]]:
@@ -150,7 +155,9 @@ def opened(request: TryOnRequest) -> tuple[Person, list[Asset]]:
 def fit(
     request: TryOnRequest, composer: "Composer", person: Person, assets: Sequence[Asset], progress: Any = None
 ) -> "Fitting":
-    """The picture of a request."""
+    """The picture of a request. Warns of a body map that serves nothing."""
+    if request.mask is not None and request.iuv is not None and not composer.config.takes_pose:
+        warnings.warn(f"{request.model} takes no pose: beside --mask it makes no use of --iuv", stacklevel=2)
     [fitting] = composer.try_on(request.prompt, assets, person, **request.settings, progress=progress)
     return fitting
 

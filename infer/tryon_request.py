@@ -20,9 +20,9 @@ FILES = {"person": "picture", "mask": "mask", "parse": "parse map", "iuv": "body
 MADE = ("labels", "estimate", "category", "margin", "shoes", "hat")
 """What a mask is made by, beside files."""
 REPLACED = {
-    "mask": ("parse", "iuv", "keypoints", *MADE),
+    "mask": ("parse", "keypoints", *MADE),
     "parse": ("mask", "estimate"),
-    "iuv": ("mask", "estimate"),
+    "iuv": ("estimate",),
     "estimate": ("mask", "parse", "iuv", "keypoints"),
     "feather": ("raw",),
     "raw": ("feather",),

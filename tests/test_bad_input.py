@@ -96,8 +96,8 @@ def test_asset_files(files: Path, refused, name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("{}/shirt.png", "has no phrase: write a picture and its phrase in one, shirt.png='a red"),
-        ("a red shirt", "the asset 'a red shirt' names no file: write a picture and its phrase in one"),
+        ("{}/shirt.png", "has no phrase: write it as FILE=PHRASE, shirt.png='a red"),
+        ("a red shirt", "the asset 'a red shirt' names no file: write it as FILE=PHRASE"),
         ("{}/shirt.png=", "has no phrase"),
         ("{}/shirt.png=  ", "has no phrase"),
         ("=a red shirt", "the phrase 'a red shirt' has no asset file"),

@@ -64,7 +64,10 @@ def test_an_image_is_made_again_from_itself(tiny_model_folder: Path, files: Path
     (files / "shirt.png").unlink()
     with pytest.raises(SystemExit):
         run(compose.main, ["--request", str(out), "--out", str(again)])
-    assert "shirt.png; give it anew with --asset (pictures made with --embed-assets" in capsys.readouterr().err
+    assert (
+        "shirt.png; find it, or give all assets anew with --asset (pictures of --embed-assets"
+        in capsys.readouterr().err
+    )
 
 
 def test_embedded_assets_need_no_files(tiny_model_folder: Path, files: Path) -> None:

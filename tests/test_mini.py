@@ -44,7 +44,7 @@ def test_a_person_is_dressed_anew() -> None:
     drawn = DrawnSets(0, 64, 48)[0]
     assets = [Asset(asset.image, asset.phrase) for asset in drawn.assets]
     prompt = f"a person in {assets[0].phrase} and {assets[1].phrase}"
-    [fitting] = tryon.try_on(prompt, assets, Person(sample.image, mask), seed=0)
+    [fitting] = tryon.try_on(prompt, assets, Person(sample.image, mask, sample.maps.iuv), seed=0)
     made = np.asarray(fitting.image)
     np.testing.assert_array_equal(made[~mask], sample.image[~mask])
     kinds = tuple(asset.kind for asset in sample.assets)

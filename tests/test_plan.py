@@ -24,6 +24,7 @@ from train import plan as planner
 from train.compiled import Compiled
 from train.config import TrainConfig
 from train.cost import collectives_of, flops_of
+from train.sampling_programs import sampling_programs
 
 
 def test_flops_of_products_convolutions_and_loops():
@@ -248,6 +249,21 @@ def test_a_batch_has_the_shapes_that_training_takes():
     shapes = forecast.abstract_batch(config.model, 2)
     assert shapes["latents"].shape == (2, 64, 48, 6) and shapes["uv"].shape == (2, 128, 96, 2)
     assert shapes["masks"].shape == (2, 6, 64, 48)
+    posed, worn, both = (
+        forecast.abstract_batch(config.model.conditioned(condition), 2)
+        for condition in ("pose", "tryon", "posed_tryon")
+    )
+    assert both == posed | worn and posed.keys() - worn.keys() == {"uv", "places"}
+
+
+def test_sampling_of_try_on_with_a_pose_is_planned():
+    """Its conditions hold more channels, all else is alike."""
+    model = load_config("tiny").model
+    found = {
+        condition: sampling_programs(model.conditioned(condition), 1, jnp.float32)["step"][1][1].channels.shape[-1]
+        for condition in ("pose", "tryon", "posed_tryon")
+    }
+    assert found["posed_tryon"] == found["pose"] + found["tryon"] == model.conditioned("posed_tryon").condition_channels
 
 
 @pytest.mark.slow

@@ -410,3 +410,16 @@ def test_try_on_flips_any_set_as_it_reads_no_map(tmp_path: Path):
     example, sample = transform(data[0], np.random.default_rng(0)), data[0]
     for name, picture in (("images", "image"), ("persons", "agnostic")):
         np.testing.assert_array_equal(example[name], sample[picture][:, ::-1])
+
+
+def test_try_on_that_takes_a_pose_flips_person_mask_and_map_together(tmp_path: Path):
+    options = dataclasses.replace(SMALL, agnostic=True)
+    write_set(RawJob(Source((a_sample(),)), "fake", options), tmp_path / "data")
+    data, model = Prepared(tmp_path / "data"), load_config("tiny").model.conditioned("posed_tryon")
+    table = miniatures.symmetry(tmp_path / "UV_symmetry_transforms.mat")
+    transform = example_of(model, Tokenizer.load(TOKENIZER), data.index, Augmentation(flip=1.0, symmetry=table))
+    example, sample = transform(data[0], np.random.default_rng(0)), data[0]
+    np.testing.assert_array_equal(example["persons"], sample["agnostic"][:, ::-1])
+    np.testing.assert_array_equal(example["person_masks"], sample["mask"][:, ::-1] / np.float32(255))
+    flipped = flip_iuv(sample["iuv"], load_densepose_symmetry(table))
+    np.testing.assert_array_equal(example["uv"], atlas_uv(pose_points(flipped, model)))

@@ -169,6 +169,8 @@ def test_sets_with_people_of_unknown_pose_are_refused(composing, data: Path, tmp
         config = dataclasses.replace(composing[0], data=data / name, mixed_with=(tmp_path / name,))
         with pytest.raises(ValueError, match=rf"{name} was prepared with --no-need-pose"):
             make_task(config)
+        with pytest.raises(ValueError, match=rf"{name} was prepared with --no-need-pose"):
+            Prepared(tmp_path / name).require("posed_tryon")
     watched = dataclasses.replace(composing[0], heldout=tmp_path / "latents", batch_size=2)
     with pytest.raises(ValueError, match="latents was prepared with --no-need-pose"), Log(tmp_path) as log:
         Watch(watched, composing[1], Placement(watched, composing[1].parameters), tmp_path, log)

@@ -138,6 +138,26 @@ def test_shoes_that_the_mask_would_leave_on_are_warned_of(
     assert "--shoes" not in capsys.readouterr().err
 
 
+def test_beside_a_mask_the_body_map_tells_the_pose(
+    files: Path, tiny_model_folder: Path, tryon_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    Image.fromarray(fcjax.Body(pose="standing").render(50, 30).iuv).save(files / "iuv.png")
+    read = fcjax.Composer.load(tiny_model_folder, condition="posed_tryon")
+    read.save(tmp_path / "posed")
+    run(tryon.main, [*flags(files, tmp_path / "posed"), "--iuv", str(files / "iuv.png")])
+    assert "body map" not in capsys.readouterr().err
+    posed = np.asarray(Image.open(files / "out.png"))
+    again = ["--request", str(files / "out.png"), "--out", str(files / "again.png")]
+    run(tryon.main, again)
+    np.testing.assert_array_equal(np.asarray(Image.open(files / "again.png")), posed)
+    run(tryon.main, flags(files, tmp_path / "posed"))
+    assert "no body map of the person with u and v" in capsys.readouterr().err
+    assert not np.array_equal(np.asarray(Image.open(files / "out.png")), posed)
+    # A model that reads none says that it serves nothing.
+    run(tryon.main, [*flags(files, tryon_model), "--iuv", str(files / "iuv.png")])
+    assert "takes no pose: beside --mask it makes no use of --iuv" in capsys.readouterr().err
+
+
 def test_a_mask_follows_from_a_parse_map_as_infer_mask_makes_it(files: Path, tryon_model: Path):
     parse = np.zeros((50, 30), np.uint8)
     parse[10:30, 8:22], parse[4:10, 12:18] = Part.UPPER, Part.FACE

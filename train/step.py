@@ -212,7 +212,7 @@ def composing_loss(
         no_words, no_assets = dropped(config, keys["drop"], count)
         features = composer.keep_assets(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
-        seen = {name: repeat(batch[name]) for name in composer.CONDITIONS if name in batch}
+        seen = {name: repeat(batch[name]) for name in composer.condition_arrays(model)}
         if model.takes_pose:
             blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
             seen["uv"] = jnp.where(blind[:, None, None, None], -1.0, seen["uv"])

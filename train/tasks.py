@@ -183,7 +183,7 @@ def _compose(config: TrainConfig) -> Task:
         """Canvas, UV map (for try-on the cloth-agnostic person), what DDIM composes in the model's own steps, truth."""
         params, count, dtype = {**params, "vae": vae}, len(batch["ids"]), _dtype(config)
         batch = encode(params, batch)
-        given = {name: jnp.asarray(batch[name]) for name in composer.CONDITIONS if name in batch}
+        given = {name: jnp.asarray(batch[name]) for name in composer.condition_arrays(model)}
         channels = composer.condition_channels(model, given)
         inputs = Inputs(batch["ids"], empty_ids, batch["spans"], batch["canvas"], batch["masks"], channels)
         branches = guidance_branches(model.guidance)

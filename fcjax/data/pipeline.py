@@ -64,7 +64,7 @@ class Prepared:
         if condition != "tryon" and not self.index["settings"].get("need_pose", True):
             raise ValueError(
                 f"{self.folder} was prepared with --no-need-pose, so that samples without a body map are in it, and "
-                "the model goes by that map: prepare the set anew without the flag"
+                "the model goes by that map: prepare the set anew without the flag (try-on as in the paper needs none)"
             )
         if condition != "pose" and not {"agnostic", "mask"} <= self[0].keys():
             raise ValueError(

@@ -26,9 +26,6 @@ from fcjax.models.unet import UNet
 from fcjax.models.vae import VAE
 from fcjax.network_config import VAEConfig
 
-CONDITIONS = ("uv", "places", "person_latents", "person_masks")
-"""What `condition_channels` reads."""
-
 
 def _apply(module: nn.Module, params: dict[str, Any], *inputs: Any, **options: Any) -> Any:
     """What a module computes; flax's own annotation leaves room for changed variables, of which there are none."""
@@ -129,6 +126,11 @@ def pose_channels(
     on_body = points[..., :1] >= 0
     surface = jnp.mean(on_body * waves(per_token(places), config.pose_octaves), axis=-2)
     return jnp.concatenate([points.reshape(*points.shape[:3], -1), surface], axis=-1)
+
+
+def condition_arrays(config: ComposerConfig) -> tuple[str, ...]:
+    """The names of the arrays that `condition_channels` reads, by `config.condition`."""
+    return ("uv", "places") * config.takes_pose + ("person_latents", "person_masks") * config.tries_on
 
 
 def condition_channels(config: ComposerConfig, given: Mapping[str, Array]) -> Float[Array, "b h w p"]:

@@ -61,8 +61,8 @@ def require_body_maps(source: Source, count: int = 0) -> None:
     raise ValueError(
         f"none of the {count} samples of {source.root} has a body map, and all would be left out: put DensePose maps "
         f"(part, u and v) where {files} are read (pictures of the parts alone, as in VITON-HD's image-densepose/, show "
-        "no u and v), or give --no-need-pose, which takes samples with an empty map: enough to train try-on, not "
-        "composing"
+        "no u and v), or give --no-need-pose, which takes samples with an empty map: enough to train try-on as in the "
+        "paper, not composing"
     )
 
 
