@@ -107,7 +107,7 @@ def test_stable_diffusion_is_sampled_its_own_way(stable, inpainting, tiny_model_
         (tmp_path / "model", 7.5, 20),
         (tiny_model_folder, 1.5, 20),
         (pretrained.MINI, 1.25, 8),
-        (pretrained.MINI_TRYON, 1.5, 8),
+        (pretrained.MINI_TRYON, 1.25, 8),
     ):
         own = {"guidance": guidance, "steps": steps}
         assert pretrained.own_sampling(path) == pretrained.load(path).config.own_sampling == own
