@@ -60,10 +60,10 @@ def make_arms(
     chosen = size or (composer.config.height, composer.config.width)
     settings = {**settings, "size": chosen}
     names = labels or (model, *also)
-    told = {"condition": composer.config.condition}
-    columns = [Arm(names[0], _composing(composer, settings), **told)]
+    told = composer.config.condition
+    columns = [Arm(names[0], _composing(composer, settings), condition=told)]
     if binding_off or (binding_off is None and composer.params["binder"]):
-        columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings), **told))
+        columns.append(Arm(f"{names[0]}, binding off", _composing(without_binding(composer), settings), condition=told))
     for name, other in zip(names[1:], also, strict=True):
         loaded = _of_task(Composer.load(other), other, tries_on)
         own = (loaded.config.height, loaded.config.width)

@@ -180,8 +180,9 @@ def score_sets(request: Request, networks: Networks | None = None) -> None:
         raise ValueError(f"--blind compares two at least, and {request.model} has no binding: name another with --also")
     sets = _open(request, size)
     if isinstance(sets, PreparedSets):
-        for condition in {column.condition for column in columns} - {None}:
-            sets.data.require(condition)
+        for column in columns:
+            if column.condition is not None:
+                sets.data.require(column.condition)
     count = _count(request, sets)
     with working_folder(flags.work, request.outputs) as folder:
         claim(folder, {**made_from, **_drawn_by(request, size)})
