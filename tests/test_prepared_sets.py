@@ -358,6 +358,22 @@ def test_bad_input_is_one_line(words: list[str], said: str, data: Path, tiny_mod
     assert stopped.value.code == 2 and said in error and len(error.strip().splitlines()) == 1
 
 
+def test_a_model_that_takes_a_pose_is_not_scored_on_people_of_unknown_pose(
+    data: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    index = json.loads((data / "index.json").read_text())
+    folder = tmp_path / "poseless"
+    folder.mkdir()
+    for shard in index["shards"]:
+        (folder / shard).symlink_to(data / shard)
+    index["settings"]["need_pose"] = False
+    (folder / "index.json").write_text(json.dumps(index))
+    Composer.load(tiny_model_folder, condition="posed_tryon").save(tmp_path / "posed")
+    with pytest.raises(SystemExit):
+        run(main, ["--model", str(tmp_path / "posed"), "--data", str(folder), "--task", "tryon", "--count", "1"])
+    assert "poseless was prepared with --no-need-pose" in capsys.readouterr().err
+
+
 def test_sets_that_cannot_serve(source: Path, data: Path, tmp_path: Path):
     options = RawOptions(height=64, width=48, max_assets=3, agnostic=False, count=1)
     prepare_source(FolderJob(source, tmp_path / "one", options=options, workers=1))
