@@ -17,9 +17,9 @@ turned picture: one of the picture as the camera stored it is told by its shape,
 the picture square. Turn such a picture for good before its maps are made.
 
 The PNG holds its own request, with the SHA-256 of every file: python -m infer.tryon --request out.png --out again.png
-makes it again. Flags change what a request says: --no-shoes and its like take it back, --mask stands for all that a
-mask was made of, a parse map for a mask, --feather for --raw, and the other way round; a body map joins them, as it
-tells the pose.
+makes it again. Flags change what a request says: --no-shoes and its like take it back; --mask replaces the parse map,
+--category and all else that a mask was made of, --parse a mask, --feather --raw and the reverse; its body map stays, or
+is added; --asset replaces all its assets.
 
 Many at once: python -m infer.tryon --pairs pairs.jsonl --out FOLDER, each line such as
 
@@ -92,8 +92,8 @@ class Flags:
     labels: Annotated[Labels | None, _of_request("NAME", "labels")] = None
     """Whose labels the parse map has: viton-hd, lip, atr or deepfashion."""
     iuv: Annotated[str | None, flag("PATH", "none")] = None
-    """The person's body map (part ids, u, v) of the picture as its EXIF turns it: the pose, for a model that takes one,
-    and where there is no mask one is made of it."""
+    """The person's body map (part ids, u, v), of the shape of the picture as its EXIF turns it: the pose, for a model
+    that takes one, and where there is no mask one is made of it."""
     keypoints: Annotated[str | None, flag("PATH", "none")] = None
     """OpenPose's JSON, or DressCode's, of the person beside a parse map or a body map: where sleeves may come."""
     estimate: Switch = None
