@@ -43,7 +43,7 @@ def test_a_look_on_two_poses(tiny_model_folder: Path, tmp_path: Path, capsys) ->
 
 
 def test_the_look_is_tried_on(tiny_model_folder: Path, tmp_path: Path) -> None:
-    convert = [str(tiny_model_folder), str(tmp_path / "tryon"), "--condition", "tryon"]
+    convert = [str(tiny_model_folder), str(tmp_path / "tryon"), "--condition", "posed_tryon"]
     run(convert_program.main, convert)
     flags = demo.Flags(tmp_path / "demo", steps=1)
     flags.out.mkdir()
