@@ -101,7 +101,7 @@ def conditions_of_pictures(
         return pictures.astype(jnp.float32) / 127.5 - 1.0
 
     canvas = model.read_canvas(params, config, scaled(given.canvases), dtype=dtype)
-    needed = ("uv", "places") * config.takes_pose + ("persons", "person_masks") * config.tries_on
+    needed = ["persons" if name == "person_latents" else name for name in model.condition_arrays(config)]
     if missing := [name for name in needed if getattr(given, name) is None]:
         raise ValueError(f"PictureInputs of a model that reads {config.condition} lack {' and '.join(missing)}")
     shown = {name: getattr(given, name) for name in needed}

@@ -212,11 +212,11 @@ def composing_loss(
         no_words, no_assets = dropped(config, keys["drop"], count)
         features = composer.keep_assets(features, ~no_assets)
         text = jnp.where(no_words[:, None, None], no_text, repeat(text))
-        seen = {name: repeat(batch[name]) for name in composer.condition_arrays(model)}
-        if model.takes_pose:
+        condition = repeat(composer.condition_channels(model, batch))
+        if model.takes_pose and config.drop_pose:
             blind = jax.random.uniform(keys["pose"], (count,)) < config.drop_pose
-            seen["uv"] = jnp.where(blind[:, None, None, None], -1.0, seen["uv"])
-        condition = composer.condition_channels(model, seen)
+            nobody = composer.condition_channels(model, {**batch, "uv": jnp.full_like(batch["uv"], -1.0)})
+            condition = jnp.where(blind[:, None, None, None], repeat(nobody), condition)
 
         clean = repeat(batch["latents"])
         fixed = batch.get("timesteps")
