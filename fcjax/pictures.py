@@ -8,6 +8,10 @@ from PIL import Image, ImageOps
 
 WHITE = 128
 """So light a pixel of a mask counts as white."""
+COLOURED = 64
+"""How far a pixel's channels lie apart that is no grey; a JPEG's of a mask are nearer."""
+COLOURED_SHARE = 0.02
+"""A mask with a greater share of such pixels is refused."""
 
 
 def read(path: str | Path, at_least: int | None = None, what: str = "picture") -> Image.Image:
@@ -41,11 +45,18 @@ def open_rgb(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     """A mask file: True where it is lighter than middle grey, transparent is black.
 
-    ValueError as `read`, and for one whose lightest pixel is dark, such as a mask of 0 and 1.
+    ValueError as `read`, for one whose lightest pixel is dark, such as a mask of 0 and 1, and for a coloured picture,
+    such as a photograph or a body map.
     """
     image = upright(read(path, what="mask"), str(path))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    coloured = float(np.mean(np.ptp(np.asarray(image.convert("RGB")), axis=-1) > COLOURED))
+    if coloured > COLOURED_SHARE:
+        raise ValueError(
+            f"the mask {path} is in colours ({coloured:.0%} of it), so it is a photograph or a map: a mask is white "
+            "where the picture is repainted and black elsewhere"
+        )
     levels = np.asarray(image.convert("L"))
     if 0 < levels.max() < WHITE:
         raise ValueError(

@@ -219,16 +219,20 @@ def with_betas(betas: Float[ndarray, "s"] | None, edits: Sequence[str], known: i
     return whole
 
 
-def parts(maps: BodyMaps) -> UInt8[ndarray, "h w 3"]:
-    """The body's parts in colours, with squares of u and v, the face lighter."""
+def chart_colours(iuv: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w 3"]:
+    """A map's parts in colours, with squares of u and v, before black."""
     colours = [(0.0, 0.0, 0.0)] + [
         colorsys.hsv_to_rgb((part * 0.381966) % 1, 0.55 if part % 2 else 0.75, 0.9) for part in range(1, 25)
     ]
-    part, u, v = np.moveaxis(maps.iuv.astype(np.int32), -1, 0)
+    part, u, v = np.moveaxis(iuv.astype(np.int32), -1, 0)
     squares = (u * CHECKS // 256 + v * CHECKS // 256) % 2
-    charts = np.array(colours)[part] * (0.7 + 0.3 * squares)[..., None]
-    charts[maps.face_mask] = 0.5 + 0.5 * charts[maps.face_mask]
-    return np.round(charts * 255).astype(np.uint8)
+    return np.round(np.array(colours)[part] * (0.7 + 0.3 * squares)[..., None] * 255).astype(np.uint8)
+
+
+def parts(maps: BodyMaps) -> UInt8[ndarray, "h w 3"]:
+    """The body's parts in colours, with squares of u and v, the face lighter."""
+    shown = chart_colours(maps.iuv)
+    return np.where(maps.face_mask[..., None], 128 + shown // 2, shown)
 
 
 def preview(maps: BodyMaps) -> UInt8[ndarray, "h w2 3"]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fcjax.cli import run
+from fcjax.pictures import open_rgb
 from infer import compose, demo, tryon
 from infer import convert as convert_program
 
@@ -54,6 +55,8 @@ def test_the_look_is_tried_on(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert made.shape == person.shape == (256, 192, 3) and (flags.out / "tryon_sheet.png").is_file()
     np.testing.assert_array_equal(made[mask == 0], person[mask == 0])
     assert (made[mask > 0] != person[mask > 0]).mean() > 0.5
+    # Garments, person, body map, what stays and the result.
+    assert open_rgb(flags.out / "tryon_sheet.png").shape[1] >= 192 * (len(asked.asset) + 4)
 
 
 def test_bad_flags_are_one_line(tmp_path: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from fcjax import estimate
 from fcjax.agnostic import agnostic_mask
 from fcjax.cli import run
 from infer.mask import Request, main
-from infer.tryon import person_of
+from infer.tryon_fit import person_of
 from infer.tryon_request import TryOnRequest
 
 HEIGHT, WIDTH = 160, 120

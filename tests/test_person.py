@@ -11,7 +11,7 @@ import fcjax
 from fcjax.person import Person, feathered
 from fcjax.pictures import open_mask, open_rgb
 from infer.request import AssetFile
-from infer.tryon import person_of
+from infer.tryon_fit import person_of
 from infer.tryon_request import TryOnRequest
 
 
@@ -95,6 +95,14 @@ def test_sixteen_bits_of_small_numbers_and_of_a_clear_grey(tmp_path: Path):
     Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / "clear.png", transparency=50 * 257)
     read = open_rgb(tmp_path / "clear.png")[..., 0]
     np.testing.assert_array_equal(read, np.where(grey == 50, 255, grey))
+
+
+def test_a_photograph_or_a_body_map_is_no_mask(tmp_path: Path):
+    coloured = np.zeros((20, 20, 3), np.uint8)
+    coloured[4:9, :10] = (15, 180, 240)
+    Image.fromarray(coloured).save(tmp_path / "iuv.png")
+    with pytest.raises(ValueError, match=r"iuv.png is in colours \(12% of it\), .* a mask is white"):
+        open_mask(tmp_path / "iuv.png")
 
 
 def test_a_mask_of_zeros_and_ones_is_told(tmp_path: Path):

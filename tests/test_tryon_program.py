@@ -16,7 +16,7 @@ from fcjax.composer import Composer
 from fcjax.data.sources import Part
 from fcjax.person import Person
 from fcjax.pictures import open_rgb
-from infer import tryon
+from infer import tryon, tryon_fit
 from infer.request import KEY
 from infer.sampling_request import SamplingFlags
 from infer.tryon_request import TryOnRequest
@@ -164,7 +164,7 @@ def test_a_mask_follows_from_a_parse_map_as_infer_mask_makes_it(files: Path, try
     Image.fromarray(parse).save(files / "parse.png")
     request = {"prompt": PROMPT, "person": "person.png", "parse": "parse.png", "category": "upper"}
     request |= {"assets": [{"path": "shirt.png", "phrase": "a red shirt"}]}
-    person = tryon.person_of(TryOnRequest.from_dict(request, "here"), files)
+    person = tryon_fit.person_of(TryOnRequest.from_dict(request, "here"), files)
     np.testing.assert_array_equal(person.mask, agnostic_mask(parse, category="upper"))
     with pytest.raises(ValueError, match="labels are 'coco'; expected one of viton-hd"):
         TryOnRequest.from_dict({**request, "labels": "coco"}, "here")

@@ -11,7 +11,7 @@ from PIL import Image
 import fcjax
 from fcjax.agnostic import agnostic_mask
 from fcjax.cli import run
-from infer import tryon
+from infer import tryon, tryon_pairs
 from infer.request import KEY, AssetFile, png_metadata
 from infer.tryon_request import TryOnRequest
 from tests.tryon_model import a_person, flags, write_person
@@ -163,7 +163,7 @@ def test_flags_take_back_what_a_request_says(
     request, _ = tryon.requested(given)
     assert request == TryOnRequest.from_dict({**common, **expected}, "here")
     (files / "list.jsonl").write_text(json.dumps(tryon.given_by(given)))
-    [(_, make)] = tryon.read_pairs(files / "list.jsonl", {**common, **HELD[held]})
+    [(_, make)] = tryon_pairs.read_pairs(files / "list.jsonl", {**common, **HELD[held]})
     assert make() == request
 
 
