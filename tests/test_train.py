@@ -221,6 +221,7 @@ def test_bad_input_is_one_line_and_code_2(data: Path, tmp_path: Path, capsys: py
         (run.main, [*tiny, "--vae", model, "--augment.flip", "0.5"], "latents cannot be changed by"),
         (run.main, [*tiny, "--vae", out], "has no vae"),
         (prepare.main, ["wardrobe", "--out", out, "--count", "0"], "count must be at least 1"),
+        (prepare.main, ["wardrobe", "--out", out, "--swatches", "45"], "swatches must be a share of the samples"),
         (prepare.main, ["latents", "--data", latents, "--model", model, "--out", out], "holds latents already"),
     ):
         with pytest.raises(SystemExit) as exit_:

@@ -173,6 +173,22 @@ def test_swatches_are_equal_squares_told_apart_by_their_phrases():
     pytest.fail("30 samples held fewer than three with swatches")
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_swatches_is_as_asked(share: float):
+    """The people stay who they are."""
+    asked, usual = (Wardrobe(height=64, width=48, **given) for given in ({"swatches": share}, {}))
+    for index in range(6):
+        sample = asked[index]
+        kinds = {asset.kind for asset in sample.assets} - {"face", "shoes", "hat", "bag"}
+        assert kinds <= {"swatch"} if share else "swatch" not in kinds
+        np.testing.assert_array_equal(sample.image, usual[index].image)
+
+
+def test_a_share_of_swatches_beyond_one_is_told():
+    with pytest.raises(ValueError, match="swatches is 25; expected a share of the samples, 0 to 1"):
+        Wardrobe(swatches=25)
+
+
 def test_pairs_of_colours_part_the_splits():
     for color in PALETTE:
         assert partners(color, "heldout") and partners(color, "train")

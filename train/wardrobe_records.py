@@ -14,6 +14,7 @@ from fcjax.agnostic import CATEGORIES, Category, agnostic_image
 from fcjax.assets import Box, lay_out
 from fcjax.data.records import encode_record
 from fcjax.wardrobe import Sample, Wardrobe
+from fcjax.wardrobe.samples import SWATCH_SAMPLES
 from fcjax.wardrobe.undressing import take_off, worn_kinds
 from train.shards import shard_count, shard_range
 
@@ -34,6 +35,8 @@ class WardrobeJob:
     max_assets: int = 6
     layouts: int = 2
     """Canvases laid out per sample: the same assets at other places and sizes."""
+    swatches: float = SWATCH_SAMPLES
+    """The share of samples that show fabrics in place of garments: the harder ones to bind."""
     tryon: bool = False
     """For training try-on: the cloth-agnostic person and its mask, and on the canvas what is put on alone."""
     shard_size: int = 250
@@ -45,6 +48,8 @@ class WardrobeJob:
         for field in ("count", "layouts", "shard_size", "workers"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not 0.0 <= self.swatches <= 1.0:
+            raise ValueError(f"swatches must be a share of the samples, 0 to 1, got {self.swatches}")
 
     source = "wardrobe"
 
@@ -72,7 +77,7 @@ class WardrobeJob:
         return (wardrobe_record(wardrobe[i], i, self) for i in shard_range(number, self.shard_size, self.count))
 
     def _wardrobe(self) -> Wardrobe:
-        return Wardrobe(split=self.split, seed=self.seed, height=self.height, width=self.width)
+        return Wardrobe(self.split, self.seed, self.height, self.width, swatches=self.swatches)
 
 
 def wardrobe_record(sample: Any, index: int, job: WardrobeJob) -> bytes:

@@ -237,7 +237,8 @@ class Wardrobe:
 
     `Wardrobe(split, seed, height, width)[index]` is the same sample on every machine and in every process; the train
     and the heldout split share no colour pairs, no pattern variants and no poses (see `palette`, `textures`,
-    `poses`). `backgrounds` limits the kinds of background (see `backgrounds.KINDS`).
+    `poses`). `backgrounds` limits the kinds of background (see `backgrounds.KINDS`); `swatches` is the share of samples
+    that show their main garments' fabrics in place of flats.
     """
 
     def __init__(
@@ -247,6 +248,7 @@ class Wardrobe:
         height: int = 256,
         width: int = 192,
         backgrounds: tuple[str, ...] | None = None,
+        swatches: float = SWATCH_SAMPLES,
     ):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
@@ -255,7 +257,10 @@ class Wardrobe:
         unknown = set(backgrounds or ()) - set(KINDS)
         if unknown or backgrounds == ():
             raise ValueError(f"backgrounds are {backgrounds}; expected some of {', '.join(KINDS)}")
+        if not 0.0 <= swatches <= 1.0:
+            raise ValueError(f"swatches is {swatches}; expected a share of the samples, 0 to 1")
         self.split, self.seed, self.height, self.width, self.backgrounds = split, seed, height, width, backgrounds
+        self.swatches = swatches
         self._latest: tuple[int, Outfit] | None = None
 
     def __getstate__(self) -> dict:
@@ -291,8 +296,8 @@ class Wardrobe:
 
     def _wording(self, rng: np.random.Generator) -> tuple[bool, str]:
         """Whether main garments are shown as swatches, and how much phrases tell (`captions.garment_phrase`)."""
-        swatches = rng.random() < SWATCH_SAMPLES
-        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - SWATCH_SAMPLES)
+        swatches = rng.random() < self.swatches
+        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - self.swatches)
         return swatches, str(rng.choice(("pattern", "noun"))) if colorless else "colors"
 
     def __getitem__(self, index: int) -> Sample:
