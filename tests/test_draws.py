@@ -51,9 +51,9 @@ def test_drop_out_gives_each_guidance_branch_its_share():
         LossConfig(**{**shares, "drop_text": 0.6})
 
 
-def rolled_out(guess: Array, clean: Array, rollout: float = 1.0, shift: float = 3.0, gap: float = 1.0):
+def rolled_out(guess: Array, clean: Array, rollout: float = 1.0, shift: float = 3.0):
     """(noise, own noise, timesteps, the noisier ones, noisy latents there) with a model that says `guess` of all."""
-    config = LossConfig(timestep_shift=shift, rollout=rollout, rollout_gap=gap)
+    config = LossConfig(timestep_shift=shift, rollout=rollout)
     noise = jax.random.normal(jax.random.fold_in(KEY, 1), clean.shape)
     timesteps = drawn_timesteps(config, jax.random.fold_in(KEY, 2), len(clean), 1000)
     asked = []
@@ -89,18 +89,6 @@ def test_noisy_latents_are_a_step_of_ddim_from_any_noisier_timestep(shift: float
     seen = (noisy - np.sqrt(share) * guess) / np.sqrt(1 - share)
     expected = np.sqrt(next_share) * guess + np.sqrt(1 - next_share) * seen
     np.testing.assert_allclose(add_noise(SCHEDULE, clean, own, timesteps), expected, atol=1e-4)
-
-
-def test_a_rollout_goes_no_further_than_its_gap():
-    clean = jax.random.normal(KEY, (4000, 1, 1, 1))
-    _, _, timesteps, before, _ = rolled_out(clean, clean, shift=8.0, gap=0.25)
-    low, high = (np.asarray(t) / (8000 - 7 * np.asarray(t)) for t in (timesteps, before))
-    gaps = (high - low)[low < 0.7]
-    # Timesteps are whole numbers, far apart where the shift draws few.
-    assert 0.23 < np.max(gaps) < 0.26 and np.mean(gaps) == pytest.approx(0.125, abs=0.01)
-    for gap in (0.0, 1.5):
-        with pytest.raises(ValueError, match=f"rollout_gap is a share of the noise levels, above 0 to 1; got {gap}"):
-            LossConfig(rollout_gap=gap)
 
 
 def test_a_step_is_the_samplers(monkeypatch: pytest.MonkeyPatch):

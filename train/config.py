@@ -74,9 +74,6 @@ class LossConfig:
     """How many of the noise levels, as a share, come of the model's own prediction at a noisier one, so that it learns
     to mend its errors (`train.draws.own_noise`). Any share costs a whole forward pass of the denoiser. Begin with a
     trained model, and choose "min_snr" where noise is predicted: what is then asked for holds the errors, too."""
-    rollout_gap: float = 1.0
-    """How far above, at most, those noisier ones lie, as a share of all that may be drawn: 1 / n as one of n steps of
-    sampling does."""
     noises: int = 1
     """Noise levels trained per reference pass."""
 
@@ -86,8 +83,6 @@ class LossConfig:
             raise ValueError(f"drop-out shares must not be negative nor add up to more than 1, got {shares}")
         if not 0 <= self.rollout <= 1:
             raise ValueError(f"rollout is a share of the noise levels, from 0 to 1; got {self.rollout}")
-        if not 0 < self.rollout_gap <= 1:
-            raise ValueError(f"rollout_gap is a share of the noise levels, above 0 to 1; got {self.rollout_gap}")
         if self.weighting not in get_args(Weighting):
             raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {self.weighting!r}")
         if self.timestep_shift <= 0:

@@ -44,7 +44,7 @@ def own_noise(
 
     A sampler's noisy latents hold what was predicted before, errors included, those of training hold the truth
     ("exposure bias", arXiv 2308.15321, which scales noise in sampling instead). The noisier timestep lies anywhere
-    above, by the same shift, as far as `config.rollout_gap`.
+    above, by the same shift.
     restore: the clean latents predicted of noisy ones at timesteps. No gradient flows through it.
     """
     # Choice: one step of the last weights, without guidance. The squared error's best answer is then what the first
@@ -54,7 +54,7 @@ def own_noise(
     total = len(alphas_cumprod)
     quantile = timesteps / total
     quantile = quantile / (config.timestep_shift - (config.timestep_shift - 1) * quantile)
-    quantile += jnp.minimum(1 - quantile, config.rollout_gap) * jax.random.uniform(draw, quantile.shape)
+    quantile += (1 - quantile) * jax.random.uniform(draw, quantile.shape)
     before = jnp.maximum(_shifted(config, quantile, total), timesteps)
     error = restore(add_noise(alphas_cumprod, clean, noise, before), before) - clean
     # What is left of the prediction's error in the noise: DDIM's step, solved for it.
