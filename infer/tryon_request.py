@@ -93,7 +93,7 @@ class TryOnRequest(SamplingRequest):
         defaults = {one.name: one.default for one in dataclasses.fields(self)}
         unused = [name for name in MADE if getattr(self, name) != defaults[name]]
         if self.mask is not None and unused:
-            raise ValueError(f"the mask says what to repaint: {' and '.join(unused)} are for masks that are made")
+            raise ValueError(f"the mask says what to repaint: leave out {' and '.join(unused)}, which is of made ones")
 
     @property
     def settings(self) -> dict[str, Any]:
