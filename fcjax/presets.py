@@ -167,7 +167,7 @@ def mini(
         width=192,
         max_assets=max_assets,
         guidance=1.25,
-        steps=8,
+        steps=4,
     )
 
 

@@ -45,7 +45,7 @@ def test_each_model_is_sampled_its_own_way() -> None:
     for config in (sd15(), sd15(condition="tryon"), sd15().sized((64, 64))):
         assert config.own_sampling == {"guidance": 7.5, "steps": 20}
     assert tiny().own_sampling == {"guidance": 1.5, "steps": 20}
-    assert mini().own_sampling == mini().conditioned("tryon").own_sampling == {"guidance": 1.25, "steps": 8}
+    assert mini().own_sampling == mini().conditioned("tryon").own_sampling == {"guidance": 1.25, "steps": 4}
 
 
 def test_bound_blocks_are_those_of_the_paper() -> None:

@@ -1,0 +1,71 @@
+"""The mean of models trained from one: `python -m train.average SRC SRC2 SRC3 --out OUT`.
+
+Runs that went on from the same weights with other draws err each in its own way; the mean of their weights errs less
+(model soups, arXiv 2203.05482), and costs no more to sample. The model that they went on from may be among them.
+"""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from fcjax import folder, trees
+from fcjax.cli import run
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is averaged, and where it goes."""
+
+    src: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Model folders of ours, of one configuration and vocabulary; how the mean is sampled is the first one's."""
+    out: Path
+    """A folder that is not there yet."""
+    dtype: str = "bfloat16"
+    """What the mean is stored in: float32, bfloat16 or float16."""
+
+
+def average(sources: tuple[Path, ...], out: Path, dtype: str) -> int:
+    """Writes the mean, summed in float32, beside the first one's tokenizer; the number of parameters.
+
+    ValueError for fewer than two models, models that are not alike, and a folder that is there already.
+    """
+    if len(sources) < 2:
+        raise ValueError(f"a mean needs two model folders or more, got {len(sources)}")
+    if out.exists():
+        raise ValueError(f"{out} is there already: remove it, or name another --out")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    config, total = folder.load(sources[0], dtype=jnp.float32)
+    words = _vocabulary(sources[0])
+    for source in sources[1:]:
+        other, params = folder.load(source, dtype=jnp.float32)
+        # How they are best sampled may differ; the first one's way stays.
+        if dataclasses.replace(other, guidance=config.guidance, steps=config.steps) != config:
+            raise ValueError(f"{source} has another configuration than {sources[0]}: their weights have no mean")
+        if _vocabulary(source) != words:
+            raise ValueError(f"{source} has another tokenizer than {sources[0]}: its words have other numbers")
+        total = jax.tree.map(jnp.add, total, params)
+    mean = jax.tree.map(lambda leaf: leaf / len(sources), total)
+    folder.save(out, mean, config, dtype=jnp.dtype(dtype))
+    shutil.copytree(sources[0] / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    return trees.count(mean)
+
+
+def _vocabulary(source: Path) -> bytes:
+    return (source / "tokenizer" / "vocab.json").read_bytes()
+
+
+def main(flags: Flags) -> None:
+    """Write the mean."""
+    count = average(flags.src, flags.out, flags.dtype)
+    print(f"{flags.out}: the mean of {len(flags.src)} models, {count:,} parameters")
+
+
+if __name__ == "__main__":
+    run(main)
