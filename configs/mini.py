@@ -122,7 +122,8 @@ def tryon() -> TrainConfig:
         composing,
         name="mini_tryon",
         task="tryon",
-        model=presets.mini(condition="posed_tryon"),
+        # In 4 steps, which are enough for `mini`, binding accuracy was .90 for .92, unpaired .82 for .86.
+        model=dataclasses.replace(presets.mini(condition="posed_tryon"), steps=8),
         data=DATA / "latents_tryon",
         vae=Path("runs/mini/model"),
         start=Path("runs/mini/model"),

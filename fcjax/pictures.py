@@ -46,7 +46,7 @@ def open_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     """A mask file: True where it is lighter than middle grey, transparent is black.
 
     ValueError as `read`, for one whose lightest pixel is dark, such as a mask of 0 and 1, and for a coloured picture,
-    such as a photograph or a body map.
+    such as a body map or most photographs.
     """
     image = upright(read(path, what="mask"), str(path))
     if image.mode == "RGBA":

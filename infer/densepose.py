@@ -220,7 +220,7 @@ def with_betas(betas: Float[ndarray, "s"] | None, edits: Sequence[str], known: i
 
 
 def chart_colours(iuv: UInt8[ndarray, "h w 3"]) -> UInt8[ndarray, "h w 3"]:
-    """A map's parts in colours, with squares of u and v, before black."""
+    """A map's parts, 0 to 24, in colours with squares of u and v; part 0, the background, is black."""
     colours = [(0.0, 0.0, 0.0)] + [
         colorsys.hsv_to_rgb((part * 0.381966) % 1, 0.55 if part % 2 else 0.75, 0.9) for part in range(1, 25)
     ]

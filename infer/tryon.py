@@ -74,7 +74,7 @@ class Flags:
     out: Path = Path("outputs/tryon.png")
     """The picture, a PNG; with --pairs a folder."""
     sheet: OptionalPath = None
-    """Another picture that shows assets, person, mask and result side by side."""
+    """Another picture that shows assets, person, body map, mask and result side by side."""
     request: OptionalPath = None
     """A JSON file, or a PNG of this program, that says what the flags below leave out."""
     pairs: OptionalPath = None

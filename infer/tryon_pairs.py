@@ -60,7 +60,7 @@ def try_on_pairs(path: Path, flags: Mapping[str, Any], out: Path) -> None:
     pairs = list(read_pairs(path, flags))
     out.mkdir(parents=True, exist_ok=True)
     beside, weights = path.parent.absolute(), _Weights()
-    left = left_to_make(pairs, out, beside, weights)
+    left = _left_to_make(pairs, out, beside, weights)
     failed: dict[str, str] = {}
     composers: dict[tuple[str, str | None], Composer | ValueError] = {}
     with tqdm(total=len(pairs), initial=len(pairs) - len(left), unit="pair") as bar:
@@ -96,7 +96,7 @@ def _placed(request: TryOnRequest, beside: Path) -> TryOnRequest:
     return request.found(beside).found(Path.cwd())
 
 
-def left_to_make(
+def _left_to_make(
     pairs: Sequence[tuple[str, Callable[[], TryOnRequest]]], out: Path, beside: Path, weights: "_Weights"
 ) -> list[tuple[str, Callable[[], TryOnRequest]]]:
     """The pairs without a picture in the folder, or with a request that cannot be met.
@@ -117,7 +117,7 @@ def left_to_make(
             # What is wrong with it is said when its turn comes.
             left.append((name, make))
             continue
-        differ = differences(out / name, *asked)
+        differ = _differences(out / name, *asked)
         if differ:
             others[name] = differ
     if others:
@@ -129,7 +129,7 @@ def left_to_make(
     return left
 
 
-def differences(path: Path, asked: Mapping[str, Any], weights: str) -> list[str]:
+def _differences(path: Path, asked: Mapping[str, Any], weights: str) -> list[str]:
     """In what the request inside a PNG, its files or the weights that met it are not those that are asked for.
 
     Files are told by name and content, so that they may have been moved, list and all.

@@ -93,7 +93,7 @@ class TryOnRequest(SamplingRequest):
         defaults = {one.name: one.default for one in dataclasses.fields(self)}
         unused = [name for name in MADE if getattr(self, name) != defaults[name]]
         if self.mask is not None and unused:
-            raise ValueError(f"the mask says what to repaint: leave out {' and '.join(unused)}, which is of made ones")
+            raise ValueError(f"the mask says what to repaint: it leaves nothing for {' and '.join(unused)} to do")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from fcjax import folder, trees
 from fcjax.cli import run
+from infer import convert
 from train import average
 
 
@@ -49,6 +50,16 @@ def test_what_all_share_keeps_every_bit_in_half_precision(others: list[Path], tm
     )
 
 
+def test_parts_that_lie_in_another_folder_are_found(others: list[Path], tmp_path: Path):
+    shared = []
+    for number, source in enumerate(others[1:]):
+        shared.append(str(tmp_path / f"shared{number}"))
+        run(convert.main, [str(source), shared[-1], "--shared-with", str(others[0])])
+    assert not Path(shared[0], "tokenizer").exists()
+    run(average.main, [*shared, "--out", str(tmp_path / "mean")])
+    assert (tmp_path / "mean/tokenizer/vocab.json").is_file()
+
+
 def test_models_that_have_no_mean(others: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def refused(*given: str) -> str:
         with pytest.raises(SystemExit) as ended:
@@ -63,7 +74,7 @@ def test_models_that_have_no_mean(others: list[Path], tmp_path: Path, capsys: py
     assert "expected float32, bfloat16 or float16" in refused(one, two, "--out", out, "--dtype", "int8")
     config, params = folder.load(others[1])
     folder.save(others[1], params, dataclasses.replace(config, attend_blank=not config.attend_blank))
-    assert f"{two} has another configuration than {one}" in refused(one, two, "--out", out)
+    assert f"{two} is no model like {one}: attend_blank (" in refused(one, two, "--out", out)
     vocabulary = others[2] / "tokenizer/vocab.json"
     vocabulary.write_text(vocabulary.read_text().replace('"a</w>"', '"b</w>"'))
     assert f"{three} has another tokenizer than {one}" in refused(one, three, "--out", out)

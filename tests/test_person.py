@@ -97,12 +97,18 @@ def test_sixteen_bits_of_small_numbers_and_of_a_clear_grey(tmp_path: Path):
     np.testing.assert_array_equal(read, np.where(grey == 50, 255, grey))
 
 
-def test_a_photograph_or_a_body_map_is_no_mask(tmp_path: Path):
+def test_a_body_map_is_no_mask_but_a_mask_of_few_colours_is(tmp_path: Path):
     coloured = np.zeros((20, 20, 3), np.uint8)
     coloured[4:9, :10] = (15, 180, 240)
     Image.fromarray(coloured).save(tmp_path / "iuv.png")
     with pytest.raises(ValueError, match=r"iuv.png is in colours \(12% of it\), .* a mask is white"):
         open_mask(tmp_path / "iuv.png")
+    # A JPEG's fringes, and a frame in colour.
+    white = np.zeros((40, 40, 3), np.uint8)
+    white[10:30, 10:30] = (255, 225, 235)
+    white[0, :20] = (0, 200, 0)
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    assert open_mask(tmp_path / "mask.png")[10:30, 10:30].all()
 
 
 def test_a_mask_of_zeros_and_ones_is_told(tmp_path: Path):

@@ -106,7 +106,7 @@ def test_stable_diffusion_is_sampled_its_own_way(stable, inpainting, tiny_model_
         (inpainting[0], 7.5, 20),
         (tmp_path / "model", 7.5, 20),
         (tiny_model_folder, 1.5, 20),
-        (pretrained.MINI, 1.25, 8),
+        (pretrained.MINI, 1.25, 4),
         (pretrained.MINI_TRYON, 1.25, 8),
     ):
         own = {"guidance": guidance, "steps": steps}

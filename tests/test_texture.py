@@ -78,14 +78,18 @@ def test_predictions_in_half_precision_are_sorted_in_single():
     half = jnp.asarray(clean, jnp.bfloat16)
     value = texture_loss(half, jnp.asarray(clean), jnp.asarray(EVERYWHERE), 1.0, 0.0, KEY)
     assert value.dtype == jnp.float32 and float(value[0]) < 1e-5
+    value = colour_loss(half, jnp.asarray(clean, jnp.bfloat16), jnp.asarray(EVERYWHERE), 1.0, 0.0, KEY)
+    assert value.dtype == jnp.float32 and float(value[0]) == 0.0
 
 
 def test_latents_of_any_size_from_a_window_on():
     clean = stripes(0)[:, :11, :17]
     assert loss(np.zeros_like(clean), clean, EVERYWHERE[:, :11, :17]) > 0.5
-    for measure, side in ((texture_loss, 8), (colour_loss, 4)):
+    for name, measure, side in (("texture", texture_loss, 8), ("colour", colour_loss, 4)):
         small = jnp.asarray(clean[:, : side - 1])
-        with pytest.raises(ValueError, match=f"at least {side} tokens a side, got {side - 1}x17"):
+        with pytest.raises(
+            ValueError, match=f"loss.{name} needs latents of at least {side} tokens a side, got {side - 1}x17"
+        ):
             measure(small, small, jnp.zeros((1, side - 1, 17), bool), 1.0, 0.0, KEY)
 
 

@@ -101,8 +101,11 @@ def test_something_must_say_what_to_repaint(files: Path, capsys: pytest.CaptureF
     for more, expected in (
         ([], "give --mask (white is repainted), or --iuv"),
         (["--mask", "m.png", "--parse", "i.png"], "mask and parse each say what to repaint"),
-        (["--mask", "m.png", "--shoes"], "the mask says what to repaint: leave out shoes, which is of made ones"),
-        (["--mask", "m.png", "--category", "upper", "--labels", "atr"], "repaint: labels and category are for masks"),
+        (["--mask", "m.png", "--shoes"], "the mask says what to repaint: it leaves nothing for shoes to do"),
+        (
+            ["--mask", "m.png", "--category", "upper", "--labels", "atr"],
+            "repaint: it leaves nothing for labels and category to do",
+        ),
         (["--mask", "m.png", "--parse", "p.png", "--keypoints", "k.json"], "mask and parse and keypoints each say"),
         (["--keypoints", "k.json"], "or --iuv or --parse"),
         (["--mask", "m.png", "--raw", "--feather", "2"], "which has no edge to feather"),

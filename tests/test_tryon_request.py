@@ -172,7 +172,7 @@ def test_what_flags_say_together_is_not_replaced(files: Path):
     shirt = f"{files / 'shirt.png'}=a red shirt"
     for words, expected in (
         (["--mask", "m.png", "--parse", "i.png"], "mask and parse each say what to repaint"),
-        (["--mask", "m.png", "--hat"], "the mask says what to repaint: hat are for masks"),
+        (["--mask", "m.png", "--hat"], "the mask says what to repaint: it leaves nothing for hat to do"),
         (["--mask", "m.png", "--raw", "--feather", "0"], "leave one out"),
     ):
         with pytest.raises(ValueError, match=expected):

@@ -1,6 +1,6 @@
 """The mean of models trained from one: `python -m train.average SRC SRC2 SRC3 --out OUT`.
 
-Runs that went on from the same weights with other draws err each in its own way; the mean of their weights errs less
+Runs that went on from the same weights with other draws err each in its own way; the mean of their weights may err less
 (model soups, arXiv 2203.05482), and costs no more to sample. The model that they went on from may be among them.
 """
 
@@ -23,7 +23,7 @@ class Flags:
     """What is averaged, and where it goes."""
 
     src: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Model folders of ours, of one configuration and vocabulary; how the mean is sampled is the first one's."""
+    """Model folders of ours, alike in all but guidance and steps, which are the first one's."""
     out: Path
     """A folder that is not there yet."""
     dtype: str = "bfloat16"
@@ -46,19 +46,25 @@ def average(sources: tuple[Path, ...], out: Path, dtype: str) -> int:
     for source in sources[1:]:
         other, params = folder.load(source, dtype=jnp.float32)
         # How they are best sampled may differ; the first one's way stays.
-        if dataclasses.replace(other, guidance=config.guidance, steps=config.steps) != config:
-            raise ValueError(f"{source} has another configuration than {sources[0]}: their weights have no mean")
+        other = dataclasses.replace(other, guidance=config.guidance, steps=config.steps)
+        differ = [
+            f"{field.name} ({getattr(other, field.name)} there, {getattr(config, field.name)} here)"
+            for field in dataclasses.fields(config)
+            if getattr(other, field.name) != getattr(config, field.name)
+        ]
+        if differ:
+            raise ValueError(f"{source} is no model like {sources[0]}: {', '.join(differ)}")
         if _vocabulary(source) != words:
             raise ValueError(f"{source} has another tokenizer than {sources[0]}: its words have other numbers")
         total = jax.tree.map(jnp.add, total, params)
     mean = jax.tree.map(lambda leaf: leaf / len(sources), total)
     folder.save(out, mean, config, dtype=jnp.dtype(dtype))
-    shutil.copytree(sources[0] / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(folder.part_folder(sources[0], "tokenizer"), out / "tokenizer", dirs_exist_ok=True)
     return trees.count(mean)
 
 
 def _vocabulary(source: Path) -> bytes:
-    return (source / "tokenizer" / "vocab.json").read_bytes()
+    return (folder.part_folder(source, "tokenizer") / "vocab.json").read_bytes()
 
 
 def main(flags: Flags) -> None:

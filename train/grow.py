@@ -124,7 +124,7 @@ def main(flags: Flags) -> None:
     count = trees.count(params)
     config, params = grown(params, config, flags.layers, flags.attend, flags.seed)
     folder.save(flags.out, params, config, dtype=jnp.float32)
-    shutil.copytree(flags.src / "tokenizer", flags.out / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(folder.part_folder(flags.src, "tokenizer"), flags.out / "tokenizer", dirs_exist_ok=True)
     print(f"{flags.out}: {trees.count(params):,} parameters, of {count:,}")
 
 

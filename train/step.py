@@ -245,11 +245,13 @@ def composing_loss(
         restored = to_clean(kind, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
         of_clean = loss_weight(config.weighting, "sample", schedule, timesteps, config.min_snr)
-        for name, measure, child in (("texture", texture_loss, 2), ("colour", colour_loss, 4)):
-            if share := getattr(config, name):
+        # Children of the noise's key, so that runs without one of them keep their draws.
+        windowed = {"texture": (config.texture, texture_loss, 2), "colour": (config.colour, colour_loss, 4)}
+        for name, (counts, measure, child) in windowed.items():
+            if counts:
                 drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], child))
                 value = jnp.mean(of_clean * measure(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
-                total, metrics = total + share * value, {**metrics, name: value}
+                total, metrics = total + counts * value, {**metrics, name: value}
         if fixed is not None:
             metrics[SAMPLE_LOSSES] = weight * error
         if config.matching and isinstance(own, composer.ReferenceFeatures):

@@ -1,5 +1,7 @@
 """Losses of windows of latents: their local distribution of colours and edges, wherever it lies, and their means."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def texture_loss(
     channel_weights, emphasis: what an error in each channel counts, and one in the foreground `1 + emphasis` times.
     ValueError where latents are smaller than a window.
     """
-    draw, place = jax.random.split(key)
+    draw, *places = jax.random.split(key, 3)
     channels = clean.shape[-1]
     filters = jax.random.normal(draw, (3, 3, channels, _DIRECTIONS))
     centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
@@ -45,9 +47,9 @@ def texture_loss(
         values = jax.lax.conv_general_dilated(
             scaled, filters, (1, 1), "SAME", dimension_numbers=dimensions, precision=jax.lax.Precision.HIGHEST
         )
-        return jnp.sort(_windows(values, WINDOW, place) + _APART * inside, axis=-1)
+        return jnp.sort(_windows(values, WINDOW, places) + _APART * inside, axis=-1)
 
-    inside = _windows(foreground[..., None], WINDOW, place)
+    inside = _windows(foreground[..., None], WINDOW, places)
     counts = 1.0 + emphasis * jnp.sort(inside, axis=-1)
     counts /= jnp.mean(counts)
     return jnp.mean(counts * jnp.square(projected(restored) - projected(clean)), axis=(1, 2, 3))
@@ -63,11 +65,13 @@ def colour_loss(
 ) -> Float[Array, "b"]:
     """Squared error of the mean latents of each sample's windows, foreground and background apart, at random places.
 
-    A squared error of tokens is mostly that of patterns and edges, in which a cloth's mean colour, whose error the eye
-    takes first, counts little. Of one error everywhere both are the same. Arguments and ValueError as `texture_loss`.
+    Patterns and edges have no part in it, as they have in the squared error of tokens; of one error everywhere both are
+    the same. Arguments and ValueError as `texture_loss`.
     """
-    scaled = jnp.sqrt(jnp.asarray(channel_weights, jnp.float32)) * (restored - clean).astype(jnp.float32)
-    error, inside = (_windows(array, COLOUR_WINDOW, key) for array in (scaled, foreground[..., None]))
+    wrong = restored.astype(jnp.float32) - clean.astype(jnp.float32)
+    scaled = jnp.sqrt(jnp.asarray(channel_weights, jnp.float32)) * wrong
+    places = jax.random.split(key)
+    error, inside = (_windows(array, COLOUR_WINDOW, places) for array in (scaled, foreground[..., None]))
     counts = 1.0 + emphasis * inside
     counts /= jnp.mean(counts)
     total = jnp.zeros(())
@@ -77,17 +81,15 @@ def colour_loss(
     return jnp.mean(total, axis=(1, 2)) / COLOUR_WINDOW**2
 
 
-def _windows(array: Array, side: int, key: Key[Array, ""]) -> Float[Array, "b n d t"]:
+def _windows(array: Array, side: int, places: Sequence[Key[Array, ""]]) -> Float[Array, "b n d t"]:
     """The tokens of every window, last, of (b, h, w, d). What fills no window at this draw's places is left out."""
     batch, *size, depth = array.shape
     if min(size) < side:
         raise ValueError(
-            f"a loss of windows needs latents of at least {side} tokens a side, got {size[0]}x{size[1]}: leave "
-            "loss.texture and loss.colour at 0, or train larger pictures"
+            f"loss.{'texture' if side == WINDOW else 'colour'} needs latents of at least {side} tokens a side, got "
+            f"{size[0]}x{size[1]}: leave it at 0, or train larger pictures"
         )
-    shift = tuple(
-        jax.random.randint(place, (), 0, length) for place, length in zip(jax.random.split(key), size, strict=True)
-    )
+    shift = tuple(jax.random.randint(place, (), 0, length) for place, length in zip(places, size, strict=True))
     down, across = (length // side for length in size)
     array = jnp.roll(array.astype(jnp.float32), shift, axis=(1, 2))[:, : down * side, : across * side]
     array = array.reshape(batch, down, side, across, side, depth)

@@ -36,7 +36,7 @@ class WardrobeJob:
     layouts: int = 2
     """Canvases laid out per sample: the same assets at other places and sizes."""
     swatches: float = SWATCH_SAMPLES
-    """The share of samples that show fabrics in place of garments: the harder ones to bind."""
+    """The share of samples that show fabrics in place of garments, told apart by their phrases alone."""
     tryon: bool = False
     """For training try-on: the cloth-agnostic person and its mask, and on the canvas what is put on alone."""
     shard_size: int = 250
@@ -57,6 +57,9 @@ class WardrobeJob:
     def settings(self) -> dict[str, Any]:
         """The fields that decide what is drawn, and the hash of the first sample."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("out", "workers", "ray")}
+        # Sets of before there was a choice go on.
+        if self.swatches == SWATCH_SAMPLES:
+            del fields["swatches"]
         # Code that draws other samples makes another set, whatever the settings say.
         first = hashlib.sha256(wardrobe_record(self._wardrobe()[0], 0, self)).hexdigest()[:16]
         return {**fields, "first_sample": first}

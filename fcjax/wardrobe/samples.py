@@ -238,7 +238,8 @@ class Wardrobe:
     `Wardrobe(split, seed, height, width)[index]` is the same sample on every machine and in every process; the train
     and the heldout split share no colour pairs, no pattern variants and no poses (see `palette`, `textures`,
     `poses`). `backgrounds` limits the kinds of background (see `backgrounds.KINDS`); `swatches` is the share of samples
-    that show their main garments' fabrics in place of flats.
+    that show their main garments' fabrics in place of flats. Of all samples a share of COLORLESS_SAMPLES shows flats
+    whose phrases name no colour, or, from swatches of .8 on, all that show flats.
     """
 
     def __init__(
@@ -297,7 +298,8 @@ class Wardrobe:
     def _wording(self, rng: np.random.Generator) -> tuple[bool, str]:
         """Whether main garments are shown as swatches, and how much phrases tell (`captions.garment_phrase`)."""
         swatches = rng.random() < self.swatches
-        colorless = swatches or rng.random() < COLORLESS_SAMPLES / (1 - self.swatches)
+        flats = 1 - self.swatches  # above 0 where this sample has some
+        colorless = swatches or rng.random() < COLORLESS_SAMPLES / flats
         return swatches, str(rng.choice(("pattern", "noun"))) if colorless else "colors"
 
     def __getitem__(self, index: int) -> Sample:
