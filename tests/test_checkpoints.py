@@ -232,5 +232,5 @@ def test_a_configuration_comes_back_from_its_file(name: str):
     del document["keep_best"], document["loss"]["noises"], document["loss"]["weighting"]
     # What all runs had before it could be chosen.
     assert config_of(document).loss.noises == 1 and config_of(document).loss.weighting == "min_snr_plus_one"
-    with pytest.raises(ValueError, match="LossConfig has no colour"):
-        config_of({**document, "loss": {"colour": 1}})
+    with pytest.raises(ValueError, match="LossConfig has no taste"):
+        config_of({**document, "loss": {"taste": 1}})

@@ -174,7 +174,7 @@ def test_the_program(tmp_path: Path, composed: list[int], capsys: pytest.Capture
     content = json.loads(request.json.read_text())
     assert len(content["albums"]["cross-frame"]) == 2 and content["settings"]["size"] == list(SIZE)
     # The model's own.
-    assert content["settings"]["guidance"] == 1.25 and content["settings"]["steps"] == 8
+    assert content["settings"]["guidance"] == 1.25 and content["settings"]["steps"] == 4
     assert content["ways"]["cross-frame"]["matched"]["mean"] == 0.25 and "matched" not in content["ways"]["truth"]
     # Albums that are the same by every way cannot be told apart.
     assert {one["verdict"] for one in content["comparisons"]} == {"not told apart"}
