@@ -179,7 +179,11 @@ def test_equal_poses_give_equal_pictures_with_shared_noise(composer: Composer):
     assert (album.matched == [[0, 0], [1, 1], [1, 1]]).all()
 
 
-@pytest.mark.parametrize("scales", [{"guidance": 1.0}, {"guidance": 2.0, "reference_guidance": 1.3}], ids=str)
+@pytest.mark.parametrize(
+    "scales",
+    [pytest.param({"guidance": 1.0}, marks=pytest.mark.slow), {"guidance": 2.0, "reference_guidance": 1.3}],
+    ids=str,
+)
 def test_every_branch_of_guidance_looks_at_its_own_first_page(composer: Composer, scales: dict[str, float]):
     """One branch, and three: pages in one pose would differ, were a branch to look at another's."""
     first, other = pictures(make_album(composer, pages(WALKING, WALKING), sharing="cross_frame", steps=2, **scales))

@@ -29,7 +29,9 @@ def model() -> tuple[ComposerConfig, dict[str, Any], Inputs]:
     return config, params, Inputs(ids, ids[0] * 0, spans, given["canvas"], given["masks"], given["condition"])
 
 
-@pytest.mark.parametrize(("guidance", "reference_guidance"), [(2.0, None), (3.0, 1.5)])
+@pytest.mark.parametrize(
+    ("guidance", "reference_guidance"), [pytest.param(2.0, None, marks=pytest.mark.slow), (3.0, 1.5)]
+)
 def test_the_reference_once_is_the_reference_at_every_step(model, guidance: float, reference_guidance) -> None:
     config, params, inputs = model
     branches = guidance_branches(guidance, reference_guidance)

@@ -140,7 +140,7 @@ def test_a_strategy_is_checked_before_data_is_drawn(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_batches_lie_on_the_devices_two_steps_ahead(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
 ):

@@ -110,7 +110,7 @@ def test_examples_of_a_model_that_takes_a_pose_hold_it_as_well(data: Path):
         assert all(np.array_equal(both[key], expected[key]) for key in both)
 
 
-@pytest.mark.parametrize("condition", ["tryon", "posed_tryon"])
+@pytest.mark.parametrize("condition", [pytest.param("tryon", marks=pytest.mark.slow), "posed_tryon"])
 def test_a_run_starts_from_a_composing_model_and_its_result_tries_on(data: Path, tmp_path: Path, condition: Condition):
     config = config_of(data, heldout=data / "latents", watch_every=2)
     config = dataclasses.replace(config, model=config.model.conditioned(condition))
