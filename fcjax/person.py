@@ -55,6 +55,11 @@ class Person:
                 + (f"{self.iuv.dtype} {self.iuv.shape}" if isinstance(self.iuv, np.ndarray) else repr(self.iuv)[:60])
                 + "; Person.open reads files"
             )
+        if self.iuv is not None and self.iuv[..., 0].max(initial=0) > 24:
+            raise ValueError(
+                f"a person's body map has the part {self.iuv[..., 0].max()} in its first channel; DensePose's are 1 to "
+                "24, and 0 the background"
+            )
         if not self.mask.any():
             raise ValueError("the mask is empty: white it where the picture is to be repainted")
         if self.mask.all():

@@ -46,6 +46,7 @@ def test_persons_that_cannot_be():
         ((image[..., 0], mask), "must be uint8 RGB"),
         ((image, mask, image[1:]), r"body map must be uint8 .* own size, 50x30, got uint8 \(49, 30, 3\)"),
         ((image, mask, "iuv.png"), "got 'iuv.png'; Person.open reads files"),
+        ((image, mask, np.full_like(image, 25)), "has the part 25 in its first channel; DensePose's are 1 to 24"),
     ):
         with pytest.raises(ValueError, match=expected):
             Person(*given)
