@@ -126,6 +126,11 @@ def read_index(path: str | Path) -> dict[str, Any]:
     return read_json(root / "model_index.json")
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """A model folder's tokenizer, which may lie in another one, into a folder that is made of it."""
+    shutil.copytree(part_folder(source, "tokenizer"), target / "tokenizer", dirs_exist_ok=True)
+
+
 def part_folder(path: str | Path, name: str) -> Path:
     """Where a part of a model folder lies: in the folder, or in the one that "shared" in model_index.json names."""
     root = Path(path)

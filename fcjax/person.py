@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from fcjax.agnostic import agnostic_image, chessboard
-from fcjax.data.sources.files import read_iuv
+from fcjax.data.sources.files import CHARTS, read_iuv
 from fcjax.frame import Frame
 from fcjax.pictures import open_mask, open_rgb
 
@@ -55,10 +55,10 @@ class Person:
                 + (f"{self.iuv.dtype} {self.iuv.shape}" if isinstance(self.iuv, np.ndarray) else repr(self.iuv)[:60])
                 + "; Person.open reads files"
             )
-        if self.iuv is not None and self.iuv[..., 0].max(initial=0) > 24:
+        if self.iuv is not None and self.iuv[..., 0].max(initial=0) > CHARTS:
             raise ValueError(
                 f"a person's body map has the part {self.iuv[..., 0].max()} in its first channel; DensePose's are 1 to "
-                "24, and 0 the background"
+                f"{CHARTS}, and 0 the background"
             )
         if not self.mask.any():
             raise ValueError("the mask is empty: white it where the picture is to be repainted")

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
-import shutil
 import signal
 import subprocess
 import sys
@@ -177,7 +176,7 @@ def write_start(base: Path, config: TrainConfig, out: Path) -> None:
     model = dataclasses.replace(config.model, vae=trained.vae)
     aside = out.with_name(f"{out.name}.part")
     folder.save(aside, begun(params, model, jax.random.key(config.seed)), model)
-    shutil.copytree(base / "tokenizer", aside / "tokenizer", dirs_exist_ok=True)
+    folder.copy_tokenizer(base, aside)
     aside.rename(out)
 
 

@@ -5,10 +5,9 @@ Runs that went on from the same weights with other draws err each in its own way
 """
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import tyro
 
 from fcjax import folder, trees
 from fcjax.cli import run
+from train.documents import differing
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Flags:
     """Model folders of ours, alike in all but guidance and steps, which are the first one's."""
     out: Path
     """A folder that is not there yet."""
-    dtype: str = "bfloat16"
-    """What the mean is stored in: float32, bfloat16 or float16."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """What the mean is stored in."""
 
 
 def average(sources: tuple[Path, ...], out: Path, dtype: str) -> int:
@@ -39,19 +39,12 @@ def average(sources: tuple[Path, ...], out: Path, dtype: str) -> int:
         raise ValueError(f"a mean needs two model folders or more, got {len(sources)}")
     if out.exists():
         raise ValueError(f"{out} is there already: remove it, or name another --out")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
     config, total = folder.load(sources[0], dtype=jnp.float32)
     words = _vocabulary(sources[0])
     for source in sources[1:]:
         other, params = folder.load(source, dtype=jnp.float32)
         # How they are best sampled may differ; the first one's way stays.
-        other = dataclasses.replace(other, guidance=config.guidance, steps=config.steps)
-        differ = [
-            f"{field.name} ({getattr(other, field.name)} there, {getattr(config, field.name)} here)"
-            for field in dataclasses.fields(config)
-            if getattr(other, field.name) != getattr(config, field.name)
-        ]
+        differ = differing(dataclasses.asdict(config), dataclasses.asdict(other), ("guidance", "steps"))
         if differ:
             raise ValueError(f"{source} is no model like {sources[0]}: {', '.join(differ)}")
         if _vocabulary(source) != words:
@@ -59,7 +52,7 @@ def average(sources: tuple[Path, ...], out: Path, dtype: str) -> int:
         total = jax.tree.map(jnp.add, total, params)
     mean = jax.tree.map(lambda leaf: leaf / len(sources), total)
     folder.save(out, mean, config, dtype=jnp.dtype(dtype))
-    shutil.copytree(folder.part_folder(sources[0], "tokenizer"), out / "tokenizer", dirs_exist_ok=True)
+    folder.copy_tokenizer(sources[0], out)
     return trees.count(mean)
 
 

@@ -7,7 +7,6 @@ with their neighbour's weights, or at random where the block had none. A run goe
 
 import dataclasses
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,7 +123,7 @@ def main(flags: Flags) -> None:
     count = trees.count(params)
     config, params = grown(params, config, flags.layers, flags.attend, flags.seed)
     folder.save(flags.out, params, config, dtype=jnp.float32)
-    shutil.copytree(folder.part_folder(flags.src, "tokenizer"), flags.out / "tokenizer", dirs_exist_ok=True)
+    folder.copy_tokenizer(flags.src, flags.out)
     print(f"{flags.out}: {trees.count(params):,} parameters, of {count:,}")
 
 
