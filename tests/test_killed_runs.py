@@ -109,13 +109,20 @@ def ran(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     out, copies = root / "run", []
     process = begin(out, "--config", "tiny_vae", "--data", str(pictures), "--steps", "12")
     draw = random.Random()
-    for step in (2, 4, 5, 7, 9):
-        wait_for(process, out, step)
-        time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGSTOP)
-        copies.append(Path(shutil.copytree(out, root / f"killed{step}")))
-        process.send_signal(signal.SIGCONT)
-    assert process.wait(timeout=300) == 0
+    try:
+        for step in (2, 4, 5, 7, 9):
+            wait_for(process, out, step)
+            time.sleep(draw.uniform(0, 0.1))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGSTOP)
+                # Until the last of its threads has stopped, or it has ended; its status is left to `wait`.
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            copies.append(Path(shutil.copytree(out, root / f"killed{step}")))
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=300) == 0
+    finally:
+        process.kill()
+        process.wait()
     return out, copies
 
 
