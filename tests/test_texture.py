@@ -1,4 +1,4 @@
-"""Losses of windows: right textures out of place are forgiven, blurs are not; colours count by their means."""
+"""The texture loss: right textures out of place are forgiven, blurs are not."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from tests.training import composing_task, prepared
 from train.step import composing_loss
-from train.texture import colour_loss, texture_loss
+from train.texture import texture_loss
 
 KEY = jax.random.key(0)
 EVERYWHERE = np.ones((1, 16, 24), bool)
@@ -22,11 +22,14 @@ def stripes(phase: int) -> np.ndarray:
     return np.broadcast_to(rows[None, :, None, None], (1, 16, 24, 3)).astype(np.float32)
 
 
+@jax.jit
+def averaged(*given: jax.Array) -> jax.Array:
+    """Over draws."""
+    return jnp.mean(jax.vmap(lambda key: texture_loss(*given, key))(jax.random.split(KEY, 64)))
+
+
 def loss(restored: np.ndarray, clean: np.ndarray, foreground: np.ndarray = EVERYWHERE, emphasis: float = 0.0) -> float:
-    """Averaged over draws."""
-    keys = jax.random.split(KEY, 64)
-    given = (jnp.asarray(restored), jnp.asarray(clean), jnp.asarray(foreground), 1.0, emphasis)
-    return float(jnp.mean(jax.vmap(lambda key: texture_loss(*given, key))(keys)))
+    return float(averaged(jnp.asarray(restored), jnp.asarray(clean), jnp.asarray(foreground), 1.0, emphasis))
 
 
 def test_a_texture_out_of_place_is_nearer_than_a_blur():
@@ -35,6 +38,19 @@ def test_a_texture_out_of_place_is_nearer_than_a_blur():
     assert np.mean((shifted - clean) ** 2) == 4 * np.mean((blurred - clean) ** 2)
     assert loss(clean, clean) == 0.0
     assert loss(shifted, clean) < 0.15 * loss(blurred, clean)
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_the_weight_says_how_much_contrast_a_pattern_of_unknown_place_has(weight: float):
+    contrasts = np.linspace(0.0, 1.0, 13)
+    places = [stripes(phase) for phase in (0, 2, 4, 6)]
+
+    def total(contrast: float) -> float:
+        guess = contrast * places[0]
+        return np.mean([np.mean((guess - clean) ** 2) + weight * loss(guess, clean) for clean in places])
+
+    best = contrasts[np.argmin([total(contrast) for contrast in contrasts])]
+    assert best == pytest.approx(weight / (1.0 + weight), abs=0.1)
 
 
 def test_it_is_at_most_the_squared_error():
@@ -78,49 +94,17 @@ def test_predictions_in_half_precision_are_sorted_in_single():
     half = jnp.asarray(clean, jnp.bfloat16)
     value = texture_loss(half, jnp.asarray(clean), jnp.asarray(EVERYWHERE), 1.0, 0.0, KEY)
     assert value.dtype == jnp.float32 and float(value[0]) < 1e-5
-    value = colour_loss(half, jnp.asarray(clean, jnp.bfloat16), jnp.asarray(EVERYWHERE), 1.0, 0.0, KEY)
-    assert value.dtype == jnp.float32 and float(value[0]) == 0.0
 
 
 def test_latents_of_any_size_from_a_window_on():
     clean = stripes(0)[:, :11, :17]
     assert loss(np.zeros_like(clean), clean, EVERYWHERE[:, :11, :17]) > 0.5
-    for name, measure, side in (("texture", texture_loss, 8), ("colour", colour_loss, 4)):
-        small = jnp.asarray(clean[:, : side - 1])
-        with pytest.raises(
-            ValueError, match=f"loss.{name} needs latents of at least {side} tokens a side, got {side - 1}x17"
-        ):
-            measure(small, small, jnp.zeros((1, side - 1, 17), bool), 1.0, 0.0, KEY)
+    small = jnp.asarray(clean[:, :7])
+    with pytest.raises(ValueError, match="loss.texture needs latents of at least 8 tokens a side, got 7x17: leave"):
+        texture_loss(small, small, jnp.zeros((1, 7, 17), bool), 1.0, 0.0, KEY)
 
 
-def colours(restored: np.ndarray, clean: np.ndarray, inside: np.ndarray = EVERYWHERE, emphasis: float = 0.0) -> float:
-    given = (jnp.asarray(restored), jnp.asarray(clean), jnp.asarray(inside), 1.0, emphasis)
-    return float(colour_loss(*given, KEY)[0])
-
-
-def test_a_colour_counts_by_its_mean():
-    clean = stripes(0)
-    assert colours(clean, clean) == 0.0
-    assert colours(clean + 0.5, clean) == pytest.approx(0.25)
-    # Errors that are as often too light as too dark hardly count: a sixteenth, for windows of sixteen tokens.
-    noisy = clean + np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
-    assert colours(noisy, clean) == pytest.approx(1 / 16, rel=0.25)
-
-
-def test_a_colour_of_the_foreground_is_no_one_elses():
-    clean = stripes(0)
-    inside = np.broadcast_to(np.arange(24) % 2 == 0, (1, 16, 24))
-    # Too light in the foreground, too dark behind it: right in the mean of every window.
-    wrong = np.where(inside[..., None], clean + 0.5, clean - 0.5)
-    assert colours(wrong, clean) < 1e-6
-    assert colours(wrong, clean, inside) == pytest.approx(0.25)
-    # Five of six counts are the foreground's.
-    wrong = np.where(inside[..., None], clean + 0.5, clean)
-    assert colours(wrong, clean, inside, emphasis=4.0) == pytest.approx(0.25 * 5 / 6)
-
-
-@pytest.mark.parametrize("name", ["texture", "colour"])
-def test_the_composing_loss_adds_it_by_its_weight(name: str, tmp_path: Path):
+def test_the_composing_loss_adds_it_by_its_weight(tmp_path: Path):
     config, task, batch = composing_task(prepared(tmp_path))
 
     def value(channels: np.ndarray | float = 1.0, **changes: float) -> tuple[float, dict[str, jax.Array]]:
@@ -131,11 +115,11 @@ def test_the_composing_loss_adds_it_by_its_weight(name: str, tmp_path: Path):
         return float(total), metrics
 
     without, metrics = value()
-    assert name not in metrics
-    total, metrics = value(**{name: 2.0})
-    drawn = float(metrics[name])
-    assert drawn > 0.0 and total - without == pytest.approx(2.0 * drawn, rel=1e-4)
+    assert "texture" not in metrics
+    total, metrics = value(texture=2.0)
+    texture = float(metrics["texture"])
+    assert texture > 0.0 and total - without == pytest.approx(2.0 * texture, rel=1e-4)
     # Channels and the person count in it as they do in the squared error.
-    assert float(value(4.0, **{name: 2.0})[1][name]) == pytest.approx(4.0 * drawn, rel=1e-4)
-    emphasised = value(**{name: 2.0}, foreground_weight=config.loss.foreground_weight + 50.0)[1]
-    assert float(emphasised[name]) != pytest.approx(drawn, rel=1e-3)
+    assert float(value(4.0, texture=2.0)[1]["texture"]) == pytest.approx(4.0 * texture, rel=1e-4)
+    emphasised = value(texture=2.0, foreground_weight=config.loss.foreground_weight + 50.0)[1]
+    assert float(emphasised["texture"]) != pytest.approx(texture, rel=1e-3)

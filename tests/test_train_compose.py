@@ -27,7 +27,7 @@ from train.logs import Log
 from train.placement import Placement
 from train.prepare import LatentsJob, prepare_latents
 from train.step import initial_state
-from train.tasks import make_task, network_fields
+from train.tasks import channel_weights, make_task, network_fields
 from train.watch import Watch
 
 KEY = jax.random.key(0)
@@ -141,6 +141,22 @@ def test_prepared_text_trains_as_the_encoder_does(composing, data: Path, tmp_pat
     sample = read.data[0]
     with pytest.raises(ValueError, match="were made of other tokens: train with the tokenizer"):
         read.transform({**sample, "ids": sample["ids"] + 1}, rng)
+
+
+def test_errors_in_latent_channels_count_as_they_are_seen():
+    def weights(*changes: tuple[float, float, float], pixels: int = 4, scale: float = 0.1) -> np.ndarray:
+        """Of channels that change every pixel of a square so."""
+        return channel_weights({"linear_decoder": {"kernel": scale * np.tile(changes, pixels)}})
+
+    # Alike in squared RGB: of a colour more is seen than of the lightness, of green more than of blue.
+    light, green, blue = (1.0, 1.0, 1.0), (0.0, 3**0.5, 0.0), (0.0, 0.0, 3**0.5)
+    seen = weights(light, green, blue)
+    assert seen[1] > 1.5 * seen[0] and seen[1] > 1.5 * seen[2] and seen.mean() == pytest.approx(1.0)
+    np.testing.assert_allclose(weights(light, green, blue, pixels=9), seen, rtol=1e-6)
+    # The square of how much they change.
+    twice = weights(light, (2.0, 2.0, 2.0), scale=0.01)
+    assert twice[1] / twice[0] == pytest.approx(4.0, rel=0.01)
+    assert channel_weights({}) == 1.0
 
 
 def test_latents_of_another_autoencoder_are_refused(composing, data: Path, tmp_path: Path):

@@ -68,10 +68,9 @@ class LossConfig:
     matching: float = 0.0
     """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
     texture: float = 0.0
-    """Weight of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur.
+    """Weight w of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur: of
+    a pattern whose place is unknown, both together are least at w / (1 + w) of its contrast.
     As an error of the clean latents it counts by `weighting`: choose "min_snr" where noise is predicted."""
-    colour: float = 0.0
-    """Weight of `train.texture.colour_loss`, the error of mean colours; it counts by `weighting` as `texture` does."""
     rollout: float = 0.0
     """How many of the noise levels, as a share, come of the model's own prediction at a noisier one, so that it learns
     to mend its errors (`train.draws.own_noise`). Any share costs a whole forward pass of the denoiser. Begin with a

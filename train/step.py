@@ -23,7 +23,7 @@ from fcjax.network_config import UNetConfig
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 from train.draws import drawn_noise, drawn_timesteps, dropped, own_noise
-from train.texture import colour_loss, texture_loss
+from train.texture import texture_loss
 
 Tree = dict[str, Any]
 Metrics = dict[str, Array]
@@ -244,14 +244,12 @@ def composing_loss(
         weight = loss_weight(config.weighting, kind, schedule, timesteps, config.min_snr)
         restored = to_clean(kind, schedule, prediction, noisy, timesteps)
         total, metrics = jnp.mean(weight * error), {"clean_error": jnp.mean(jnp.square(restored - clean))}
-        of_clean = loss_weight(config.weighting, "sample", schedule, timesteps, config.min_snr)
-        # Children of the noise's key, so that runs without one of them keep their draws.
-        windowed = {"texture": (config.texture, texture_loss, 2), "colour": (config.colour, colour_loss, 4)}
-        for name, (counts, measure, child) in windowed.items():
-            if counts:
-                drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], child))
-                value = jnp.mean(of_clean * measure(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
-                total, metrics = total + counts * value, {**metrics, name: value}
+        if config.texture:
+            # A child of the noise's key, so that runs without it keep their draws.
+            drawn = (channel_weights, config.foreground_weight, jax.random.fold_in(keys["noise"], 2))
+            of_clean = loss_weight(config.weighting, "sample", schedule, timesteps, config.min_snr)
+            texture = jnp.mean(of_clean * texture_loss(restored, clean, repeat(batch["foreground"]) > 0.5, *drawn))
+            total, metrics = total + config.texture * texture, {**metrics, "texture": texture}
         if fixed is not None:
             metrics[SAMPLE_LOSSES] = weight * error
         if config.matching and isinstance(own, composer.ReferenceFeatures):

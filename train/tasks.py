@@ -14,6 +14,7 @@ from fcjax import folder, trees
 from fcjax.config import OWN_SAMPLING, ComposerConfig
 from fcjax.data import Mixed, Prepared
 from fcjax.generation import Inputs, decode, generate, make_conditions, to_bytes
+from fcjax.metrics.color import ciede2000, lab
 from fcjax.models import composer
 from fcjax.models.parameters import init_parameters
 from fcjax.models.vae import principal_components
@@ -262,8 +263,14 @@ def uv_pictures(uv: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def channel_weights(vae: Tree) -> np.ndarray | float:
-    """What an error in each latent channel of a linear encoder counts in squared pixels, 1 on average; 1 for others."""
+    """What an error in each latent channel of a linear encoder counts: the mean squared CIEDE2000 difference that it
+    makes to pixels of all colours, 1 on average. 1 for other encoders.
+    """
     if "linear_decoder" not in vae:
         return 1.0
-    energy = np.square(np.asarray(vae["linear_decoder"]["kernel"], np.float32)).sum(axis=1)
-    return energy / energy.mean()
+    kernel = np.asarray(vae["linear_decoder"]["kernel"], np.float64)
+    # What a tenth of a channel's unit changes each pixel of a square by, in sRGB of 0 to 1 (latents' is -1 to 1).
+    changes = 0.05 * kernel.reshape(len(kernel), 1, -1, 3)
+    colours = np.stack(np.meshgrid(*[np.linspace(0.1, 0.9, 5)] * 3), axis=-1).reshape(-1, 1, 3)
+    seen = np.square(ciede2000(lab(colours), lab(colours + changes))).mean(axis=(1, 2))
+    return (seen / seen.mean()).astype(np.float32)
