@@ -90,7 +90,7 @@ def test_no_arm_is_taught_what_others_cannot_be(tmp_path: Path) -> None:
     """The loss on reference features, which the mini model has, is off in the ablations' configuration."""
     request = Request("table3", tmp_path)
     assert not any(ablation.arm_config(request, arm, 0).loss.matching for arm in ARMS)
-    with pytest.raises(ValueError, match=r"mini_coarse teaches reference features .* set it to 0"):
+    with pytest.raises(ValueError, match=r"mini_coarse teaches reference features .* set them to 0"):
         ablation.arm_config(Request("table3", tmp_path, config="mini_coarse"), "controlnet", 0)
 
 

@@ -112,7 +112,7 @@ def base_config(request: Request, seed: int) -> TrainConfig:
             f"{request.config} goes on from {given.start} or trains a part of its parameters; arms are compared that "
             "train all of them from one base model, which is trained here: take a configuration such as mini_ablation"
         )
-    loss = dataclasses.replace(given.loss, drop_both=0.1, drop_text=0.0, drop_reference=0.9, matching=0.0)
+    loss = dataclasses.replace(given.loss, drop_both=0.1, drop_text=0.0, drop_reference=0.9, matching=0.0, reading=0.0)
     changes = {**request.changes, **({"steps": request.base_steps} if request.base_steps else {})}
     model = ARMS["none"](given.model)
     return dataclasses.replace(
@@ -123,10 +123,10 @@ def base_config(request: Request, seed: int) -> TrainConfig:
 def arm_config(request: Request, arm: str, seed: int) -> TrainConfig:
     """An arm's training, which differs from the others' in the model alone. ValueError where it could not be equal."""
     given = load_config(request.config)
-    if given.loss.matching:
+    if given.loss.matching or given.loss.reading:
         raise ValueError(
-            f"{request.config} teaches reference features by a loss of their own (loss.matching), which arms without "
-            "a reference UNet would lack: set it to 0"
+            f"{request.config} teaches reference features by losses of their own (loss.matching, loss.reading), which "
+            "arms without a reference UNet would lack: set them to 0"
         )
     name, model, place = f"{given.name}_{arm}", ARMS[arm](given.model), request.place(arm, seed)
     start = place.with_name(f"{place.name}_start")

@@ -67,6 +67,9 @@ class LossConfig:
     """The same of the pose."""
     matching: float = 0.0
     """Weight of `matching_loss`, for data that knows where a garment's flat shows what the person shows."""
+    reading: float = 0.0
+    """Weight of `train.reading.reading_loss`, which asks the reference UNet to hand over what the assets' latents hold.
+    It teaches that UNet and the binder alone."""
     texture: float = 0.0
     """Weight w of `train.texture.texture_loss`, which asks for patterns where the squared error is least for a blur: of
     a pattern whose place is unknown, both together are least at w / (1 + w) of its contrast.

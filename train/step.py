@@ -23,6 +23,7 @@ from fcjax.network_config import UNetConfig
 from fcjax.optim import make_optimizer, update_ema
 from train.config import LossConfig, OptimizerConfig, TrainConfig, VAELossConfig
 from train.draws import drawn_noise, drawn_timesteps, dropped, own_noise
+from train.reading import reading_loss
 from train.texture import texture_loss
 
 Tree = dict[str, Any]
@@ -256,6 +257,9 @@ def composing_loss(
             # One noise level of each sample tells enough.
             matching = matching_loss(model, [query[:: config.noises] for query in queries], own, batch["matches"])
             total, metrics = total + config.matching * matching, {**metrics, "matching": matching}
+        if config.reading and isinstance(own, composer.ReferenceFeatures):
+            reading = reading_loss(own, batch["canvas"], channel_weights)
+            total, metrics = total + config.reading * reading, {**metrics, "reading": reading}
         return total, metrics
 
     return loss
