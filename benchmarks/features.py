@@ -7,8 +7,9 @@ a linear map reads from the values of each layer of injected self-attention (R s
 samples, shown for the others). What the finest layers do not hold no attention brings to its place.
 
 The second: palette distances between garments' regions and their own assets for the truth, for its latents decoded, for
-the canvas' latents copied to where the truth shows them, for the model's prediction from noise alone, and for that with
-the truth's channels of colour, or of lightness, in place of its own.
+the canvas' latents copied to where the truth shows them, for the same as the last layer's attention sums them up there,
+for the model's prediction from noise alone, and for that with the truth's channels of colour, or of lightness, in place
+of its own.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from fcjax.diffusion import make_alphas_cumprod, to_clean
 from fcjax.generation import decode
 from fcjax.metrics import asset_palette, palette_distance, region_palette
 from fcjax.models import composer
+from fcjax.models.attention import split_heads
 from fcjax.wardrobe import Wardrobe
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
 from train.tasks import channel_weights, make_task
@@ -38,7 +40,7 @@ LEAST_PIXELS = 300
 """Of a region that is compared."""
 ONE_COLOUR = ("solid", "denim", "knit", "lace")
 """Fabrics without a pattern of their own."""
-WAYS = ("truth", "decoded", "copied", "predicted", "its lightness", "its colours")
+WAYS = ("truth", "decoded", "copied", "attended", "predicted", "its lightness", "its colours")
 
 
 @dataclasses.dataclass
@@ -81,8 +83,9 @@ class Measured:
 
     def _predict(
         self, batch: Mapping[str, jax.Array], noise: jax.Array
-    ) -> tuple[composer.ReferenceFeatures, jax.Array]:
-        """The reference's features, and the clean latents predicted from noise alone."""
+    ) -> tuple[composer.ReferenceFeatures, jax.Array, jax.Array]:
+        """The reference's features, the clean latents predicted from noise alone, and what its last attention makes of
+        the canvas' latents for that (both of one shape)."""
         params, config = self.params, self.config
         text = composer.encode_prompt(params, config, batch["ids"])
         given = {name: batch[name] for name in ("canvas", "spans", "masks")}
@@ -90,10 +93,15 @@ class Measured:
         schedule = make_alphas_cumprod(config.diffusion)
         last = jnp.full(len(noise), len(schedule) - 1)
         condition = composer.condition_channels(config, batch)
-        said, _ = composer.denoise_with_queries(
+        said, queries = composer.denoise_with_queries(
             params, config, noisy=noise, timesteps=last, text=text, condition=condition, features=features
         )
-        return features, to_clean(config.diffusion.prediction_type, schedule, said, noise, last)
+        heads = config.unet.heads(min(config.unet.attention_levels))
+        query, key = (split_heads(x, heads) for x in (queries[-1], features.layers[-1][0]))
+        scores = jnp.einsum("bqnd,bknd->bnqk", query, key) * query.shape[-1] ** -0.5
+        attention = jax.nn.softmax(jnp.where(features.masks[-1][:, None, None], scores, -jnp.inf)).mean(axis=1)
+        attended = (attention @ batch["canvas"].reshape(*attention.shape[::2], -1)).reshape(noise.shape)
+        return features, to_clean(config.diffusion.prediction_type, schedule, said, noise, last), attended
 
 
 def main(settings: Settings) -> None:
@@ -106,12 +114,13 @@ def main(settings: Settings) -> None:
         for index in tqdm(range(settings.count), desc="predicted", unit="sample"):
             batch = model.example(index)
             noise = jax.random.normal(jax.random.key(index), batch["latents"].shape)
-            features, predicted = model.predict(batch, noise)
+            features, predicted, attended = model.predict(batch, noise)
             values.append([np.asarray(value[0]) for _, value in features.layers])
             read.append((batch["canvas"][0], batch["masks"][0].any(axis=0)))
             sample = people[index]
             truth = np.asarray(batch["latents"], np.float32)
-            made = [truth, copied(batch), predicted]
+            known = np.asarray(batch["matches"][..., :1]) >= 0
+            made = [truth, copied(batch), np.where(known, attended, truth), predicted]
             made += [np.where(coloured, *pair) for pair in ((truth, predicted), (predicted, truth))]
             shown = [sample.image, *(np.asarray(model.decode(jnp.asarray(latents)))[0] for latents in made)]
             for place, asset in enumerate(sample.assets, 1):

@@ -320,14 +320,12 @@ def matching_loss(
     """
     finest = min(model.unet.attention_levels)
     _, height, width, _ = matches.shape
-    place = matches.reshape(len(matches), -1, 2) * jnp.asarray([width, height]) - 0.5
-    low = jnp.floor(place)
-    # The four tokens around a place, and what each of them counts.
-    shifts = jnp.asarray([[0, 0], [1, 0], [0, 1], [1, 1]])
-    corners = low[:, :, None] + shifts
-    weights = jnp.prod(jnp.where(shifts == 1, (place - low)[:, :, None], 1 - (place - low)[:, :, None]), axis=-1)
-    column, row = jnp.clip(corners[..., 0], 0, width - 1), jnp.clip(corners[..., 1], 0, height - 1)
-    tokens = (row * width + column).astype(jnp.int32)
+    place = matches.reshape(len(matches), -1, 2) * jnp.asarray([width, height])
+    # The token in which it lies, alone: a share for its neighbours too would have the attention blur patterns.
+    column, row = (
+        jnp.clip(place[..., axis], 0, most - 1).astype(jnp.int32) for axis, most in ((0, width), (1, height))
+    )
+    tokens = row * width + column
     known = matches.reshape(place.shape)[..., 0] >= 0
     # Every fifth of many tokens tells enough; it runs through all columns.
     sparse = 1 if height * width < 2048 else 5
@@ -336,20 +334,16 @@ def matching_loss(
         query: Float[Array, "n q d"],
         key: Float[Array, "n k d"],
         seen: Bool[Array, "k"],
-        tokens: Int[Array, "q 4"],
-        weights: Float[Array, "q 4"],
+        tokens: Int[Array, "q"],
         known: Bool[Array, "q"],
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Sum over one sample's tokens, and their number."""
         scores = jnp.stack([q @ k.T for q, k in zip(query, key, strict=True)]) * query.shape[-1] ** -0.5
         log_attention = jax.nn.log_softmax(jnp.where(seen, scores, -1e9))
         log_attention = jax.nn.logsumexp(log_attention, axis=0) - jnp.log(len(query))
-        visible = weights * seen[tokens]
-        share = jnp.sum(visible, axis=-1)
-        found = jnp.maximum(jnp.take_along_axis(log_attention, tokens, axis=-1), -50.0)
-        valid = known & (share > 0.1)
-        entropies = -jnp.sum(visible * found, axis=-1) / jnp.maximum(share, 0.1)
-        return jnp.sum(jnp.where(valid, entropies, 0.0)), jnp.sum(valid)
+        found = jnp.take_along_axis(log_attention, tokens[:, None], axis=-1)[:, 0]
+        valid = known & seen[tokens]
+        return -jnp.sum(jnp.where(valid, found, 0.0)), jnp.sum(valid)
 
     losses = []
     for level, query, (key, _), seen in zip(
@@ -359,7 +353,7 @@ def matching_loss(
             # In float32 and, as a CPU is slow at large products of several heads or precisions, there sample by sample.
             heads = model.unet.heads(level)
             query, key = (split_heads(x.astype(jnp.float32), heads).swapaxes(1, 2) for x in (query, key))
-            given = (query[:, :, ::sparse], key, seen, *(x[:, ::sparse] for x in (tokens, weights, known)))
+            given = (query[:, :, ::sparse], key, seen, *(x[:, ::sparse] for x in (tokens, known)))
             each = functools.partial(jax.lax.map, jax.checkpoint(lambda sample: entropy(*sample)))
             together = functools.partial(each, batch_size=_MATCHED_TOGETHER)
             sums, counts = jax.lax.platform_dependent(given, cpu=each, default=together)
