@@ -34,6 +34,7 @@ from fcjax.models import composer
 from fcjax.models.attention import split_heads
 from fcjax.wardrobe import Wardrobe
 from train.prepare import LatentsJob, WardrobeJob, prepare_latents, prepare_wardrobe
+from train.step import matched_tokens
 from train.tasks import channel_weights, make_task
 
 LEAST_PIXELS = 300
@@ -119,8 +120,10 @@ def main(settings: Settings) -> None:
             read.append((batch["canvas"][0], batch["masks"][0].any(axis=0)))
             sample = people[index]
             truth = np.asarray(batch["latents"], np.float32)
-            known = np.asarray(batch["matches"][..., :1]) >= 0
-            made = [truth, copied(batch), np.where(known, attended, truth), predicted]
+            tokens, known = (np.asarray(found)[0] for found in matched_tokens(batch["matches"]))
+            copied = batch["canvas"].reshape(len(tokens), -1)[tokens].reshape(truth.shape)
+            known = known.reshape(*truth.shape[:-1], 1)
+            made = [truth, *(np.where(known, brought, truth) for brought in (copied, attended)), predicted]
             made += [np.where(coloured, *pair) for pair in ((truth, predicted), (predicted, truth))]
             shown = [sample.image, *(np.asarray(model.decode(jnp.asarray(latents)))[0] for latents in made)]
             for place, asset in enumerate(sample.assets, 1):
@@ -134,14 +137,6 @@ def main(settings: Settings) -> None:
     for plain, found in distances.items():
         means = " | ".join(f"{mean:.1f}" for mean in np.mean(found, axis=0))
         print(f"| {len(found)} {'of one colour' if plain else 'with patterns'} | {means} |")
-
-
-def copied(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The truth's latents (1, h, w, c), but of the canvas where it shows what a token of the canvas does."""
-    latents, canvas, matches = (np.asarray(batch[name][0], np.float32) for name in ("latents", "canvas", "matches"))
-    height, width = matches.shape[:2]
-    x, y = (np.clip((matches[..., axis] * size).astype(int), 0, size - 1) for axis, size in ((0, width), (1, height)))
-    return np.where(matches[..., :1] >= 0, canvas[y, x], latents)[None]
 
 
 def print_read(model: Measured, values: list[list[np.ndarray]], read: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -306,6 +306,19 @@ def with_latents(params: Tree, model: ComposerConfig, batch: Mapping[str, Array]
     return batch
 
 
+def matched_tokens(matches: Float[Array, "b h w 2"]) -> tuple[Int[Array, "b q"], Bool[Array, "b q"]]:
+    """The canvas' token in which each of the person's h * w places lies, and which have one (`matching_loss`).
+
+    That token alone: were its neighbours right in part, attention at its best would blur patterns.
+    """
+    batch, height, width, _ = matches.shape
+    place = matches.reshape(batch, -1, 2)
+    column, row = (
+        jnp.clip(place[..., axis] * size, 0, size - 1).astype(jnp.int32) for axis, size in ((0, width), (1, height))
+    )
+    return row * width + column, place[..., 0] >= 0
+
+
 def matching_loss(
     model: ComposerConfig,
     queries: Sequence[Float[Array, "b q _"]],
@@ -320,13 +333,7 @@ def matching_loss(
     """
     finest = min(model.unet.attention_levels)
     _, height, width, _ = matches.shape
-    place = matches.reshape(len(matches), -1, 2) * jnp.asarray([width, height])
-    # The token in which it lies, alone: a share for its neighbours too would have the attention blur patterns.
-    column, row = (
-        jnp.clip(place[..., axis], 0, most - 1).astype(jnp.int32) for axis, most in ((0, width), (1, height))
-    )
-    tokens = row * width + column
-    known = matches.reshape(place.shape)[..., 0] >= 0
+    tokens, known = matched_tokens(matches)
     # Every fifth of many tokens tells enough; it runs through all columns.
     sparse = 1 if height * width < 2048 else 5
 
