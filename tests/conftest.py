@@ -15,11 +15,8 @@ os.environ["FCJAX_COMPILATION_CACHE"] = "off"
 # Most of their programs run once or twice: optimising them would take longer. Those of `optimised` are as users' are.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
-# Meshes need devices; what asks for none runs on the first. Three quarters of the tests' time is XLA's compiler, which
-# takes a seventh less of it without emitters for fusions.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
-)
+# Meshes need devices; what asks for none runs on the first.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import jax
 import numpy as np
